@@ -1,0 +1,1 @@
+"""How fast, against what: every figure a ratio taken in one run."""

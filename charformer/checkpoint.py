@@ -1,0 +1,117 @@
+"""A model, and a training in full, to the files of a run's folder and back."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from charformer.config import ModelConfig
+from charformer.errors import UserError
+from charformer.model import GPT
+from charformer.rundir import RunDir, Tensors, read_tensors, write_tensors
+from charformer.vocab import Vocab
+
+
+@dataclass
+class Counters:
+    """How far a training has come."""
+
+    step: int = 0
+    characters: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    best_val_loss: float = float("inf")
+    best_step: int = 0
+
+
+def save_weights(run: RunDir, model: GPT) -> None:
+    """Write the model's weights, float32, to model.safetensors."""
+    write_tensors(run.weights, {name: _array(tensor) for name, tensor in model.state_dict().items()}, {})
+
+
+def load_weights(run: RunDir, model: GPT) -> None:
+    """Read model.safetensors into ``model``. Raises UserError when it does not fit."""
+    _fill(model, read_tensors(run.weights)[0], run)
+
+
+def load_model(run: RunDir) -> tuple[GPT, Vocab]:
+    """The best model of a run, on the CPU, and its vocabulary.
+
+    Raises UserError when there is none, or its files are damaged or do not fit one another.
+    """
+    config = read_model_config(run)
+    vocab = run.read_vocab()
+    if len(vocab) != config.vocab_size:
+        raise UserError(f"{run.vocab} has {len(vocab)} characters, {run.config} says {config.vocab_size}")
+    if not run.weights.is_file():
+        raise UserError(f"the run in {run.path} has saved no weights yet; start it anew with --overwrite")
+    tensors = read_tensors(run.weights)[0]
+    model = GPT(config)
+    _fill(model, tensors, run)
+    return model, vocab
+
+
+def read_model_config(run: RunDir) -> ModelConfig:
+    """The shape of a run's model. Raises UserError for a config.json that states none."""
+    values = run.read_config().get("model")
+    if not isinstance(values, dict):
+        raise UserError(f"{run.config} describes no model")
+    return ModelConfig.from_dict(values)
+
+
+def save_state(
+    run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batches: np.random.Generator, counters: Counters
+) -> None:
+    """Write everything that an exact continuation needs to last.safetensors."""
+    tensors: Tensors = {f"model.{name}": _array(tensor) for name, tensor in model.state_dict().items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            tensors[f"optimizer.{index}.{key}"] = _array(value)
+    tensors["random.cpu"] = torch.get_rng_state().numpy()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state().numpy()
+    notes = {"counters": asdict(counters), "batches": batches.bit_generator.state}
+    write_tensors(run.state, tensors, {"training": json.dumps(notes)})
+
+
+def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batches: np.random.Generator) -> Counters:
+    """Read last.safetensors into the model, the optimizer and the random states; return the counters.
+
+    Raises UserError when there is nothing to resume from, or it does not fit.
+    """
+    if not run.state.is_file():
+        raise UserError(f"the run in {run.path} has saved nothing to resume from; start it anew with --overwrite")
+    tensors, metadata = read_tensors(run.state)
+    _fill(model, _below(tensors, "model."), run)
+    state: dict[int, dict[str, Any]] = {}
+    for name, array in _below(tensors, "optimizer.").items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = torch.from_numpy(array)
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(torch.from_numpy(tensors["random.cuda"]))
+        notes = json.loads(metadata["training"])
+        batches.bit_generator.state = notes["batches"]
+        return replace(Counters(), **notes["counters"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{run.state} cannot be resumed from: {error}") from error
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return np.array(tensor.detach().cpu().numpy())  # a copy: contiguous, and not the live weights
+
+
+def _fill(model: GPT, tensors: Tensors, run: RunDir) -> None:
+    try:
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights in {run.path} do not fit its config.json: {reason}") from error

@@ -1,0 +1,1 @@
+"""The commands: arguments and messages, nothing else."""

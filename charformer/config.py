@@ -1,0 +1,116 @@
+"""The shape of a model, the course of its training, and the presets that name both."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from charformer.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Config:
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not math.isfinite(value) or value < item.metadata["least"]:
+                raise UserError(f"{item.name} is {value}; it must be at least {item.metadata['least']}")
+            if value > item.metadata["most"]:
+                raise UserError(f"{item.name} is {value}; it must be at most {item.metadata['most']}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config that ``to_dict`` wrote. Raises UserError for a missing, unknown or mistyped field."""
+        expected = {item.name: item.type for item in fields(cls)}
+        for name in sorted(expected.keys() ^ values.keys()):
+            raise UserError(f"the {cls.__name__} has {'no' if name in expected else 'an unknown'} field {name!r}")
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float) if expected[name] is float else int):
+                raise UserError(f"{name} is {value!r}, which is not a number of the right kind")
+        return cls(**values)
+
+
+def _number(default: float, help: str, least: float = 0, most: float = math.inf) -> Any:
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Config):
+    """The shape of a GPT; names as in GPT-2's and nanoGPT's configs."""
+
+    n_layer: int = _number(6, "transformer blocks", least=1)
+    n_head: int = _number(6, "attention heads in a block", least=1)
+    n_embd: int = _number(384, "channels of the residual stream", least=1)
+    block_size: int = _number(384, "longest context, in characters", least=1)
+    dropout: float = _number(0.2, "dropout on attention weights and on each branch", most=0.999)
+    vocab_size: int = _number(0, "distinct characters; taken from the text")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one of them")
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam where weight_decay is 0)."""
+
+    batch_size: int = _number(32, "sequences of block_size characters in a step", least=1)
+    learning_rate: float = _number(3e-4, "peak learning rate")
+    max_steps: int = _number(5000, "optimizer steps", least=1)
+    eval_interval: int = _number(500, "steps between evaluations (each also saves the run)", least=1)
+    eval_batches: int = _number(10, "batches of each split in an evaluation's fixed subset", least=1)
+    warmup_steps: int = _number(0, "steps over which the learning rate rises from 0")
+    decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)
+    weight_decay: float = _number(0.0, "AdamW's weight decay, on matrices alone")
+    beta2: float = _number(0.999, "decay of the second moment", most=0.99999)
+    grad_clip: float = _number(0.0, "largest norm of the gradient; 0 is no limit")
+    seed: int = _number(1337, "of initial weights, batches and dropout", most=2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and a TrainConfig for each stage."""
+
+    model: ModelConfig
+    pretrain: TrainConfig
+    finetune: TrainConfig
+
+
+def _baseline(batch_size: int, block_size: int) -> Preset:
+    course = TrainConfig(batch_size=batch_size)
+    return Preset(ModelConfig(block_size=block_size), pretrain=course, finetune=course)
+
+
+PRESETS: dict[str, Preset] = {
+    "baseline": _baseline(batch_size=32, block_size=384),
+    "baseline-as-coded": _baseline(batch_size=34, block_size=128),
+    "nano": Preset(
+        ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=128, dropout=0.0),
+        pretrain=TrainConfig(
+            batch_size=16,
+            learning_rate=3e-3,
+            max_steps=1500,
+            eval_interval=250,
+            warmup_steps=50,
+            decay_fraction=0.6,
+            weight_decay=0.1,
+            beta2=0.99,
+            grad_clip=1.0,
+        ),
+        finetune=TrainConfig(
+            batch_size=16,
+            learning_rate=1e-3,
+            max_steps=500,
+            eval_interval=100,
+            warmup_steps=20,
+            decay_fraction=0.6,
+            weight_decay=0.1,
+            beta2=0.99,
+            grad_clip=1.0,
+        ),
+    ),
+}

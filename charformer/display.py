@@ -1,0 +1,205 @@
+"""What a person sees while it works: a live panel on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Protocol, Self, SupportsFloat
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+CURVE_WIDTH, CURVE_HEIGHT = 56, 8
+PLAIN_SECONDS = 10.0
+REFRESH_SECONDS = 0.25
+
+
+class Losses(Protocol):
+    """The evaluation of a step."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def train_loss(self) -> float: ...
+    @property
+    def val_loss(self) -> float: ...
+
+
+class Step(Protocol):
+    """A step of training."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> SupportsFloat: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def evaluation(self) -> Losses | None: ...
+
+
+@contextmanager
+def reading(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar for ``corpus.load``; it goes away when the text is there."""
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", visible=False)
+
+        def update(doing: str, done: int, total: int | None) -> None:
+            progress.update(task, description=doing, completed=done, total=total, visible=True)
+
+        yield update
+
+
+class TrainingDisplay:
+    """Shows the steps of one training, to be used as a context.
+
+    Args:
+        first_step, max_steps: where this process begins, and where it ends.
+        characters_per_step: batch_size x block_size.
+        memory: peak memory so far, in bytes, or None.
+        history: (step, training loss, validation loss) of evaluations before ``first_step``.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        first_step: int,
+        max_steps: int,
+        characters_per_step: int,
+        memory: Callable[[], int | None],
+        history: list[tuple[int, float, float]],
+    ) -> None:
+        self._console = console
+        self._title = title
+        self._max_steps = max_steps
+        self._characters_per_step = characters_per_step
+        self._memory = memory
+        self._evaluations = list(history)
+        self._clock = _Clock(first_step)
+        self._drawn = 0.0
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, step: Step) -> None:
+        """Take in a step; redraw if it is time to."""
+        self._clock.tick(step.step, counts=step.evaluation is None)
+        if step.evaluation:
+            row = step.evaluation
+            self._evaluations.append((row.step, row.train_loss, row.val_loss))
+        pause = REFRESH_SECONDS if self._live else PLAIN_SECONDS
+        if not step.evaluation and time.monotonic() - self._drawn < pause:
+            return
+        self._drawn = time.monotonic()
+        if self._live:
+            self._live.update(self._panel(step), refresh=True)
+        else:
+            self._console.print(self._line(step), soft_wrap=True, highlight=False)
+
+    def _line(self, step: Step) -> str:
+        facts = [f"step {step.step:,}/{self._max_steps:,}"]
+        if step.evaluation:
+            facts += [f"train loss {step.evaluation.train_loss:.4f}", f"val loss {step.evaluation.val_loss:.4f}"]
+        else:
+            facts += [f"batch loss {float(step.loss):.4f}"]
+        return " | ".join([*facts, *(f"{name} {value}" for name, value in self._figures(step))])
+
+    def _figures(self, step: Step) -> list[tuple[str, str]]:
+        rate = self._clock.steps_per_second
+        memory = self._memory()
+        return [
+            ("learning rate", f"{step.learning_rate:.2e}"),
+            ("chars/s", f"{rate * self._characters_per_step:,.0f}"),
+            ("left", _minutes((self._max_steps - step.step) / rate) if rate else "?"),
+            ("memory", f"{memory / 2**20:,.0f} MiB" if memory else "?"),
+        ]
+
+    def _panel(self, step: Step) -> Panel:
+        figures = Table.grid(padding=(0, 2))
+        figures.add_row("[dim]step", f"[bold]{step.step:,}[/] of {self._max_steps:,}")
+        figures.add_row("[dim]batch loss", f"{float(step.loss):.4f}")
+        if self._evaluations:
+            _, train_loss, val_loss = self._evaluations[-1]
+            figures.add_row("[cyan]train loss", f"{train_loss:.4f}")
+            figures.add_row("[yellow]val loss", f"[bold]{val_loss:.4f}")
+        for name, value in self._figures(step):
+            figures.add_row(f"[dim]{name}", value)
+        body = Table.grid(padding=(0, 3))
+        unicode = self._console.encoding.lower().startswith("utf")
+        body.add_row(figures, loss_curve(self._evaluations, self._max_steps) if unicode else "")
+        bar = Progress(TextColumn("{task.percentage:3.0f} %"), BarColumn(bar_width=None), expand=True)
+        bar.add_task("", total=self._max_steps, completed=step.step)
+        return Panel(Group(body, bar), title=self._title, width=min(self._console.width, 100))
+
+
+class _Clock:
+    """Steps a second: an average that follows the last twenty steps or so, without the first, which warms up."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._time: float | None = None
+        self._mean: float | None = None
+
+    def tick(self, step: int, counts: bool) -> None:
+        """A step is done; it counts unless it was held up by an evaluation."""
+        now = time.monotonic()
+        if self._time is not None and counts:
+            seconds = (now - self._time) / (step - self._step)
+            mean = self._mean if self._mean is not None else seconds
+            self._mean = mean + 0.05 * (seconds - mean)
+        self._time, self._step = now, step
+
+    @property
+    def steps_per_second(self) -> float:
+        return 1 / self._mean if self._mean else 0.0
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int) -> Text:
+    """Both losses against the step, drawn in braille dots: cyan for training, yellow for validation."""
+    text = Text()
+    if len(evaluations) < 2:
+        return text
+    losses = [loss for row in evaluations for loss in row[1:]]
+    low, high = min(losses), max(losses)
+    dots_x, dots_y = 2 * CURVE_WIDTH - 1, 4 * CURVE_HEIGHT - 1
+    cells: dict[tuple[int, int], tuple[int, str]] = {}
+    for series, color in ((1, "cyan"), (2, "yellow")):
+        for before, after in pairwise(evaluations):
+            left, right = (round(dots_x * row[0] / max_steps) for row in (before, after))
+            for x in range(left, right + 1):
+                share = (x - left) / (right - left) if right > left else 0.0
+                loss = before[series] + share * (after[series] - before[series])
+                y = round(dots_y * (high - loss) / (high - low)) if high > low else 0
+                bits, _ = cells.get((y // 4, x // 2), (0, color))
+                cells[y // 4, x // 2] = (bits | _BRAILLE[x % 2][y % 4], color)
+    for row in range(CURVE_HEIGHT):
+        label = {0: f"{high:.2f}", CURVE_HEIGHT - 1: f"{low:.2f}"}.get(row, "")
+        text.append(f"{label:>5} ", style="dim")
+        for column in range(CURVE_WIDTH):
+            bits, color = cells.get((row, column), (0, ""))
+            text.append(chr(0x2800 + bits), style=color)
+        text.append("\n")
+    return text
+
+
+# The bit of each dot of a braille cell, by column and row (Unicode 1.1, U+2800 block).
+_BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))

@@ -1,0 +1,67 @@
+"""Fetch one file over HTTPS into the cache, whole and checked or not at all."""
+
+import hashlib
+import http.client
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from charformer.errors import UserError
+from charformer.rundir import atomic_path, make_folder
+
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 10.0
+LARGEST = 64 * 2**20
+
+
+class NoConnectionError(UserError):
+    """The server could not be reached, or broke off."""
+
+
+def fetch(url: str, sha256: str, path: Path, on_progress: Callable[[int, int | None], None]) -> None:
+    """Download ``url`` to ``path``, calling ``on_progress(bytes so far, bytes in all or None)``.
+
+    Raises NoConnectionError when no answer comes within ``CONNECT_SECONDS`` in all (name look-up, every address and
+    redirects together) or the transfer breaks off; UserError when the content has another SHA-256.
+    """
+    make_folder(path.parent)
+    content = bytearray()
+    try:
+        response = _open(url)
+        with response:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length and length.isdecimal() else None
+            while block := response.read(1 << 16):
+                content += block
+                on_progress(len(content), total)
+                if len(content) > LARGEST:
+                    raise UserError(f"{url} sends more than the text that is expected; nothing was kept")
+    except (OSError, http.client.HTTPException) as error:
+        raise NoConnectionError(f"cannot download {url}: {error}") from error
+    if total is not None and len(content) < total:
+        raise NoConnectionError(f"cannot download {url}: it broke off after {len(content):,} of {total:,} bytes")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{url} has another SHA-256 than expected; nothing was kept. Pass a file to --data instead")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _open(url: str) -> http.client.HTTPResponse:
+    """Open ``url``; a thread, since a name look-up and a second address have no time limit of their own."""
+    answer: list[http.client.HTTPResponse | BaseException] = []
+
+    def ask() -> None:
+        try:
+            answer.append(urllib.request.urlopen(url, timeout=STALL_SECONDS))
+        except BaseException as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    if not answer:
+        raise TimeoutError(f"no answer within {CONNECT_SECONDS:.0f} seconds")
+    if isinstance(answer[0], BaseException):
+        raise answer[0]
+    return answer[0]

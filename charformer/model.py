@@ -1,0 +1,143 @@
+"""GPT: a pre-LN decoder with learned positions and a ReLU MLP, written on ``kernels.ops``.
+
+Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from charformer.config import ModelConfig
+from kernels import ops
+
+
+class KVCache:
+    """Keys and values of every layer for up to ``block_size`` positions."""
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) behind the first ``length`` positions; return that layer's keys and values so far.
+
+        ``length`` itself moves on once a token has passed through every layer.
+        """
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with packed q, k, v."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.layer = layer
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        batch, time, channels = x.shape
+        q, k, v = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        if k.shape[2] == time:
+            y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        else:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)  # one query, which may see every key
+        return self.proj(y.transpose(1, 2).reshape(batch, time, channels))
+
+
+class MLP(nn.Module):
+    """Two linears, four times as wide between them, around a ReLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(nn.functional.relu(self.fc(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP; each joint, the sum and the layer norm behind it, is one op, so it may span two blocks."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config, layer)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, h: Tensor, next_ln: nn.LayerNorm, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """The residual stream (B, T, C) and its ``ln1`` -> the stream behind this block and its ``next_ln``."""
+        dropout_p = self.dropout if self.training else 0.0
+        ln2 = self.ln2
+        x, h = ops.add_dropout_layer_norm(x, self.attn(h, cache), ln2.weight, ln2.bias, dropout_p)
+        return ops.add_dropout_layer_norm(x, self.mlp(h), next_ln.weight, next_ln.bias, dropout_p)
+
+
+class GPT(nn.Module):
+    """A character-level GPT (Radford et al. 2019), with PyTorch's default initialisation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Next-character logits at every position.
+
+        Args:
+            ids: (B, T) int64; positions count from the cache's length, and length + T <= block_size.
+            cache: filled by a first call with any T, then extended by calls with T = 1.
+
+        Returns:
+            (B, T, V).
+        """
+        time = ids.shape[1]
+        start = cache.length if cache is not None else 0
+        x = self.tok_emb(ids) + self.pos_emb.weight[start : start + time]
+        blocks = cast("list[Block]", list(self.blocks))
+        h = ops.layer_norm(x, blocks[0].ln1.weight, blocks[0].ln1.bias)
+        for block, next_ln in zip(blocks, [*(block.ln1 for block in blocks[1:]), self.ln_f], strict=True):
+            x, h = block(x, h, next_ln, cache)
+        if cache is not None:
+            cache.length = start + time
+        return self.head(h)
+
+    @torch.no_grad()
+    def extend_vocab(self, vocab_size: int, generator: torch.Generator) -> None:
+        """Append rows to the embedding and the head until there are ``vocab_size``; old rows keep their values.
+
+        A new row is the mean of the old ones, the best guess at an unseen character, and an embedding also gets
+        noise of a tenth of their spread, so that new characters can be told apart from the first step on.
+        """
+        new = vocab_size - self.config.vocab_size
+        old = self.tok_emb.weight
+        noise = torch.randn(new, old.shape[1], generator=generator).to(old) * (0.1 * old.std())
+        self.tok_emb = nn.Embedding(vocab_size, old.shape[1], _weight=torch.cat([old, old.mean(0) + noise]))
+        head = nn.Linear(self.config.n_embd, vocab_size, device=old.device)
+        head.weight.copy_(_append_mean(self.head.weight, new))
+        head.bias.copy_(_append_mean(self.head.bias, new))
+        self.head = head
+        self.config = replace(self.config, vocab_size=vocab_size)
+
+
+def _append_mean(rows: Tensor, new: int) -> Tensor:
+    return torch.cat([rows, rows.mean(0, keepdim=True).expand(new, *rows.shape[1:])])

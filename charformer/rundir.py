@@ -1,0 +1,170 @@
+"""A run's folder: its files, their hashes, and writes that a kill at any moment cannot leave half done."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from charformer.errors import UserError
+from charformer.vocab import Vocab
+
+FORMAT = 1
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; on leaving it is flushed to disk and renamed to ``path``.
+
+    Raises UserError when the folder cannot be written to; the previous file stays whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Create ``path`` and its parents. Raises UserError where that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8, newlines as they are, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def tensors_sha256(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of ``tensors``, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically; its metadata gains the SHA-256 of its tensors."""
+    with atomic_path(path) as temporary:
+        content = safetensors.numpy.save(tensors, metadata | {"sha256": tensors_sha256(tensors)})
+        temporary.write_bytes(content)  # save_file would make it unreadable to others
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the metadata of a file that ``write_tensors`` wrote.
+
+    Raises UserError when the file is missing, damaged or does not have the hash that it states.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if metadata.get("sha256") != tensors_sha256(tensors):
+        raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
+    return tensors, metadata
+
+
+class RunDir:
+    """The files of one run, by name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.vocab = self.path / "vocab.json"
+        self.weights = self.path / "model.safetensors"
+        self.state = self.path / "last.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        self.plot = self.path / "loss.png"
+        self.sample = self.path / "sample.txt"
+        self.onnx = self.path / "model.onnx"
+
+    def _files(self) -> list[Path]:
+        return [value for name, value in vars(self).items() if name != "path"]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run in the folder."""
+        return self.config.is_file()
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is not a folder; choose another --out")
+        if self.exists and not overwrite:
+            raise UserError(
+                f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
+            )
+        if not self.exists and self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} holds files that are no run; choose another --out")
+
+    def start(self) -> None:
+        """Make the folder, and remove the files of a run that it held."""
+        make_folder(self.path)
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        write_text(self.config, json.dumps({"format": FORMAT} | values, indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """Raises UserError when there is no run, or one that this version cannot read."""
+        if not self.exists:
+            raise UserError(f"there is no run in {self.path}; `charformer-train --out {self.path}` makes one")
+        values = _read_json(self.config)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"{self.config} is of another format than this version's ({FORMAT})")
+        return values
+
+    def write_vocab(self, vocab: Vocab) -> None:
+        write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")
+
+    def read_vocab(self) -> Vocab:
+        return Vocab.from_dict(_read_json(self.vocab))
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; empty when there is no such file."""
+        if not self.metrics.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error

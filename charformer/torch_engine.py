@@ -1,0 +1,41 @@
+"""Next-character logits from a checkpoint, with a KV cache."""
+
+import numpy as np
+import torch
+
+from charformer.model import GPT, KVCache
+from charformer.sampling import Ids, Logits
+
+
+class TorchEngine:
+    """An ``Engine`` on PyTorch.
+
+    Past ``block_size`` the older half of the context is dropped and the rest is read again, since learned positions
+    cannot slide in the cache.
+    """
+
+    def __init__(self, model: GPT, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model.to(device=device, dtype=dtype).eval()
+        self.device = device
+        self.dtype = dtype
+        self._context = np.zeros((0, 0), np.int64)
+        self._cache: KVCache | None = None
+
+    def start(self, ids: Ids) -> Logits:
+        self._context = ids[:, -self.model.config.block_size :]
+        self._cache = KVCache(self.model.config, len(ids), self.device, self.dtype)
+        return self._logits(self._context, self._cache)
+
+    def extend(self, ids: Ids) -> Logits:
+        assert self._cache is not None, "start comes first"
+        block_size = self.model.config.block_size
+        if self._context.shape[1] == block_size:
+            kept = self._context[:, block_size - block_size // 2 :]
+            return self.start(np.concatenate([kept, ids[:, None]], axis=1))
+        self._context = np.concatenate([self._context, ids[:, None]], axis=1)
+        return self._logits(ids[:, None], self._cache)
+
+    @torch.inference_mode()
+    def _logits(self, ids: Ids, cache: KVCache) -> Logits:
+        logits = self.model(torch.from_numpy(ids).to(self.device), cache)[:, -1]
+        return logits.float().cpu().numpy()

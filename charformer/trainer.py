@@ -1,0 +1,197 @@
+"""The training loop: batches, steps, evaluation."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from charformer import checkpoint
+from charformer.checkpoint import Counters
+from charformer.config import TrainConfig
+from charformer.corpus import Corpus
+from charformer.errors import UserError
+from charformer.model import GPT
+from charformer.optim import build_optimizer, learning_rate
+from charformer.rundir import RunDir
+from charformer.vocab import Vocab
+from kernels import ops
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of metrics.jsonl. Losses are means over a fixed subset of each split, in nats a character.
+
+    ``seconds`` counts training alone; ``chars_per_second`` is that of the steps since the last evaluation.
+    """
+
+    step: int
+    characters: int
+    seconds: float
+    train_loss: float
+    val_loss: float
+    learning_rate: float
+    chars_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known after a step; ``loss`` is its batch's and may live on a GPU, where reading it waits."""
+
+    step: int
+    loss: SupportsFloat
+    learning_rate: float
+    evaluation: Evaluation | None
+
+
+class Trainer:
+    """One stage of training, in a run's folder.
+
+    Args:
+        model: on ``device``, with the weights that must not train marked so.
+        vocab: the model's; it holds every character of ``corpus``.
+        dtype: of matrix products; weights and the optimizer's state stay float32.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        vocab: Vocab,
+        corpus: Corpus,
+        config: TrainConfig,
+        run: RunDir,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model = model
+        self.corpus = corpus
+        self.config = config
+        self.run = run
+        self.device = device
+        self.dtype = dtype
+        self.optimizer = build_optimizer(model, config)
+        self.counters = Counters()
+        self.history: list[dict[str, Any]] = []
+        self._table = corpus.table(vocab)
+        self._batches = np.random.default_rng(config.seed)
+
+    def resume(self) -> None:
+        """Continue from last.safetensors; metrics after it are dropped. Raises UserError where that is impossible."""
+        self.counters = checkpoint.load_state(self.run, self.model, self.optimizer, self._batches)
+        self.history = [row for row in self.run.read_metrics() if row["step"] <= self.counters.step]
+
+    def save(self) -> None:
+        """Write everything that ``resume`` needs."""
+        checkpoint.save_state(self.run, self.model, self.optimizer, self._batches, self.counters)
+
+    def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Train until ``max_steps``, or until ``stopped()``; save at each evaluation and at the end.
+
+        Raises UserError when a loss is no longer finite; what was saved last stays as it is.
+        """
+        if not self.history:
+            self._evaluate(rate=0.0, speed=None)
+            self.save()
+        self.model.train()
+        since, steps_since = time.perf_counter(), 0
+        while self.counters.step < self.config.max_steps and not stopped():
+            rate = learning_rate(self.counters.step, self.config)
+            loss = self._step(rate)
+            steps_since += 1
+            self.counters.step += 1
+            self.counters.characters += self.config.batch_size * self.model.config.block_size
+            due = self.counters.step % self.config.eval_interval == 0
+            if due or self.counters.step == self.config.max_steps:
+                self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
+                seconds = time.perf_counter() - since
+                self.counters.train_seconds += seconds
+                characters = steps_since * self.config.batch_size * self.model.config.block_size
+                evaluation = self._evaluate(rate, characters / seconds)
+                self.save()
+                since, steps_since = time.perf_counter(), 0
+                yield Progress(self.counters.step, loss, rate, evaluation)
+            else:
+                yield Progress(self.counters.step, loss, rate, None)
+        if steps_since:
+            self.counters.train_seconds += time.perf_counter() - since
+            self.save()
+
+    def _step(self, rate: float) -> torch.Tensor:
+        starts = self._batches.integers(
+            0, len(self.corpus.train) - self.model.config.block_size, size=self.config.batch_size
+        )
+        loss = self._loss(self.corpus.train, starts, self.model.config.block_size)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _loss(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
+        """The mean loss over the windows of ``length`` characters that begin at ``starts``, (B,)."""
+        windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
+        if self.device.type == "cuda":
+            windows = windows.pin_memory().to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model(windows[:, :-1])
+        return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+    def _evaluate(self, rate: float, speed: float | None) -> Evaluation:
+        """Evaluate, record it, and keep the weights if they are the best so far."""
+        start = time.perf_counter()
+        train_loss = self._subset_loss(self.corpus.train)
+        val_loss = self._subset_loss(self.corpus.validation)
+        self._check_finite(train_loss + val_loss, "the loss")
+        counters = self.counters
+        counters.eval_seconds += time.perf_counter() - start
+        row = Evaluation(counters.step, counters.characters, counters.train_seconds, train_loss, val_loss, rate, speed)
+        self.history.append(asdict(row))
+        self.run.write_metrics(self.history)
+        if val_loss < counters.best_val_loss:
+            counters.best_val_loss, counters.best_step = val_loss, counters.step
+            checkpoint.save_weights(self.run, self.model)
+        return row
+
+    def _subset_loss(self, ids: NDArray[Any]) -> float:
+        """The mean loss over evenly spaced windows, the same ones each time."""
+        length = self.model.config.block_size
+        count = min(self.config.eval_batches * self.config.batch_size, (len(ids) - 1) // length)
+        starts = np.linspace(0, len(ids) - length - 1, count).astype(np.int64)
+        return self._mean_loss(ids, [(starts, length)])
+
+    def whole_validation_loss(self) -> float:
+        """The loss of the best weights over all of the validation split, in windows of ``block_size``."""
+        checkpoint.load_weights(self.run, self.model)
+        ids = self.corpus.validation
+        length = self.model.config.block_size
+        starts = np.arange(0, len(ids) - length, length)
+        rest = (len(ids) - 1) % length
+        tail = [(np.array([len(ids) - 1 - rest]), rest)] if rest else []
+        return self._mean_loss(ids, [(starts, length), *tail])
+
+    @torch.inference_mode()
+    def _mean_loss(self, ids: NDArray[Any], windows: list[tuple[NDArray[np.int64], int]]) -> float:
+        was_training = self.model.training
+        self.model.eval()
+        total, characters = 0.0, 0
+        for starts, length in windows:
+            for first in range(0, len(starts), self.config.batch_size):
+                part = starts[first : first + self.config.batch_size]
+                total += float(self._loss(ids, part, length)) * len(part) * length
+                characters += len(part) * length
+        self.model.train(was_training)
+        return total / characters
+
+    def _check_finite(self, loss: float, what: str) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{what} is {loss} at step {self.counters.step}; try a lower --learning-rate or --grad-clip 1. "
+                f"What was saved last is still in {self.run.path}"
+            )

@@ -1,0 +1,77 @@
+"""Characters and their ids: any Unicode code points, encoded and decoded without a Python loop."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charformer.errors import UserError
+
+CODE_POINTS = 0x110000
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """The Unicode code points of ``text``, (len(text),)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def from_code_points(codes: NDArray[np.uint32]) -> str:
+    """The text of these code points."""
+    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
+class Vocab:
+    """An ordered set of characters; a character's id is its place."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self._codes = code_points(characters).copy()
+        if len(np.unique(self._codes)) != len(self._codes):
+            raise UserError("a vocabulary names the same character twice")
+        self._table = np.full(CODE_POINTS, -1, np.int32)
+        self._table[self._codes] = np.arange(len(self._codes), dtype=np.int32)
+
+    @classmethod
+    def of(cls, characters: Iterable[str]) -> Self:
+        """The sorted vocabulary of all characters that occur in ``characters``."""
+        return cls("".join(sorted(set(characters))))
+
+    def extended(self, characters: Iterable[str]) -> "Vocab":
+        """This vocabulary, every id unchanged, with the characters that it lacks appended in sorted order."""
+        return Vocab(self.characters + "".join(sorted(set(characters) - set(self.characters))))
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def __contains__(self, character: str) -> bool:
+        return bool(self._table[ord(character)] >= 0)
+
+    def unknown(self, text: str) -> str:
+        """The distinct characters of ``text`` that have no id, sorted."""
+        codes = np.unique(code_points(text))
+        return from_code_points(codes[self._table[codes] < 0])
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Ids of ``text``, (len(text),). Raises UserError that names the characters without an id."""
+        ids = self._table[code_points(text)]
+        if (ids < 0).any():
+            names = ", ".join(f"{character!a} (U+{ord(character):04X})" for character in self.unknown(text)[:10])
+            raise UserError(f"the vocabulary lacks {names}; leave them out, or pass --on-unknown skip")
+        return ids.astype(np.int64)
+
+    def decode(self, ids: NDArray[np.integer]) -> str:
+        """The text of ``ids``, (T,)."""
+        return from_code_points(self._codes[ids])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: code points, since JSON strings of lone surrogates are not portable."""
+        return {"code_points": [int(code) for code in self._codes]}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """The vocabulary that ``to_dict`` wrote. Raises UserError for anything else."""
+        codes = values.get("code_points") if isinstance(values, dict) else None
+        if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < CODE_POINTS for code in codes):
+            raise UserError('a vocabulary is {"code_points": [numbers from 0 to 1114111]}')
+        return cls(from_code_points(np.array(codes, np.uint32)))

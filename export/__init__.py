@@ -1,0 +1,1 @@
+"""A checkpoint to ONNX, with NumPy and onnx alone."""
