@@ -1,6 +1,5 @@
 """The shape of a model, the course of its training, and the presets that name both."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -13,10 +12,9 @@ class _Config:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not math.isfinite(value) or value < item.metadata["least"]:
-                raise UserError(f"{item.name} is {value}; it must be at least {item.metadata['least']}")
-            if value > item.metadata["most"]:
-                raise UserError(f"{item.name} is {value}; it must be at most {item.metadata['most']}")
+            least, most = item.metadata["least"], item.metadata["most"]
+            if not least <= value <= most:
+                raise UserError(f"{item.name} is {value}; it must be from {least} to {most}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -33,7 +31,7 @@ class _Config:
         return cls(**values)
 
 
-def _number(default: float, help: str, least: float = 0, most: float = math.inf) -> Any:
+def _number(default: float, help: str, least: float = 0, most: float = 2**31 - 1) -> Any:
     return field(default=default, metadata={"help": help, "least": least, "most": most})
 
 

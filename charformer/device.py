@@ -1,7 +1,10 @@
 """The machine that a run is on: its device, the dtype that it is fast in, and its memory."""
 
 import ctypes
+import platform
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +35,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What config.json says of the machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "name": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory, instead of giving every large tensor back to the system at each step.
 
@@ -50,9 +64,11 @@ def memory_bytes(device: torch.device) -> int | None:
     """Peak memory of this process: allocated on a GPU, resident on the CPU; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # its getrusage counts the parent's memory too, from between fork and exec
+        status = Path("/proc/self/status").read_text("utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

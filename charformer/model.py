@@ -132,7 +132,7 @@ class GPT(nn.Module):
         old = self.tok_emb.weight
         noise = torch.randn(new, old.shape[1], generator=generator).to(old) * (0.1 * old.std())
         self.tok_emb = nn.Embedding(vocab_size, old.shape[1], _weight=torch.cat([old, old.mean(0) + noise]))
-        head = nn.Linear(self.config.n_embd, vocab_size, device=old.device)
+        head = nn.Linear(self.config.n_embd, vocab_size, device=old.device, dtype=old.dtype)
         head.weight.copy_(_append_mean(self.head.weight, new))
         head.bias.copy_(_append_mean(self.head.bias, new))
         self.head = head

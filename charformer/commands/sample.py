@@ -139,3 +139,7 @@ def _rows(made: list[sampling.Ids], samples: int) -> Iterator[sampling.Ids]:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -157,6 +157,7 @@ def _run(args: argparse.Namespace) -> int:
         )
         return 128 + stop[0]
     summary = _finish(trainer, start, run, args.prompt, console)
+    summary["peak_memory_bytes"] = memory_bytes(trainer.device)
     summary |= {"trainable": trainable, "frozen": frozen, "out": str(run.path), "corpus": trainer.corpus.summary()}
     if args.json:
         print(json.dumps(summary))
@@ -246,7 +247,7 @@ def _prepare(
             "model": start.model.config.to_dict(),
             "training": start.config.to_dict(),
             "corpus": corpus.summary(),
-            "machine": {"device": device.type, "dtype": str(dtype).removeprefix("torch.")},
+            "machine": machine.describe(device, dtype),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("charformer", "torch", "numpy")},
         }
@@ -319,3 +320,7 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

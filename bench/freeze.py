@@ -1,0 +1,109 @@
+"""What --freeze does and costs: one pretraining, then a full fine-tune and one of each --freeze from it.
+
+    python -m bench.freeze --json bench/results/freeze.json
+
+Each variant is a `charformer-train` in a process of its own. Runs that are there already are resumed, so that a
+stopped bench goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure
+from charformer.config import PRESETS
+from charformer.rundir import RunDir
+
+VARIANTS = ("none", "attention", "trunk")
+
+# The curves that the baseline's page shows, (training, validation) loss by step. Its fine-tunes start from 5,000 steps.
+PUBLISHED = {
+    ("pretrain", "none"): {500: (2.04, 2.11), 5000: (1.25, 1.52)},
+    ("finetune", "none"): {500: (1.09, 1.15), 5000: (0.81, 1.07)},
+    ("finetune", "trunk"): {500: (1.51, 1.49), 5000: (1.46, 1.44)},
+}
+
+
+def main() -> None:
+    """The entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bench.freeze", description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="baseline-as-coded", help="(default: %(default)s)")
+    parser.add_argument("--pretrain-data", default="tiny-shakespeare", help="(default: %(default)s)")
+    parser.add_argument("--finetune-data", default="ace-attorney", help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="of pretraining (default: %(default)s)")
+    parser.add_argument("--finetune-steps", type=int, default=500, help="of each fine-tune (default: %(default)s)")
+    parser.add_argument("--eval-interval", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/freeze"), help="their folder (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    args = parser.parse_args()
+
+    pretrain = RunDir(args.runs / "pretrain")
+    common = ["--preset", args.preset, "--eval-interval", str(args.eval_interval)]
+    rows = [_train(pretrain, args.pretrain_data, [*common, "--steps", str(args.steps)])]
+    for freeze in VARIANTS:
+        flags = [*common, "--stage", "finetune", "--init-from", str(pretrain.path), "--steps", str(args.finetune_steps)]
+        flags += ["--freeze", freeze] if freeze != "none" else []
+        rows.append(_train(RunDir(args.runs / freeze), args.finetune_data, flags))
+
+    _print(rows)
+    if args.json:
+        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        measure.write_result(args.json, measure.result("freeze", config, rows))
+
+
+def _train(run: RunDir, data: str, flags: list[str]) -> dict[str, Any]:
+    """Train, or finish, one variant; returns its row."""
+    began = run.exists
+    command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
+    summary = measure.run_process(command + (["--resume"] if began else flags))
+    config, curve = run.read_config(), run.read_metrics()
+    speeds = [row["chars_per_second"] for row in curve if row["chars_per_second"]]
+    return {
+        "engine": "charformer",
+        "preset": config["preset"],
+        "precision": config["machine"]["dtype"],
+        "batch": config["training"]["batch_size"],
+        "context": config["model"]["block_size"],
+        "threads": config["machine"]["threads"],
+        "freeze": config["freeze"],
+        "chars_per_second": measure.percentiles(speeds),
+        "samples": speeds,
+        "peak_memory_bytes": None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
+        "mfu": None,
+        "parts": None,
+        "stage": config["stage"],
+        "learning_rate": config["training"]["learning_rate"],
+        "summary": summary,
+        "curve": curve,
+    }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    """A table: the losses of every variant, beside the published ones at the same step."""
+    table = Table("stage", "freeze", "trains", "step", "train", "val", "published", "chars/s", "s/step", title="freeze")
+    for row in rows:
+        published = PUBLISHED.get((row["stage"], row["freeze"]), {})
+        last = row["curve"][-1]["step"]
+        for point in row["curve"]:
+            if point["step"] in published or point["step"] == last:
+                there = published.get(point["step"])
+                speed = row["chars_per_second"]["p50"]
+                table.add_row(
+                    row["stage"],
+                    row["freeze"],
+                    f"{row['summary']['trainable']:,}",
+                    str(point["step"]),
+                    f"{point['train_loss']:.3f}",
+                    f"{point['val_loss']:.3f}",
+                    f"{there[0]} / {there[1]}" if there else "",
+                    f"{speed:,.0f}",
+                    f"{row['batch'] * row['context'] / speed:.2f}",
+                )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What every bench shares: the machine's description, a process a variant, percentiles, the result file."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from charformer.rundir import make_folder, write_text
+
+SCHEMA = 1
+PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu", "onnxruntime")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "os": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the bench runs from, with "+" where tracked files differ; None elsewhere."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def percentiles(samples: list[float]) -> dict[str, float] | None:
+    """The 20th, 50th and 80th percentile; None without samples."""
+    if not samples:
+        return None
+    p20, p50, p80 = np.percentile(samples, [20, 50, 80])
+    return {"p20": float(p20), "p50": float(p50), "p80": float(p80)}
+
+
+def run_process(arguments: list[str]) -> dict[str, Any]:
+    """Run ``python -m ...`` in a process of its own, showing its output as it comes.
+
+    Returns:
+        The JSON document in the last line of its stdout.
+
+    Raises:
+        subprocess.CalledProcessError: when it fails.
+    """
+    command = [sys.executable, "-m", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdout is not None
+    last = ""
+    for line in process.stdout:
+        print(last, end="", flush=True)
+        last = line
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return json.loads(last)
+
+
+def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result file's content."""
+    return {
+        "schema": SCHEMA,
+        "bench": bench,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "config": config,
+        "rows": rows,
+    }
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Write a result file atomically."""
+    make_folder(path.parent)
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,88 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from charformer import checkpoint
+from charformer.config import ModelConfig, TrainConfig
+from charformer.errors import UserError
+from charformer.model import GPT
+from charformer.optim import build_optimizer
+from charformer.rundir import RunDir
+from charformer.vocab import Vocab
+
+CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.1, vocab_size=5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path)
+    run.write_config({"model": CONFIG.to_dict()})
+    run.write_vocab(Vocab("abcde"))
+    return run
+
+
+def test_weights_survive_bit_for_bit(run: RunDir) -> None:
+    model = GPT(CONFIG)
+    checkpoint.save_weights(run, model)
+    again, vocab = checkpoint.load_model(run)
+    assert vocab.characters == "abcde"
+    assert again.config == CONFIG
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_training_continues_as_if_it_had_never_stopped(run: RunDir) -> None:
+    def step(model: GPT, optimizer: torch.optim.Optimizer, batches: np.random.Generator) -> None:
+        ids = torch.from_numpy(batches.integers(0, 5, (4, 8)))
+        model(ids).logsumexp(-1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def build(seed: int) -> tuple[GPT, torch.optim.Optimizer, np.random.Generator]:
+        torch.manual_seed(seed)
+        model = GPT(CONFIG)
+        return model, build_optimizer(model, TrainConfig(weight_decay=0.1)), np.random.default_rng(seed)
+
+    first = build(0)
+    for _ in range(3):
+        step(*first)
+    counters = checkpoint.Counters(step=3, characters=96, best_val_loss=1.5, best_step=2)
+    checkpoint.save_state(run, *first, counters)
+    for _ in range(3):
+        step(*first)
+    second = build(1)
+    assert checkpoint.load_state(run, *second) == counters
+    for _ in range(3):
+        step(*second)
+    for name, tensor in first[0].state_dict().items():
+        assert torch.equal(tensor, second[0].state_dict()[name]), name
+
+
+def test_what_does_not_fit_is_refused(run: RunDir) -> None:
+    with pytest.raises(UserError, match="saved no weights"):
+        checkpoint.load_model(run)
+    checkpoint.save_weights(run, GPT(CONFIG))
+    run.write_vocab(Vocab("abc"))
+    with pytest.raises(UserError, match="3 characters"):
+        checkpoint.load_model(run)
+    run.write_vocab(Vocab("abcde"))
+    run.write_config({"model": CONFIG.to_dict() | {"n_embd": 32}})
+    with pytest.raises(UserError, match="do not fit"):
+        checkpoint.load_model(run)
+    run.write_config({})
+    with pytest.raises(UserError, match="no model"):
+        checkpoint.load_model(run)
+
+
+def test_a_state_without_its_parts_is_refused(run: RunDir) -> None:
+    model = GPT(CONFIG)
+    optimizer, batches = build_optimizer(model, TrainConfig()), np.random.default_rng(0)
+    with pytest.raises(UserError, match="nothing to resume"):
+        checkpoint.load_state(run, model, optimizer, batches)
+    checkpoint.save_weights(run, model)
+    shutil.copy(run.weights, run.state)
+    with pytest.raises(UserError):
+        checkpoint.load_state(run, model, optimizer, batches)

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import pytest
+
+from charformer.config import PRESETS, ModelConfig, TrainConfig
+from charformer.errors import UserError
+
+
+def test_presets_are_the_baseline_s_as_its_page_and_as_its_code_say() -> None:
+    for name, batch_size, block_size in (("baseline", 32, 384), ("baseline-as-coded", 34, 128)):
+        preset = PRESETS[name]
+        assert preset.model == ModelConfig(n_layer=6, n_head=6, n_embd=384, block_size=block_size, dropout=0.2)
+        for course in (preset.pretrain, preset.finetune):
+            assert (course.batch_size, course.learning_rate, course.max_steps) == (batch_size, 3e-4, 5000)
+            assert (course.weight_decay, course.beta2, course.warmup_steps, course.decay_fraction) == (0, 0.999, 0, 0)
+
+
+def test_configs_survive_their_dicts() -> None:
+    for preset in PRESETS.values():
+        assert ModelConfig.from_dict(preset.model.to_dict()) == preset.model
+        assert TrainConfig.from_dict(preset.finetune.to_dict()) == preset.finetune
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"n_embd": 100, "n_head": 3}, "n_embd 100 is not a multiple of n_head 3"),
+        ({"n_layer": 0}, "n_layer is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"block_size": -3}, "block_size is -3"),
+    ],
+)
+def test_impossible_models_are_refused(change: dict[str, float], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        replace(PRESETS["nano"].model, **change)
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ({"n_layer": "6"}, "right kind"),
+        ({"n_layer": 6.0}, "right kind"),
+        ({"n_layer": True}, "right kind"),
+        ({"surprise": 1}, "unknown field 'surprise'"),
+        ({"n_layer": 10**400}, "n_layer is 1000"),
+    ],
+)
+def test_a_stranger_s_config_is_checked(broken: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        ModelConfig.from_dict(ModelConfig(vocab_size=10).to_dict() | broken)
+
+
+def test_a_missing_field_is_named() -> None:
+    values = ModelConfig(vocab_size=10).to_dict()
+    del values["n_head"]
+    with pytest.raises(UserError, match="no field 'n_head'"):
+        ModelConfig.from_dict(values)

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from charformer import device
+from charformer.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_devices_and_dtypes_are_chosen() -> None:
+    assert device.choose_device("cpu") == CPU
+    assert device.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device.choose_dtype("float32", CPU) == torch.float32
+    assert device.choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert device.choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match="finds no CUDA GPU"):
+        device.choose_device("cuda")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")
+def test_peak_memory_is_this_process_s_own() -> None:
+    ballast = bytearray(800_000_000)
+    script = (
+        "import torch; from charformer.device import memory_bytes; cpu = torch.device('cpu');"
+        "before = memory_bytes(cpu); x = bytearray(200_000_000); y = len(x); del x; print(before, memory_bytes(cpu))"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    before, after = (int(number) for number in shown.split())
+    assert len(ballast) > before > 50e6
+    assert 200e6 <= after - before < 210e6

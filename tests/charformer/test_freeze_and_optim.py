@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from charformer.config import ModelConfig, TrainConfig
+from charformer.freeze import count_parameters, freeze
+from charformer.model import GPT
+from charformer.optim import build_optimizer, learning_rate
+
+CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, vocab_size=5)
+
+
+def trainable(model: GPT) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("what", "kept"),
+    [
+        ("none", lambda name: True),
+        ("attention", lambda name: "attn" not in name),
+        ("trunk", lambda name: name in ("head.weight", "head.bias", "ln_f.weight", "ln_f.bias")),
+    ],
+)
+def test_each_freeze_leaves_what_it_says(what: str, kept) -> None:
+    model = GPT(CONFIG)
+    freeze(model, what)
+    assert trainable(model) == {name for name, _ in model.named_parameters() if kept(name)}
+    counts = count_parameters(model)
+    assert counts[0] == sum(p.numel() for name, p in model.named_parameters() if kept(name))
+    assert sum(counts) == sum(p.numel() for p in model.parameters())
+
+
+def test_freezing_again_undoes_what_was_frozen_before() -> None:
+    model = GPT(CONFIG)
+    freeze(model, "trunk")
+    freeze(model, "none")
+    assert trainable(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_with_the_trunk_frozen_no_backward_runs_through_it() -> None:
+    model = GPT(CONFIG)
+    freeze(model, "trunk")
+    loss = model(torch.zeros(1, 8, dtype=torch.long)).sum()
+    nodes, names = [loss.grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        names.append(type(node).__name__)
+        nodes += [next_node for next_node, _ in node.next_functions if next_node is not None]
+    assert not any("Attention" in name or "Embedding" in name or "Relu" in name for name in names), names
+    assert sum("LayerNorm" in name for name in names) == 1
+    loss.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == trainable(model)
+
+
+def test_weight_decay_is_for_matrices_that_train() -> None:
+    model = GPT(CONFIG)
+    freeze(model, "attention")
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.3, beta2=0.9))
+    matrices, vectors = optimizer.param_groups
+    assert matrices["weight_decay"] == 0.3
+    assert vectors["weight_decay"] == 0
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in model.parameters() if p.requires_grad
+    }
+    assert all(p.dim() >= 2 for p in matrices["params"])
+
+
+def test_the_optimizer_is_adam_where_nothing_decays() -> None:
+    torch.manual_seed(0)
+    model = GPT(CONFIG).double()
+    weight = model.head.weight
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.01))
+    expected, mean, square = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+    for step in range(1, 4):
+        gradient = torch.randn_like(weight)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        expected -= 0.01 * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-10, rtol=1e-8)
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    config = TrainConfig(learning_rate=1.0, max_steps=100, warmup_steps=10, decay_fraction=0.5)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [1.0] * 42
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.02)
+    assert {learning_rate(step, TrainConfig()) for step in range(5000)} == {3e-4}

@@ -1,0 +1,176 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from charformer import corpus, stages
+from charformer.checkpoint import load_model
+from charformer.config import ModelConfig, TrainConfig
+from charformer.errors import UserError
+from charformer.rundir import RunDir
+from charformer.trainer import Progress, Trainer
+
+MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=20, dropout=0.1)
+COURSE = TrainConfig(batch_size=8, learning_rate=3e-3, max_steps=12, eval_interval=4, eval_batches=2, grad_clip=1.0)
+CPU = torch.device("cpu")
+
+
+def pretrain(data: Path, folder: Path, config: TrainConfig = COURSE, dtype: torch.dtype = torch.float32) -> Trainer:
+    text = corpus.load(str(data))
+    start = stages.pretrain(MODEL, config, "nano", text)
+    run = RunDir(folder)
+    run.start()
+    run.write_vocab(start.vocab)
+    run.write_config({"model": start.model.config.to_dict()})
+    return Trainer(start.model, start.vocab, text, config, run, CPU, dtype)
+
+
+def finetune(source: Path, data: Path, folder: Path, freeze: str) -> Trainer:
+    text = corpus.load(str(data))
+    start = stages.finetune(RunDir(source), COURSE, "nano", freeze, text)
+    run = RunDir(folder)
+    run.start()
+    return Trainer(start.model, start.vocab, text, COURSE, run, CPU, torch.float32)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+def run_all(trainer: Trainer) -> list[Progress]:
+    return list(trainer.steps())
+
+
+def test_a_run_learns_and_records_it(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = run_all(trainer)
+    assert [step.step for step in steps] == list(range(1, 13))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    assert [row["characters"] for row in rows] == [0, 640, 1280, 1920]
+    assert set(rows[0]) == {
+        "step", "characters", "seconds", "train_loss", "val_loss", "learning_rate", "chars_per_second",
+    }  # fmt: skip
+    assert rows[0]["val_loss"] > 4
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.5
+    assert rows[-1]["seconds"] == pytest.approx(trainer.counters.train_seconds)
+    assert trainer.counters.best_step == min(rows, key=lambda row: row["val_loss"])["step"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    dtype: torch.dtype, text_file: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = pretrain(text_file, tmp_path / name, replace(COURSE, seed=seed), dtype)
+        run_all(trainer)
+        runs.append(weights(trainer))
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["head.weight"], runs[2]["head.weight"])
+
+
+@pytest.mark.parametrize("stop_after", [2, 4])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(stop_after: int, text_file: Path, tmp_path: Path) -> None:
+    whole = pretrain(text_file, tmp_path / "whole")
+    run_all(whole)
+    half = pretrain(text_file, tmp_path / "half")
+    for _ in half.steps(stopped=lambda: half.counters.step >= stop_after):
+        pass
+    assert half.counters.step == stop_after
+    torch.manual_seed(99)  # a new process would be in another random state
+    again = Trainer(
+        stages.pretrain(MODEL, COURSE, "nano", whole.corpus).model,
+        load_model(RunDir(tmp_path / "half"))[1],
+        whole.corpus,
+        COURSE,
+        RunDir(tmp_path / "half"),
+        CPU,
+        torch.float32,
+    )
+    again.resume()
+    run_all(again)
+    assert_same(weights(whole), weights(again))
+    timed = ("seconds", "chars_per_second")
+    untimed = [[{k: v for k, v in row.items() if k not in timed} for row in t.history] for t in (whole, again)]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("what", ["attention", "trunk"])
+def test_frozen_weights_stay_bit_identical_and_the_rest_trains(what: str, trained_run: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.txt"
+    new.write_text("Ça alors! Ω ≠ ω, dit-il.\n" * 80, encoding="utf-8")
+    trainer = finetune(trained_run, new, tmp_path / "fine", what)
+    before, old_size = weights(trainer), len(load_model(RunDir(trained_run))[1])
+    assert len(before["head.bias"]) > old_size
+    run_all(trainer)
+    after = weights(trainer)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(before[name], after[name]) != parameter.requires_grad, name
+        if not parameter.requires_grad:
+            assert parameter.grad is None
+            assert parameter not in trainer.optimizer.state
+    assert not torch.equal(before["head.weight"][old_size:], after["head.weight"][old_size:])
+    if what == "attention":
+        assert not torch.equal(before["tok_emb.weight"][old_size:], after["tok_emb.weight"][old_size:])
+
+
+def test_a_fine_tune_starts_from_the_checkpoint(trained_run: Path, text_file: Path, tmp_path: Path) -> None:
+    source = load_model(RunDir(trained_run))[0]
+    trainer = finetune(trained_run, text_file, tmp_path / "fine", "none")
+    assert_same(dict(source.state_dict()), weights(trainer))
+
+
+def test_the_whole_validation_loss_is_the_mean_over_every_character(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    whole = trainer.whole_validation_loss()
+    model, vocab = load_model(trainer.run)
+    model.double().eval()
+    ids = torch.from_numpy(trainer.corpus.table(vocab)[trainer.corpus.validation])
+    losses = []
+    for start in range(0, len(ids) - 1, MODEL.block_size):
+        window = ids[start : start + MODEL.block_size + 1]
+        log_probabilities = model(window[None, :-1])[0].log_softmax(-1)
+        losses += [-log_probabilities[t, target].item() for t, target in enumerate(window[1:])]
+    assert len(losses) == len(ids) - 1
+    assert len(losses) % MODEL.block_size, "the last window must be a short one for this test to mean anything"
+    assert whole == pytest.approx(np.mean(losses), abs=1e-5)
+    assert trainer.whole_validation_loss() == whole
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = trainer.steps()
+    assert [next(steps).step for _ in range(6)][-1] == 6
+    trainer.model.head.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match=r"nan at step 8; try a lower --learning-rate"):
+        list(steps)
+    model, _ = load_model(trainer.run)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_batches_reach_every_part_of_the_training_split_and_nothing_else(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = corpus.load(str(text_file))
+    short = replace(text, ids=text.ids[:230])
+    config = replace(COURSE, max_steps=1, batch_size=4000)
+    start = stages.pretrain(MODEL, config, "nano", short)
+    trainer = Trainer(start.model, start.vocab, short, config, RunDir(tmp_path), CPU, torch.float32)
+    drawn = []
+    loss = trainer._loss
+    monkeypatch.setattr(trainer, "_loss", lambda ids, starts, length: drawn.append(starts) or loss(ids, starts, length))
+    run_all(trainer)
+    starts = next(each for each in drawn if len(each) == 4000)
+    assert len(short.train) == 207
+    assert set(starts.tolist()) == set(range(207 - MODEL.block_size))

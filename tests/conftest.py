@@ -1,0 +1,41 @@
+"""Fixtures: a cache folder of the test's own, real text without network, and one small trained run."""
+
+from pathlib import Path
+
+import pytest
+
+from charformer import standins
+from charformer.commands import train
+
+TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "24", "--batch-size", "8"]
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr("charformer.corpus.cache_folder", lambda: folder / "charformer")
+    return folder / "charformer"
+
+
+@pytest.fixture(scope="session")
+def english() -> str:
+    return standins.python_docs()[:40_000]
+
+
+@pytest.fixture(scope="session")
+def text_file(english: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "docs.txt"
+    path.write_text(english, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the real command, 40 steps of a tiny model. Tests only read it."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("charformer.corpus.cache_folder", lambda: folder / "cache")
+        flags = ["--data", str(text_file), "--out", str(folder / "run"), "--steps", "40", "--eval-interval", "20"]
+        assert train.main([*flags, *TINY]) == 0
+    return folder / "run"
