@@ -232,6 +232,7 @@ def _prepare(
         shape = replace(PRESETS[preset].model, **_given(args, [item.name for item in MODEL_FIELDS]))
         start = stages.pretrain(shape, replace(PRESETS[preset].pretrain, **changes), preset, corpus)
 
+    sampling.encode_prompt(start.vocab, args.prompt or "", skip_unknown=False)  # a bad one is no end to a long training
     device = machine.choose_device(args.device)
     dtype = machine.choose_dtype(args.dtype, device)
     machine.keep_freed_memory()

@@ -1,0 +1,196 @@
+"""Mistakes that people make: one line that says what to do, exit code 2, nothing lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from charformer.commands import sample, train
+
+
+def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command prints as it refuses."""
+    try:
+        code = main(flags)
+    except SystemExit as leaving:  # argparse's own way
+        code = leaving.code
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert "Traceback" not in shown.err
+    lines = [line for line in shown.err.splitlines() if line.startswith("charformer-")]
+    assert len(lines) == 1, shown.err
+    assert shown.err.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--freeze"], "add --stage finetune"),
+        (["--init-from", "x"], "add --stage finetune"),
+        (["--stage", "finetune"], "`charformer-train` makes runs/pretrain"),
+        (["--stage", "other"], "invalid choice"),
+        (["--steps", "many"], "invalid int value"),
+        (["--ste", "5"], "unrecognized arguments"),
+        (["--resume"], "there is no run in runs/pretrain"),
+        (["--data", "nowhere.txt"], "no file nowhere.txt"),
+        (["--data", "."], "is a folder"),
+        (["--data", "short.txt"], "choose a --block-size of at most 9"),
+        (["--data", "empty.txt"], "is empty"),
+        (["--data", "latin.txt"], "offset 4"),
+        (["--data", "text.txt", "--steps", "0"], "max_steps is 0"),
+        (["--data", "text.txt", "--n-head", "5"], "not a multiple of n_head 5"),
+        (["--data", "text.txt", "--out", "text.txt"], "not a folder"),
+        (["--data", "text.txt", "--out", "text.txt/run"], "cannot create the folder"),
+        (["--data", "text.txt", "--out", "."], "files that are no run"),
+        (["--data", "text.txt", "--out", ".", "--overwrite"], "files that are no run"),
+        (["--data", "text.txt", "--prompt", "é"], "U+00E9"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_training(
+    flags: list[str],
+    named: str,
+    tmp_path: Path,
+    english: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(english, encoding="utf-8")
+    Path("short.txt").write_text("0123456789" * 10, encoding="utf-8")
+    Path("empty.txt").write_bytes(b"")
+    Path("latin.txt").write_bytes("caf\xe9".encode("latin-1") + b" au lait")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert named in refused(train.main, flags, capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--n-layer", "3"], "--n-layer is the checkpoint's in a fine-tune"),
+        (["--dropout", "0.5"], "--dropout is the checkpoint's"),
+        (["--out", "runs/pretrain"], "are the same folder"),
+        (["--freeze", "head"], "invalid choice"),
+        (["--init-from", "runs/other"], "no run in runs/other to fine-tune"),
+        (["--data", "short.txt"], "pretrain with a smaller --block-size"),
+    ],
+)
+def test_fine_tuning(
+    flags: list[str],
+    named: str,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run, "runs/pretrain")
+    Path("short.txt").write_text("0123456789" * 10, encoding="utf-8")
+    flags = ["--stage", "finetune", *flags] + ([] if "--data" in flags else ["--data", "python-docs"])
+    assert named in refused(train.main, flags, capsys)
+    assert not Path("runs/finetune").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--n-layer", "3"], "--n-layer is fixed once a run has begun"),
+        (["--batch-size", "3"], "--batch-size is fixed"),
+        (["--overwrite"], "choose one"),
+        (["--data", "changed.txt"], "has changed since the run began"),
+        (["--data", "gone.txt"], "no file gone.txt"),
+    ],
+)
+def test_resuming(
+    flags: list[str],
+    named: str,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run, "run")
+    Path("changed.txt").write_text("another text, long enough for its block size" * 20, encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert named in refused(train.main, ["--resume", "--out", "run", *flags], capsys)
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+def spoil_config(run: Path) -> None:
+    values = json.loads((run / "config.json").read_text("utf-8"))
+    values["model"]["n_embd"] = 64
+    (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--run", "nowhere"], "there is no run in nowhere"),
+        (["--temperature", "-1"], "--temperature is -1.0"),
+        (["--max-new-tokens", "-1"], "--max-new-tokens is -1"),
+        (["--top-k", "0"], "--top-k is 0"),
+        (["--num-samples", "0"], "--num-samples is 0"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--prompt", "a\U0001f4a5\udc80"], "U+1F4A5"),
+        (["--prompt", "a", "--prompt-file", "-"], "not allowed with"),
+        (["--prompt-file", "nowhere"], "cannot read the prompt"),
+    ],
+)
+def test_sampling(flags: list[str], named: str, trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert named in refused(sample.main, [*([] if "--run" in flags else ["--run", str(trained_run)]), *flags], capsys)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (spoil_config, "do not fit"),
+        (lambda run: (run / "config.json").write_text("{}", encoding="utf-8"), "another format"),
+        (lambda run: (run / "vocab.json").unlink(), "cannot read"),
+        (lambda run: (run / "model.safetensors").unlink(), "saved no weights"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"\x80\x04pickle"), "cannot read"),
+    ],
+    ids=["shape", "format", "vocabulary", "no weights", "no safetensors"],
+)
+def test_sampling_from_a_damaged_run(
+    spoil, named: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    spoil(run)
+    assert named in refused(sample.main, ["--run", str(run)], capsys)
+
+
+def test_with_no_run_at_all_sampling_says_which_command_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "`charformer-train` makes one" in refused(sample.main, [], capsys)
+
+
+def test_one_distinct_character_is_allowed_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = tmp_path / "a.txt", str(tmp_path / "run")
+    text.write_text("a" * 1000, encoding="utf-8")
+    flags = ["--data", str(text), "--out", out, "--steps", "2", "--n-layer", "1", "--n-embd", "8", "--block-size", "8"]
+    assert train.main(flags) == 0
+    assert "one distinct character" in capsys.readouterr().err
+    assert sample.main(["--run", out, "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == "aaaaaa"
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no run in"):
+        sample.main(["--run", str(tmp_path), "--debug"])
+
+
+@pytest.mark.parametrize("main", [train.main, sample.main])
+def test_help_has_examples(main, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown
+    assert "(default:" in shown
