@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bench import measure
 from charformer.config import PRESETS
+from charformer.errors import UserError
 from charformer.rundir import RunDir
 
 VARIANTS = ("none", "attention", "trunk")
@@ -41,12 +42,14 @@ def main() -> None:
     args = parser.parse_args()
 
     pretrain = RunDir(args.runs / "pretrain")
-    common = ["--preset", args.preset, "--eval-interval", str(args.eval_interval)]
-    rows = [_train(pretrain, args.pretrain_data, [*common, "--steps", str(args.steps)])]
+    model = ["--preset", args.preset]
+    rows = [_train(pretrain, args.pretrain_data, args.steps, args.eval_interval, model)]
     for freeze in VARIANTS:
-        flags = [*common, "--stage", "finetune", "--init-from", str(pretrain.path), "--steps", str(args.finetune_steps)]
+        flags = [*model, "--stage", "finetune", "--init-from", str(pretrain.path)]
         flags += ["--freeze", freeze] if freeze != "none" else []
-        rows.append(_train(RunDir(args.runs / freeze), args.finetune_data, flags))
+        rows.append(
+            _train(RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, args.eval_interval, flags)
+        )
 
     _print(rows)
     if args.json:
@@ -54,11 +57,18 @@ def main() -> None:
         measure.write_result(args.json, measure.result("freeze", config, rows))
 
 
-def _train(run: RunDir, data: str, flags: list[str]) -> dict[str, Any]:
-    """Train, or finish, one variant; returns its row."""
-    began = run.exists
+def _train(run: RunDir, data: str, steps: int, eval_interval: int, flags: list[str]) -> dict[str, Any]:
+    """Train, or finish, one variant; returns its row. Raises UserError for a run there that took another course."""
+    began = run.state.is_file()
     command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
-    summary = measure.run_process(command + (["--resume"] if began else flags))
+    if began:
+        training = run.read_config()["training"]
+        if (training["max_steps"], training["eval_interval"]) != (steps, eval_interval):
+            raise UserError(f"the run in {run.path} has other --steps or --eval-interval; choose other --runs")
+        command.append("--resume")
+    else:
+        command += [*flags, "--steps", str(steps), "--eval-interval", str(eval_interval), "--overwrite"]
+    summary = measure.run_process(command)
     config, curve = run.read_config(), run.read_metrics()
     speeds = [row["chars_per_second"] for row in curve if row["chars_per_second"]]
     return {

@@ -74,13 +74,13 @@ def run_process(arguments: list[str]) -> dict[str, Any]:
         subprocess.CalledProcessError: when it fails.
     """
     command = [sys.executable, "-m", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
-    assert process.stdout is not None
     last = ""
-    for line in process.stdout:
-        print(last, end="", flush=True)
-        last = line
-    if process.wait():
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(last, end="", flush=True)
+            last = line
+    if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return json.loads(last)
 

@@ -26,9 +26,10 @@ class Counters:
     best_step: int = 0
 
 
-def save_weights(run: RunDir, model: GPT) -> None:
-    """Write the model's weights, float32, to model.safetensors."""
-    write_tensors(run.weights, {name: _array(tensor) for name, tensor in model.state_dict().items()}, {})
+def save_weights(run: RunDir, model: GPT, step: int, val_loss: float) -> None:
+    """Write the model's weights, float32, to model.safetensors, and what they are the best of to its metadata."""
+    tensors = {name: _array(tensor) for name, tensor in model.state_dict().items()}
+    write_tensors(run.weights, tensors, {"step": str(step), "val_loss": repr(val_loss)})
 
 
 def load_weights(run: RunDir, model: GPT) -> None:
@@ -41,24 +42,29 @@ def load_model(run: RunDir) -> tuple[GPT, Vocab]:
 
     Raises UserError when there is none, or its files are damaged or do not fit one another.
     """
-    config = read_model_config(run)
-    vocab = run.read_vocab()
-    if len(vocab) != config.vocab_size:
-        raise UserError(f"{run.vocab} has {len(vocab)} characters, {run.config} says {config.vocab_size}")
+    config, vocab = read_shape(run)
     if not run.weights.is_file():
         raise UserError(f"the run in {run.path} has saved no weights yet; start it anew with --overwrite")
     tensors = read_tensors(run.weights)[0]
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    shapes = [tensors[name].shape for name in ("tok_emb.weight", "pos_emb.weight") if name in tensors]
+    wanted = [(config.vocab_size, config.n_embd), (config.block_size, config.n_embd)]
+    if (len(blocks), shapes) != (config.n_layer, wanted):  # before a giant that somebody declared is built
+        raise UserError(f"the weights in {run.path} do not fit its config.json")
     model = GPT(config)
     _fill(model, tensors, run)
     return model, vocab
 
 
-def read_model_config(run: RunDir) -> ModelConfig:
-    """The shape of a run's model. Raises UserError for a config.json that states none."""
+def read_shape(run: RunDir) -> tuple[ModelConfig, Vocab]:
+    """The shape of a run's model, and its vocabulary. Raises UserError unless they are there and of one size."""
     values = run.read_config().get("model")
     if not isinstance(values, dict):
         raise UserError(f"{run.config} describes no model")
-    return ModelConfig.from_dict(values)
+    config, vocab = ModelConfig.from_dict(values), run.read_vocab()
+    if not len(vocab) == config.vocab_size > 0:
+        raise UserError(f"{run.vocab} has {len(vocab)} characters, {run.config} says {config.vocab_size}")
+    return config, vocab
 
 
 def save_state(
@@ -86,17 +92,21 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batche
     tensors, metadata = read_tensors(run.state)
     _fill(model, _below(tensors, "model."), run)
     state: dict[int, dict[str, Any]] = {}
-    for name, array in _below(tensors, "optimizer.").items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = torch.from_numpy(array)
     try:
+        for name, array in _below(tensors, "optimizer.").items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = torch.from_numpy(array)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(torch.from_numpy(tensors["random.cuda"]))
         notes = json.loads(metadata["training"])
         batches.bit_generator.state = notes["batches"]
-        return replace(Counters(), **notes["counters"])
+        counters = replace(Counters(), **notes["counters"])
+        if run.weights.is_file():  # a kill between the two files may have left it newer than this one
+            best = read_tensors(run.weights)[1]
+            counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])
+        return counters
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{run.state} cannot be resumed from: {error}") from error
 

@@ -21,11 +21,14 @@ class _Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that ``to_dict`` wrote. Raises UserError for a missing, unknown or mistyped field."""
+        """The config that ``to_dict`` wrote. Raises UserError for an unknown or mistyped field.
+
+        A missing one takes its default, so that a run from before a field was thought of can still be read.
+        """
         expected = {item.name: item.type for item in fields(cls)}
-        for name in sorted(expected.keys() ^ values.keys()):
-            raise UserError(f"the {cls.__name__} has {'no' if name in expected else 'an unknown'} field {name!r}")
         for name, value in values.items():
+            if name not in expected:
+                raise UserError(f"the {cls.__name__} has an unknown field {name!r}")
             if isinstance(value, bool) or not isinstance(value, (int, float) if expected[name] is float else int):
                 raise UserError(f"{name} is {value!r}, which is not a number of the right kind")
         return cls(**values)

@@ -114,14 +114,10 @@ def load(data: str, on_progress: OnProgress = lambda *_: None) -> Corpus:
         return _load(data, source, io.BytesIO(text), len(text), on_progress)
     if data not in DOWNLOADS:
         return _load_file(Path(data).name, Path(data), str(Path(data).absolute()), on_progress)
-    wanted = DOWNLOADS[data]
-    path = cache_folder() / f"{wanted.sha256}.txt"
-    if not path.is_file():
-        fetch(wanted.url, wanted.sha256, path, lambda done, total: on_progress(f"downloading {data}", done, total))
-    corpus = _load_file(data, path, wanted.url, on_progress)
-    if corpus.sha256 != wanted.sha256:
-        raise UserError(f"the cached copy of {data} is damaged; delete {path} and try again")
-    return corpus
+    try:
+        return _load_download(data, on_progress)
+    except NoConnectionError as error:
+        raise NoConnectionError(f"{error}; --data {DOWNLOADS[data].stand_in} needs no network") from error
 
 
 def load_or_stand_in(
@@ -129,17 +125,28 @@ def load_or_stand_in(
 ) -> Corpus:
     """The downloaded corpus ``name`` or, with a notice, its stand-in when there is no network."""
     try:
-        return load(name, on_progress)
+        return _load_download(name, on_progress)
     except NoConnectionError as error:
         stand_in = DOWNLOADS[name].stand_in
         notice(f"{error}. Using {stand_in} instead ({STAND_INS[stand_in][0]})")
         return load(stand_in, on_progress)
 
 
+def _load_download(name: str, on_progress: OnProgress) -> Corpus:
+    wanted = DOWNLOADS[name]
+    path = cache_folder() / f"{wanted.sha256}.txt"
+    if not path.is_file():
+        fetch(wanted.url, wanted.sha256, path, lambda done, total: on_progress(f"downloading {name}", done, total))
+    with open(path, "rb") as file:
+        if _hash(file) != wanted.sha256:
+            raise UserError(f"the cached copy of {name} is damaged; delete {path} and try again")
+    return _load_file(name, path, wanted.url, on_progress)
+
+
 def _load_file(name: str, path: Path, source: str, on_progress: OnProgress) -> Corpus:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; --data takes one text file")
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; --data takes one text file")
         with open(path, "rb") as file:
             return _load(name, source, file, path.stat().st_size, on_progress)
     except FileNotFoundError:
@@ -182,7 +189,7 @@ def _cached(alphabet_path: Path, ids_path: Path) -> tuple[str, NDArray[np.unsign
         header = json.loads(alphabet_path.read_text("utf-8"))
         alphabet = Vocab.from_dict(header).characters
         ids = np.load(ids_path, mmap_mode="r")
-    except (OSError, ValueError, UserError):
+    except (OSError, EOFError, ValueError, UserError):
         return "", None
     return (alphabet, ids) if ids.shape == (header.get("characters"),) else ("", None)
 

@@ -10,9 +10,6 @@ import torch
 
 from charformer.errors import UserError
 
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16")
-
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one. Raises UserError for a GPU that is not there."""
@@ -24,7 +21,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the processor multiplies matrices of it natively, else float32."""
+    """``auto`` is bfloat16 on a GPU or an x86 processor that multiplies matrices of it natively, else float32.
+
+    ARM processors that have it count as not having it: PyTorch's bfloat16 there is unmeasured here.
+    """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -56,7 +56,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # the most that an older glibc takes
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
@@ -65,8 +65,11 @@ def memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # its getrusage counts the parent's memory too, from between fork and exec
-        status = Path("/proc/self/status").read_text("utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        try:
+            status = Path("/proc/self/status").read_text("utf-8")
+            return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        except (OSError, IndexError):  # a sandbox without it
+            return None
     try:
         import resource
     except ImportError:  # Windows

@@ -1,6 +1,7 @@
 """What a person sees while it works: a live panel on a terminal, plain lines elsewhere."""
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -9,13 +10,34 @@ from typing import Protocol, Self, SupportsFloat
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 CURVE_WIDTH, CURVE_HEIGHT = 56, 8
 PLAIN_SECONDS = 10.0
 REFRESH_SECONDS = 0.25
+
+
+class PlainConsole(Console):
+    """A console that prints what it is given: names and texts with [brackets] or :colons: are no markup to it."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Let the command end as it ends for any closed pipe, its work saved; rich would leave at once."""
+        raise BrokenPipeError
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters, all but newline and tab, as visible escapes: a stranger's text must not
+    steer the terminal."""
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) != "Cc" else f"\\x{ord(character):02x}"
+        for character in text
+    )
 
 
 class Losses(Protocol):
@@ -43,10 +65,10 @@ class Step(Protocol):
 
 
 @contextmanager
-def reading(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for ``corpus.load``; it goes away when the text is there."""
-    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar to call with (what is being done, how much so far, how much in all); it goes away at the end."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task("", visible=False)
 
         def update(doing: str, done: int, total: int | None) -> None:
@@ -83,7 +105,7 @@ class TrainingDisplay:
         self._evaluations = list(history)
         self._clock = _Clock(first_step)
         self._drawn = 0.0
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -107,7 +129,7 @@ class TrainingDisplay:
         if self._live:
             self._live.update(self._panel(step), refresh=True)
         else:
-            self._console.print(self._line(step), soft_wrap=True, highlight=False)
+            self._console.print(self._line(step))
 
     def _line(self, step: Step) -> str:
         facts = [f"step {step.step:,}/{self._max_steps:,}"]
@@ -129,20 +151,21 @@ class TrainingDisplay:
 
     def _panel(self, step: Step) -> Panel:
         figures = Table.grid(padding=(0, 2))
-        figures.add_row("[dim]step", f"[bold]{step.step:,}[/] of {self._max_steps:,}")
-        figures.add_row("[dim]batch loss", f"{float(step.loss):.4f}")
+        rows = [
+            ("step", f"{step.step:,} of {self._max_steps:,}", "dim"),
+            ("batch loss", f"{float(step.loss):.4f}", "dim"),
+        ]
         if self._evaluations:
             _, train_loss, val_loss = self._evaluations[-1]
-            figures.add_row("[cyan]train loss", f"{train_loss:.4f}")
-            figures.add_row("[yellow]val loss", f"[bold]{val_loss:.4f}")
-        for name, value in self._figures(step):
-            figures.add_row(f"[dim]{name}", value)
+            rows += [("train loss", f"{train_loss:.4f}", "cyan"), ("val loss", f"{val_loss:.4f}", "yellow")]
+        rows += [(name, value, "dim") for name, value in self._figures(step)]
+        for name, value, style in rows:
+            figures.add_row(Text(name, style), Text(value))
         body = Table.grid(padding=(0, 3))
         unicode = self._console.encoding.lower().startswith("utf")
         body.add_row(figures, loss_curve(self._evaluations, self._max_steps) if unicode else "")
-        bar = Progress(TextColumn("{task.percentage:3.0f} %"), BarColumn(bar_width=None), expand=True)
-        bar.add_task("", total=self._max_steps, completed=step.step)
-        return Panel(Group(body, bar), title=self._title, width=min(self._console.width, 100))
+        bar = ProgressBar(total=self._max_steps, completed=step.step)
+        return Panel(Group(body, bar), title=Text(self._title), width=min(self._console.width, 100))
 
 
 class _Clock:
@@ -156,7 +179,7 @@ class _Clock:
     def tick(self, step: int, counts: bool) -> None:
         """A step is done; it counts unless it was held up by an evaluation."""
         now = time.monotonic()
-        if self._time is not None and counts:
+        if self._time is not None and (counts or self._mean is None):
             seconds = (now - self._time) / (step - self._step)
             mean = self._mean if self._mean is not None else seconds
             self._mean = mean + 0.05 * (seconds - mean)

@@ -50,10 +50,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        if k.shape[2] == time:
-            y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        else:
-            y = nn.functional.scaled_dot_product_attention(q, k, v)  # one query, which may see every key
+        y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(batch, time, channels))
 
 

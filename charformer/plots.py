@@ -28,7 +28,8 @@ def plot_losses(run: RunDir, stages: list[tuple[str, Rows]]) -> None:
             ha="right",
             arrowprops={"arrowstyle": "->", "color": "gray"},
         )
-        axes.set(title=title, xlabel="characters seen (millions)")
+        axes.set_xlabel("characters seen (millions)")
+        axes.set_title(title, parse_math=False)  # a file's name may hold dollar signs
         axes.grid(alpha=0.3)
         axes.legend()
     panels[0].set_ylabel("loss (nats a character)")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from charformer.errors import UserError
 from charformer.vocab import Vocab
 
 FORMAT = 1
+PLOTTED = ("step", "characters", "train_loss", "val_loss")
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 
@@ -31,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
         if os.name == "posix":
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -42,6 +44,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename, trying for two seconds where Windows refuses because another program has ``path`` open."""
+    for _ in range(20 if os.name == "nt" else 0):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    temporary.replace(path)
 
 
 def make_folder(path: Path) -> None:
@@ -86,7 +99,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, TypeError, AttributeError, safetensors.SafetensorError) as error:  # a dtype that NumPy lacks too
         raise UserError(f"cannot read {path}: {error}") from error
     if metadata.get("sha256") != tensors_sha256(tensors):
         raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
@@ -108,7 +121,13 @@ class RunDir:
         self.onnx = self.path / "model.onnx"
 
     def _files(self) -> list[Path]:
-        return [value for name, value in vars(self).items() if name != "path"]
+        """Every file of a run, config.json last: while it is there, the folder is a run's."""
+        files = [value for name, value in vars(self).items() if name not in ("path", "config")]
+        return [*files, self.config]
+
+    def _left_over(self) -> list[Path]:
+        """Temporary files of writes that were killed."""
+        return [path for file in self._files() for path in self.path.glob(f".{file.name}.*.tmp")]
 
     @property
     def exists(self) -> bool:
@@ -116,21 +135,31 @@ class RunDir:
         return self.config.is_file()
 
     def check_free(self, overwrite: bool) -> None:
-        """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run."""
-        if self.path.exists() and not self.path.is_dir():
+        """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run.
+
+        What a start that was killed half way left behind counts as nothing.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; choose another --out")
-        if self.exists and not overwrite:
-            raise UserError(
-                f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
-            )
-        if not self.exists and self.path.exists() and any(self.path.iterdir()):
+        if self.exists:
+            self.read_config()  # other programs have a config.json too: theirs must not be taken for a run
+            if not overwrite:
+                raise UserError(
+                    f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
+                )
+        elif set(self.path.iterdir()) - {*self._files(), *self._left_over()}:
             raise UserError(f"{self.path} holds files that are no run; choose another --out")
 
     def start(self) -> None:
-        """Make the folder, and remove the files of a run that it held."""
+        """Make the folder, and remove the files of a run that it held. Raises UserError where that is impossible."""
         make_folder(self.path)
-        for path in self._files():
-            path.unlink(missing_ok=True)
+        try:
+            for path in [*self._left_over(), *self._files()]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {error.filename}: {error.strerror}") from error
 
     def write_config(self, values: dict[str, Any]) -> None:
         write_text(self.config, json.dumps({"format": FORMAT} | values, indent=2) + "\n")
@@ -141,26 +170,33 @@ class RunDir:
             raise UserError(f"there is no run in {self.path}; `charformer-train --out {self.path}` makes one")
         values = _read_json(self.config)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(f"{self.config} is of another format than this version's ({FORMAT})")
+            raise UserError(f"{self.config} is no run's, or that of another version (this one's format is {FORMAT})")
         return values
 
     def write_vocab(self, vocab: Vocab) -> None:
         write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")
 
     def read_vocab(self) -> Vocab:
-        return Vocab.from_dict(_read_json(self.vocab))
+        try:
+            return Vocab.from_dict(_read_json(self.vocab))
+        except UserError as error:
+            raise UserError(f"cannot use {self.vocab}: {error}") from error
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; empty when there is no such file."""
+        """The rows of metrics.jsonl; empty when there is no such file. Raises UserError when it is damaged."""
         if not self.metrics.is_file():
             return []
         try:
-            return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+            rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
         except ValueError as error:
             raise UserError(f"{self.metrics} is damaged: {error}") from error
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), int | float) for key in PLOTTED):
+                raise UserError(f"{self.metrics} is damaged: line {number} lacks a number of {', '.join(PLOTTED)}")
+        return rows
 
 
 def _read_json(path: Path) -> Any:

@@ -47,13 +47,11 @@ class SamplingConfig:
             raise UserError(f"--seed is {self.seed}; it must be from 0 to 2**64 - 1")
 
 
-def encode_prompt(vocab: Vocab, prompt: str, skip_unknown: bool) -> Ids:
+def encode_prompt(vocab: Vocab, prompt: str) -> Ids:
     """Ids of ``prompt``, (T,) with T >= 1; an empty one means a newline, or id 0 in a vocabulary without it.
 
-    Raises UserError for characters that the vocabulary lacks, unless they are to be skipped.
+    Raises UserError for characters that the vocabulary lacks.
     """
-    if skip_unknown:
-        prompt = "".join(character for character in prompt if character in vocab)
     return vocab.encode(prompt or ("\n" if "\n" in vocab else vocab.characters[0]))
 
 

@@ -1,20 +1,22 @@
 """What a training starts from: a new model, a checkpoint and a second text, or a stopped run."""
 
+import platform
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from charformer import checkpoint
+from charformer import __version__, checkpoint
 from charformer.config import PRESETS, ModelConfig, TrainConfig
 from charformer.corpus import Corpus
+from charformer.device import describe
 from charformer.errors import UserError
 from charformer.freeze import FREEZES, freeze
 from charformer.model import GPT
 from charformer.rundir import RunDir
+from charformer.trainer import Trainer
 from charformer.vocab import Vocab
-
-STAGES = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,21 @@ class Start:
 
     model: GPT
     vocab: Vocab
+    corpus: Corpus
     config: TrainConfig
-    record: dict[str, Any]
+    record: dict[str, str]
 
 
 def pretrain(model_config: ModelConfig, config: TrainConfig, preset: str, corpus: Corpus) -> Start:
     """A new model for ``corpus``."""
-    corpus.require(model_config.block_size, f"choose a --block-size of at most {_longest(corpus)}, or a longer text")
+    longest = min(len(corpus.train), len(corpus.validation)) - 1
+    advice = f"choose a --block-size of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
+    corpus.require(model_config.block_size, advice)
     vocab = Vocab.of(corpus.alphabet)
     torch.manual_seed(config.seed)
     model = GPT(replace(model_config, vocab_size=len(vocab)))
-    return Start(model, vocab, config, {"stage": "pretrain", "preset": preset, "freeze": "none", "init_from": None})
+    record = {"stage": "pretrain", "preset": preset, "freeze": "none", "prompt": "", "init_from": ""}
+    return Start(model, vocab, corpus, config, record)
 
 
 def finetune(source: RunDir, config: TrainConfig, preset: str, what: str, corpus: Corpus) -> Start:
@@ -44,8 +50,9 @@ def finetune(source: RunDir, config: TrainConfig, preset: str, what: str, corpus
     vocab = vocab.extended(corpus.alphabet)
     model.extend_vocab(len(vocab), torch.Generator().manual_seed(config.seed))
     freeze(model, what)
-    record = {"stage": "finetune", "preset": preset, "freeze": what, "init_from": str(source.path)}
-    return Start(model, vocab, config, record)
+    prompt = str(source.read_config().get("prompt", ""))  # so that the samples of both stages can be compared
+    record = {"stage": "finetune", "preset": preset, "freeze": what, "prompt": prompt, "init_from": str(source.path)}
+    return Start(model, vocab, corpus, config, record)
 
 
 def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
@@ -56,14 +63,60 @@ def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
     values = run.read_config()
     began_on = recorded(run, "corpus").get("sha256")
     if corpus.sha256 != began_on:
-        raise UserError(f"{corpus.source} has changed since the run began: its SHA-256 was {began_on}")
+        raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_on}")
     config = replace(TrainConfig.from_dict(recorded(run, "training")), **changes)
-    vocab = run.read_vocab()
-    model = GPT(checkpoint.read_model_config(run))
-    if values.get("freeze") not in FREEZES:
-        raise UserError(f"{run.config} has an unknown freeze {values.get('freeze')!r}")
-    freeze(model, values["freeze"])
-    return Start(model, vocab, config, {key: values.get(key) for key in ("stage", "preset", "freeze", "init_from")})
+    shape, vocab = checkpoint.read_shape(run)
+    record = {key: str(values.get(key) or "") for key in ("stage", "preset", "freeze", "prompt", "init_from")}
+    if record["freeze"] not in FREEZES:
+        raise UserError(f"{run.config} has an unknown freeze {record['freeze']!r}")
+    model = GPT(shape)
+    freeze(model, record["freeze"])
+    return Start(model, vocab, corpus, config, record)
+
+
+def open_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:
+    """A trainer of a new run; clears its folder and writes what is known of it."""
+    trainer = _trainer(start, run, device, dtype)
+    run.start()
+    _record(trainer, start)
+    run.write_vocab(start.vocab)
+    return trainer
+
+
+def reopen_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:
+    """A trainer of a stopped run, where it stopped; records what has changed if steps are left.
+
+    Raises UserError when the run is past its last step.
+    """
+    trainer = _trainer(start, run, device, dtype)
+    trainer.resume()
+    if trainer.counters.step > start.config.max_steps:
+        raise UserError(f"{run.path} is at step {trainer.counters.step:,} already; --steps must be at least that")
+    if trainer.counters.step < start.config.max_steps:
+        _record(trainer, start)
+    return trainer
+
+
+def _trainer(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:
+    return Trainer(start.model.to(device), start.vocab, start.corpus, start.config, run, device, dtype)
+
+
+def _record(trainer: Trainer, start: Start) -> None:
+    trainer.run.write_config(
+        start.record
+        | {
+            "model": start.model.config.to_dict(),
+            "training": start.config.to_dict(),
+            "corpus": trainer.corpus.summary(),
+            "machine": describe(trainer.device, trainer.dtype),
+            "versions": {
+                "charformer": __version__,
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+            },
+        }
+    )
 
 
 def recorded(run: RunDir, section: str) -> dict[str, Any]:
@@ -77,10 +130,6 @@ def recorded(run: RunDir, section: str) -> dict[str, Any]:
 def preset_of(run: RunDir) -> str:
     """The preset that a run was made with. Raises UserError for one that this version does not know."""
     preset = run.read_config().get("preset")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"{run.config} names an unknown preset {preset!r}; pass --preset")
-    return str(preset)
-
-
-def _longest(corpus: Corpus) -> int:
-    return max(min(len(corpus.train), len(corpus.validation)) - 1, 0)
+    return preset

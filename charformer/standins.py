@@ -61,5 +61,11 @@ def speeches(markdown: str) -> list[str]:
 
 
 def python_docs() -> str:
-    """The language reference that Python carries in its standard library for ``help()``."""
-    return "\n\n".join(importlib.import_module("pydoc_data.topics").topics.values())
+    """The language reference that Python carries in its standard library for ``help()``.
+
+    Raises UserError where a Python was built without it.
+    """
+    try:
+        return "\n\n".join(importlib.import_module("pydoc_data.topics").topics.values())
+    except ImportError:
+        raise UserError("this Python comes without pydoc_data.topics; pass a file to --data") from None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from typing import Any, SupportsFloat
 
@@ -83,20 +83,25 @@ class Trainer:
         """Continue from last.safetensors; metrics after it are dropped. Raises UserError where that is impossible."""
         self.counters = checkpoint.load_state(self.run, self.model, self.optimizer, self._batches)
         self.history = [row for row in self.run.read_metrics() if row["step"] <= self.counters.step]
+        self.run.write_metrics(self.history)
 
     def save(self) -> None:
         """Write everything that ``resume`` needs."""
         checkpoint.save_state(self.run, self.model, self.optimizer, self._batches, self.counters)
 
-    def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
-        """Train until ``max_steps``, or until ``stopped()``; save at each evaluation and at the end.
+    def steps(self, stopped: Callable[[], bool] = lambda: False) -> Generator[Progress, None, None]:
+        """Train until ``max_steps``, until ``stopped()`` or until closed; save at each evaluation and at the end.
+
+        The first Progress is that of step 0, the evaluation before any training.
 
         Raises UserError when a loss is no longer finite; what was saved last stays as it is.
         """
         if not self.history:
-            self._evaluate(rate=0.0, speed=None)
+            first = self._evaluate(rate=0.0, speed=None)
             self.save()
+            yield Progress(0, first.train_loss, 0.0, first)
         self.model.train()
+        loss = torch.zeros(())
         since, steps_since = time.perf_counter(), 0
         while self.counters.step < self.config.max_steps and not stopped():
             rate = learning_rate(self.counters.step, self.config)
@@ -115,8 +120,12 @@ class Trainer:
                 since, steps_since = time.perf_counter(), 0
                 yield Progress(self.counters.step, loss, rate, evaluation)
             else:
-                yield Progress(self.counters.step, loss, rate, None)
+                try:
+                    yield Progress(self.counters.step, loss, rate, None)
+                except GeneratorExit:
+                    break
         if steps_since:
+            self._check_finite(float(loss), "the loss of a batch")
             self.counters.train_seconds += time.perf_counter() - since
             self.save()
 
@@ -134,12 +143,15 @@ class Trainer:
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def _loss(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
+    def _loss(
+        self, ids: NDArray[Any], starts: NDArray[np.int64], length: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """The mean loss over the windows of ``length`` characters that begin at ``starts``, (B,)."""
+        dtype = dtype or self.dtype
         windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
         if self.device.type == "cuda":
             windows = windows.pin_memory().to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = self.model(windows[:, :-1])
         return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
@@ -156,7 +168,7 @@ class Trainer:
         self.run.write_metrics(self.history)
         if val_loss < counters.best_val_loss:
             counters.best_val_loss, counters.best_step = val_loss, counters.step
-            checkpoint.save_weights(self.run, self.model)
+            checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
         return row
 
     def _subset_loss(self, ids: NDArray[Any]) -> float:
@@ -164,28 +176,39 @@ class Trainer:
         length = self.model.config.block_size
         count = min(self.config.eval_batches * self.config.batch_size, (len(ids) - 1) // length)
         starts = np.linspace(0, len(ids) - length - 1, count).astype(np.int64)
-        return self._mean_loss(ids, [(starts, length)])
+        return self._mean_loss(ids, [(starts, length)], self.dtype)
 
-    def whole_validation_loss(self) -> float:
-        """The loss of the best weights over all of the validation split, in windows of ``block_size``."""
+    def whole_validation_loss(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> float:
+        """The loss of the best weights over all of the validation split, in windows of ``block_size``.
+
+        In float32 whatever the run's dtype, so that it is the same on every machine, to rounding. ``on_progress`` is
+        called with the characters so far and in all.
+        """
         checkpoint.load_weights(self.run, self.model)
         ids = self.corpus.validation
         length = self.model.config.block_size
         starts = np.arange(0, len(ids) - length, length)
         rest = (len(ids) - 1) % length
         tail = [(np.array([len(ids) - 1 - rest]), rest)] if rest else []
-        return self._mean_loss(ids, [(starts, length), *tail])
+        return self._mean_loss(ids, [(starts, length), *tail], torch.float32, on_progress)
 
     @torch.inference_mode()
-    def _mean_loss(self, ids: NDArray[Any], windows: list[tuple[NDArray[np.int64], int]]) -> float:
+    def _mean_loss(
+        self,
+        ids: NDArray[Any],
+        windows: list[tuple[NDArray[np.int64], int]],
+        dtype: torch.dtype,
+        on_progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> float:
         was_training = self.model.training
         self.model.eval()
         total, characters = 0.0, 0
         for starts, length in windows:
             for first in range(0, len(starts), self.config.batch_size):
                 part = starts[first : first + self.config.batch_size]
-                total += float(self._loss(ids, part, length)) * len(part) * length
+                total += float(self._loss(ids, part, length, dtype)) * len(part) * length
                 characters += len(part) * length
+                on_progress(characters, len(ids) - 1)
         self.model.train(was_training)
         return total / characters
 

@@ -21,6 +21,12 @@ def from_code_points(codes: NDArray[np.uint32]) -> str:
     return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
+def describe(characters: str) -> str:
+    """The first ten characters by code point, readable on any terminal: ``'\\xe9' (U+00E9), ...``."""
+    names = [f"{character!a} (U+{ord(character):04X})" for character in characters[:10]]
+    return ", ".join(names) + (f" and {len(characters) - 10} more" if len(characters) > 10 else "")
+
+
 class Vocab:
     """An ordered set of characters; a character's id is its place."""
 
@@ -56,8 +62,7 @@ class Vocab:
         """Ids of ``text``, (len(text),). Raises UserError that names the characters without an id."""
         ids = self._table[code_points(text)]
         if (ids < 0).any():
-            names = ", ".join(f"{character!a} (U+{ord(character):04X})" for character in self.unknown(text)[:10])
-            raise UserError(f"the vocabulary lacks {names}; leave them out, or pass --on-unknown skip")
+            raise UserError(f"the vocabulary lacks {describe(self.unknown(text))}")
         return ids.astype(np.int64)
 
     def decode(self, ids: NDArray[np.integer]) -> str:
@@ -65,13 +70,17 @@ class Vocab:
         return from_code_points(self._codes[ids])
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: code points, since JSON strings of lone surrogates are not portable."""
+        """For JSON."""
         return {"code_points": [int(code) for code in self._codes]}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """The vocabulary that ``to_dict`` wrote. Raises UserError for anything else."""
         codes = values.get("code_points") if isinstance(values, dict) else None
-        if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < CODE_POINTS for code in codes):
-            raise UserError('a vocabulary is {"code_points": [numbers from 0 to 1114111]}')
+        if not isinstance(codes, list) or not all(type(code) is int and _is_character(code) for code in codes):
+            raise UserError('not a vocabulary, which is {"code_points": [numbers of Unicode characters]}')
         return cls(from_code_points(np.array(codes, np.uint32)))
+
+
+def _is_character(code: int) -> bool:
+    return 0 <= code < 0xD800 or 0xE000 <= code < CODE_POINTS  # a surrogate is no character: UTF-8 has none

@@ -12,13 +12,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
     """Causal scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        q, k, v: (B, H, T, D), one floating dtype. Scores are scaled by ``D ** -0.5``.
+        q: (B, H, T, D), or (B, H, 1, D) for the last position alone, which sees every key.
+        k, v: (B, H, T, D), in q's dtype. Scores are scaled by ``D ** -0.5``.
         dropout_p: probability of dropping an attention weight; survivors are scaled by ``1 / (1 - dropout_p)``.
 
     Returns:
-        (B, H, T, D) in the dtype of ``q``.
+        The shape and dtype of ``q``.
     """
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=q.shape[2] > 1)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from charformer.display import printable
 from charformer.errors import UserError
 
 
@@ -28,7 +29,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.Namespace], int]) -> int:
-    """Parse and run; a UserError is one line on stderr and exit code 2, an interrupt 130, a closed pipe 141."""
+    """Parse and run; the exit code is the action's, or 2 for a UserError or what the system refuses, 130 for an
+    interrupt, 141 for a closed pipe and 1 for a fault of ours. Each of them is at most one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -37,14 +39,33 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
         code = action(args)
         sys.stdout.flush()
         return code
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        return 130
+        return _end(parser, "interrupted", 130)
     except BrokenPipeError:
         # What is still buffered would raise once more when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if args.debug:
+            raise
+        if isinstance(error, UserError):
+            return _end(parser, str(error), 2)
+        if _out_of_memory(error):
+            advice = "try a smaller --batch-size or --block-size, or fewer --num-samples"
+            return _end(parser, f"out of memory; {advice}", 2)
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            return _end(parser, f"{where}{error.strerror or error}", 2)
+        return _end(parser, f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _end(parser: Parser, message: str, code: int) -> int:
+    print(f"{parser.prog}: {printable(message.replace(chr(10), ' '))}", file=sys.stderr)
+    return code
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or PyTorch ran out of it; PyTorch says so in a plain RuntimeError on the CPU."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )

@@ -11,8 +11,10 @@ import numpy as np
 
 from charformer import sampling
 from charformer.commands.common import Parser, execute
+from charformer.display import printable
 from charformer.errors import UserError
 from charformer.rundir import RunDir
+from charformer.vocab import describe
 
 DEFAULT_RUNS = ("runs/finetune", "runs/pretrain")
 BETWEEN_SAMPLES = "\n---\n"
@@ -88,7 +90,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model, vocab = load_model(run)
-    ids = sampling.encode_prompt(vocab, prompt, args.on_unknown == "skip")
+    if unknown := vocab.unknown(prompt):
+        if args.on_unknown == "error":
+            raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip")
+        print(f"skipping {describe(unknown)}", file=sys.stderr)
+        prompt = "".join(character for character in prompt if character in vocab)
+    ids = sampling.encode_prompt(vocab, prompt)
     engine = TorchEngine(model, choose_device(args.device), getattr(torch, args.dtype))
     if args.seed is None:
         print(f"seed {seed}", file=sys.stderr)
@@ -98,7 +105,8 @@ def _run(args: argparse.Namespace) -> int:
     if not args.json:
         _write(opening)
     for step in sampling.generate(engine, ids, args.num_samples, config):
-        made.append(step)
+        if args.json or args.num_samples > 1:  # a single text may be longer than memory
+            made.append(step)
         if not args.json:
             _write(vocab.decode(step[:1]))
     texts = [vocab.decode(row) for row in _rows(made, args.num_samples)]
@@ -116,7 +124,7 @@ def _choose_run(given: str | None) -> RunDir:
     if given is not None:
         return RunDir(given)
     for path in DEFAULT_RUNS:
-        if RunDir(path).exists:
+        if RunDir(path).weights.is_file():
             return RunDir(path)
     raise UserError(
         "there is no run in runs/finetune or runs/pretrain; `charformer-train` makes one, --run names another"
@@ -137,7 +145,7 @@ def _rows(made: list[sampling.Ids], samples: int) -> Iterator[sampling.Ids]:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -2,25 +2,21 @@
 
 import argparse
 import json
-import platform
+import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from rich.console import Console
 
 from charformer import corpus as corpora
 from charformer import sampling
 from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS, ModelConfig, TrainConfig
-from charformer.display import TrainingDisplay, reading
+from charformer.display import PlainConsole, TrainingDisplay, printable, progress_bar
 from charformer.errors import UserError
-from charformer.rundir import RunDir, write_text
+from charformer.rundir import RunDir
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the arguments do without it
     from charformer.stages import Start
@@ -28,8 +24,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the a
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
 DEFAULT_PRESET = "nano"
-MODEL_FIELDS = [item for item in fields(ModelConfig) if item.name != "vocab_size"]
-SAMPLE_CHARACTERS = 500
+MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
+TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
 
 EXAMPLES = """\
 presets:
@@ -100,11 +96,13 @@ def _parser() -> Parser:
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
     parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
     for title, items in (
-        ("model (default: the preset's)", MODEL_FIELDS),
+        ("model (default: the preset's)", fields(ModelConfig)),
         ("training (default: the preset's)", fields(TrainConfig)),
     ):
         group = parser.add_argument_group(title)
         for item in items:
+            if item.name == "vocab_size":  # the text's own
+                continue
             flag = "--steps" if item.name == "max_steps" else "--" + item.name.replace("_", "-")
             kind = float if item.type is float else int
             group.add_argument(
@@ -117,51 +115,79 @@ def _run(args: argparse.Namespace) -> int:
     stage = args.stage or "pretrain"
     run = RunDir(args.out or f"runs/{stage}")
     _check(args, stage, run)
-    console, notices = Console(), Console(stderr=True)
+    console, notices = PlainConsole(), PlainConsole(stderr=True)
     trainer, start = _prepare(args, stage, run, console, notices)
-    counters, config = trainer.counters, trainer.config
 
     from charformer.device import memory_bytes
     from charformer.freeze import count_parameters
+    from charformer.outcome import conclude, draw
 
+    counters, corpus, record = trainer.counters, trainer.corpus, start.record
     trainable, frozen = count_parameters(start.model)
-    record, dtype = start.record, str(trainer.dtype).removeprefix("torch.")
     console.print(
-        f"{record['stage']} on {trainer.corpus.name} ({len(trainer.corpus.ids):,} characters, "
-        f"{len(trainer.corpus.alphabet)} distinct), preset {record['preset']}, into {run.path}\n"
-        f"{trainable:,} parameters train, {frozen:,} are frozen ({record['freeze']}); {trainer.device.type}, {dtype}",
-        soft_wrap=True,
-        highlight=False,
+        f"{record['stage']} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
+        f"preset {record['preset']}, into {run.path}\n"
+        f"{trainable:,} parameters train, {frozen:,} are frozen ({record['freeze']}); "
+        f"{trainer.device.type}, {trainer.dtype}".replace("torch.", "")
     )
-    if len(trainer.corpus.alphabet) == 1:
-        notices.print("warning: the text has one distinct character; there is nothing to learn", highlight=False)
+    if len(corpus.alphabet) == 1:
+        notices.print("warning: the text has one distinct character; there is nothing to learn")
 
-    with (
-        _stop_signals() as stop,
-        TrainingDisplay(
-            console,
-            title=f"{start.record['stage']} · {trainer.corpus.name} · {run.path}",
-            first_step=counters.step,
-            max_steps=config.max_steps,
-            characters_per_step=config.batch_size * start.model.config.block_size,
-            memory=lambda: memory_bytes(trainer.device),
-            history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
-        ) as display,
-    ):
-        for progress in trainer.steps(stopped=lambda: bool(stop)):
+    display = TrainingDisplay(
+        console,
+        title=f"{record['stage']} · {corpus.name} · {run.path}",
+        first_step=counters.step,
+        max_steps=trainer.config.max_steps,
+        characters_per_step=trainer.config.batch_size * start.model.config.block_size,
+        memory=lambda: memory_bytes(trainer.device),
+        history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
+    )
+    with _stop_signals(notices) as stop, closing(trainer.steps(lambda: bool(stop))) as steps, display:
+        for progress in steps:
             display.update(progress)
-    if stop and counters.step < config.max_steps:
-        again = f"charformer-train --stage {start.record['stage']} --resume --out {run.path}"
-        notices.print(
-            f"stopped and saved after step {counters.step:,}; to go on: {again}", soft_wrap=True, highlight=False
-        )
+    if stop and counters.step < trainer.config.max_steps:
+        again = shlex.join(["charformer-train", "--stage", record["stage"], "--resume", "--out", str(run.path)])
+        notices.print(f"saved after step {counters.step:,}; to go on: {again}")
         return 128 + stop[0]
-    summary = _finish(trainer, start, run, args.prompt, console)
-    summary["peak_memory_bytes"] = memory_bytes(trainer.device)
-    summary |= {"trainable": trainable, "frozen": frozen, "out": str(run.path), "corpus": trainer.corpus.summary()}
+
+    with progress_bar(console) as on_progress:
+        outcome = conclude(trainer, start, lambda done, total: on_progress("scoring the validation split", done, total))
+    console.rule("sample")
+    console.print(printable(outcome.sample.strip("\n")))
+    console.rule()
+    try:
+        draw(trainer, start)
+    except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary
+        notices.print(f"warning: no {run.plot}: {error}")
+    summary = {
+        "val_loss": outcome.val_loss,
+        **{key: vars(counters)[key] for key in ("best_step", "characters", "train_seconds", "eval_seconds")},
+        "steps": counters.step,
+        "trainable": trainable,
+        "frozen": frozen,
+        "peak_memory_bytes": memory_bytes(trainer.device),
+        "out": str(run.path),
+        "corpus": corpus.summary(),
+    }
+    _summarise(summary, record["stage"], run, console)
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _summarise(summary: dict[str, Any], stage: str, run: RunDir, console: PlainConsole) -> None:
+    seconds = f"{summary['train_seconds']:.1f} s for {summary['characters']:,} characters"
+    lines = {
+        "validation loss": f"{summary['val_loss']:.4f} nats a character, whole split, best weights "
+        f"(step {summary['best_step']:,})",
+        "fine-tuning" if stage == "finetune" else "training": f"{seconds}, and {summary['eval_seconds']:.1f} s of "
+        "evaluation on the way",
+        "curves": str(run.plot),
+        "run": str(run.path),
+        "next": shlex.join(["charformer-sample", "--run", str(run.path)]),
+    }
+    for name, value in lines.items():
+        console.print(f"{name:>16}  {value}")
 
 
 def _given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
@@ -170,17 +196,16 @@ def _given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def _check(args: argparse.Namespace, stage: str, run: RunDir) -> None:
     """Refuse what cannot work, before anything takes time."""
-    model_flags = ["--" + name.replace("_", "-") for name in _given(args, [item.name for item in MODEL_FIELDS])]
+    model_flags = ["--" + name.replace("_", "-") for name in _given(args, MODEL_FIELDS)]
     if args.resume:
-        fixed = model_flags + [
-            "--" + name.replace("_", "-")
-            for name in _given(args, ["preset", "init_from", "freeze", "seed", "batch_size"])
-        ]
-        if fixed:
+        given = _given(args, ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"])
+        if fixed := model_flags + ["--" + name.replace("_", "-") for name in given]:
             raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
         if args.overwrite:
             raise UserError("--resume continues a run, --overwrite replaces it; choose one")
-        run.read_config()
+        began_as = run.read_config().get("stage")
+        if args.stage not in (None, began_as):
+            raise UserError(f"the run in {run.path} is of stage {began_as}; leave out --stage {args.stage}")
         return
     if stage == "finetune":
         if model_flags:
@@ -191,7 +216,7 @@ def _check(args: argparse.Namespace, stage: str, run: RunDir) -> None:
                 f"there is no run in {source.path} to fine-tune; "
                 "`charformer-train` makes runs/pretrain, --init-from names another"
             )
-        if source.path.resolve() == run.path.resolve():
+        if run.path.exists() and source.path.samefile(run.path):
             raise UserError("--out and --init-from are the same folder; a fine-tune needs one of its own")
     elif args.freeze or args.init_from:
         flag = "--freeze" if args.freeze else "--init-from"
@@ -200,122 +225,65 @@ def _check(args: argparse.Namespace, stage: str, run: RunDir) -> None:
 
 
 def _prepare(
-    args: argparse.Namespace, stage: str, run: RunDir, console: Console, notices: Console
+    args: argparse.Namespace, stage: str, run: RunDir, console: PlainConsole, notices: PlainConsole
 ) -> "tuple[Trainer, Start]":
     """Load the text, build or load the model, and open the run's folder."""
     from charformer import device as machine
     from charformer import stages
-    from charformer.trainer import Trainer
 
-    source = RunDir(args.init_from or "runs/pretrain")
-    data = args.data
-    if args.resume and data is None:
-        began_on = stages.recorded(run, "corpus")
-        data = str(began_on["source"] if Path(str(began_on.get("source"))).is_absolute() else began_on.get("name"))
-    with reading(console) as on_progress:
-        if data is not None:
-            corpus = corpora.load(data, on_progress)
+    changes = _given(args, TRAIN_FIELDS)
+    if args.resume:
+        began_on = stages.recorded(run, "machine")
+        device = machine.choose_device(str(began_on.get("device")) if args.device == "auto" else args.device)
+        dtype = machine.choose_dtype(str(began_on.get("dtype")) if args.dtype == "auto" else args.dtype, device)
+        data = args.data or _recorded_data(stages.recorded(run, "corpus"))
+        start = stages.resume(run, changes, _load(data, stage, console, notices))
+    else:
+        device = machine.choose_device(args.device)
+        dtype = machine.choose_dtype(args.dtype, device)
+        source = RunDir(args.init_from or "runs/pretrain")
+        preset = args.preset or (stages.preset_of(source) if stage == "finetune" else DEFAULT_PRESET)
+        shape = replace(PRESETS[preset].model, **_given(args, MODEL_FIELDS))
+        course = replace(getattr(PRESETS[preset], stage), **changes)
+        corpus = _load(args.data, stage, console, notices)
+        if stage == "finetune":
+            start = stages.finetune(source, course, preset, args.freeze or "none", corpus)
         else:
-            notice = lambda text: notices.print(f"note: {text}", soft_wrap=True, highlight=False)  # noqa: E731
-            corpus = corpora.load_or_stand_in(DEFAULT_DATA[stage], on_progress, notice)
-
-    changes = _given(args, [item.name for item in fields(TrainConfig)])
-    if args.resume:
-        start = stages.resume(run, changes, corpus)
-    elif stage == "finetune":
-        preset = args.preset or stages.preset_of(source)
-        start = stages.finetune(
-            source, replace(PRESETS[preset].finetune, **changes), preset, args.freeze or "none", corpus
-        )
-    else:
-        preset = args.preset or DEFAULT_PRESET
-        shape = replace(PRESETS[preset].model, **_given(args, [item.name for item in MODEL_FIELDS]))
-        start = stages.pretrain(shape, replace(PRESETS[preset].pretrain, **changes), preset, corpus)
-
-    sampling.encode_prompt(start.vocab, args.prompt or "", skip_unknown=False)  # a bad one is no end to a long training
-    device = machine.choose_device(args.device)
-    dtype = machine.choose_dtype(args.dtype, device)
+            start = stages.pretrain(shape, course, preset, corpus)
+    if args.prompt is not None:
+        sampling.encode_prompt(start.vocab, args.prompt)  # now, not at the end of a long training
+        start.record["prompt"] = args.prompt
     machine.keep_freed_memory()
-    trainer = Trainer(start.model.to(device), start.vocab, corpus, start.config, run, device, dtype)
-    if args.resume:
-        trainer.resume()
-    else:
-        run.start()
-        run.write_vocab(start.vocab)
-    run.write_config(
-        start.record
-        | {
-            "model": start.model.config.to_dict(),
-            "training": start.config.to_dict(),
-            "corpus": corpus.summary(),
-            "machine": machine.describe(device, dtype),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("charformer", "torch", "numpy")},
-        }
-    )
-    return trainer, start
+    open_run = stages.reopen_run if args.resume else stages.open_run
+    return open_run(start, run, device, dtype), start
 
 
-def _finish(trainer: "Trainer", start: "Start", run: RunDir, prompt: str | None, console: Console) -> dict[str, Any]:
-    """Score the best weights, draw the curves, sample; print it all and return the summary."""
-    from charformer.plots import plot_losses
-    from charformer.torch_engine import TorchEngine
+def _load(data: str | None, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
+    with progress_bar(console) as on_progress:
+        if data is not None:
+            return corpora.load(data, on_progress)
+        return corpora.load_or_stand_in(DEFAULT_DATA[stage], on_progress, lambda text: notices.print(f"note: {text}"))
 
-    counters = trainer.counters
-    val_loss = trainer.whole_validation_loss()
-    stages = [(f"{start.record['stage']} on {trainer.corpus.name}", trainer.history)]
-    source = RunDir(start.record["init_from"]) if start.record["init_from"] else None
-    if source and source.exists and (rows := source.read_metrics()):
-        stages.insert(0, (f"pretrain on {source.read_config()['corpus']['name']}", rows))
-    plot_losses(run, stages)
 
-    ids = sampling.encode_prompt(start.vocab, prompt or "", skip_unknown=False)
-    config = sampling.SamplingConfig(max_new_tokens=SAMPLE_CHARACTERS, seed=trainer.config.seed)
-    engine = TorchEngine(start.model, trainer.device)
-    made = sampling.generate(engine, ids, 1, config)
-    text = start.vocab.decode(np.concatenate([ids, *made]))
-    write_text(run.sample, text)
-
-    console.rule("sample")
-    console.print(text.strip("\n"), markup=False, highlight=False, soft_wrap=True)
-    console.rule()
-    doing = "fine-tuning" if start.record["stage"] == "finetune" else "training"
-    for name, value in (
-        (
-            "validation loss",
-            f"{val_loss:.4f} nats a character, whole split, best weights (step {counters.best_step:,})",
-        ),
-        (
-            doing,
-            f"{counters.train_seconds:.1f} s for {counters.characters:,} characters, and "
-            f"{counters.eval_seconds:.1f} s of evaluation",
-        ),
-        ("curves", str(run.plot)),
-        ("run", str(run.path)),
-        ("next", f"charformer-sample --run {run.path}"),
-    ):
-        console.print(f"{name:>16}  {value}", highlight=False, soft_wrap=True)
-    return {
-        "val_loss": val_loss,
-        "best_step": counters.best_step,
-        "steps": counters.step,
-        "characters": counters.characters,
-        "train_seconds": counters.train_seconds,
-        "eval_seconds": counters.eval_seconds,
-    }
+def _recorded_data(recorded: dict[str, Any]) -> str:
+    """What --data loads the text of a run again: a file by its path, anything else by its name."""
+    source = str(recorded.get("source"))
+    return source if Path(source).is_absolute() else str(recorded.get("name"))
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that gains the number of the first SIGINT or SIGTERM; a second one takes its usual course."""
+def _stop_signals(notices: PlainConsole) -> Iterator[list[int]]:
+    """A list that gains the number of the first SIGINT, SIGTERM or SIGHUP; a second one takes its usual course."""
     received: list[int] = []
 
     def take(number: int, _frame: object) -> None:
         received.append(number)
+        notices.print("stopping after this step; once more leaves at once")
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, take) for number in numbers}
     try:
         yield received
     finally:

@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_weights_survive_bit_for_bit(run: RunDir) -> None:
     model = GPT(CONFIG)
-    checkpoint.save_weights(run, model)
+    checkpoint.save_weights(run, model, 2, 1.5)
     again, vocab = checkpoint.load_model(run)
     assert vocab.characters == "abcde"
     assert again.config == CONFIG
@@ -64,7 +64,7 @@ def test_a_training_continues_as_if_it_had_never_stopped(run: RunDir) -> None:
 def test_what_does_not_fit_is_refused(run: RunDir) -> None:
     with pytest.raises(UserError, match="saved no weights"):
         checkpoint.load_model(run)
-    checkpoint.save_weights(run, GPT(CONFIG))
+    checkpoint.save_weights(run, GPT(CONFIG), 0, 4.0)
     run.write_vocab(Vocab("abc"))
     with pytest.raises(UserError, match="3 characters"):
         checkpoint.load_model(run)
@@ -82,7 +82,7 @@ def test_a_state_without_its_parts_is_refused(run: RunDir) -> None:
     optimizer, batches = build_optimizer(model, TrainConfig()), np.random.default_rng(0)
     with pytest.raises(UserError, match="nothing to resume"):
         checkpoint.load_state(run, model, optimizer, batches)
-    checkpoint.save_weights(run, model)
+    checkpoint.save_weights(run, model, 2, 1.5)
     shutil.copy(run.weights, run.state)
     with pytest.raises(UserError):
         checkpoint.load_state(run, model, optimizer, batches)

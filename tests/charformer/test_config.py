@@ -52,8 +52,7 @@ def test_a_stranger_s_config_is_checked(broken: dict[str, object], named: str) -
         ModelConfig.from_dict(ModelConfig(vocab_size=10).to_dict() | broken)
 
 
-def test_a_missing_field_is_named() -> None:
-    values = ModelConfig(vocab_size=10).to_dict()
-    del values["n_head"]
-    with pytest.raises(UserError, match="no field 'n_head'"):
-        ModelConfig.from_dict(values)
+def test_a_missing_field_takes_its_default() -> None:
+    values = ModelConfig(vocab_size=10, n_layer=2).to_dict()
+    del values["dropout"]
+    assert ModelConfig.from_dict(values) == ModelConfig(vocab_size=10, n_layer=2, dropout=0.2)

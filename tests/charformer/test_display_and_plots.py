@@ -6,7 +6,7 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from charformer.display import TrainingDisplay, loss_curve, reading
+from charformer.display import TrainingDisplay, loss_curve, printable, progress_bar
 from charformer.plots import plot_losses
 from charformer.rundir import RunDir
 
@@ -28,7 +28,7 @@ class Step:
 
 def show(console: Console, steps: list[Step]) -> str:
     history = [(0, 4.0, 4.1)]
-    with TrainingDisplay(console, "a title", 0, 100, 64, lambda: 3 * 2**20, history) as display:
+    with TrainingDisplay(console, "a [bold]title[/x]", 0, 100, 64, lambda: 3 * 2**20, history) as display:
         for step in steps:
             display.update(step)
     assert isinstance(console.file, io.StringIO)
@@ -55,9 +55,9 @@ def test_lines_where_nobody_watches() -> None:
 def test_a_panel_on_a_terminal(width: int) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=width, _environ={})
     shown = show(console, STEPS)
-    assert "a title" in shown
+    assert "a [bold]title[/x]"[: width - 10] in shown
     assert "1.2000" in shown
-    assert "100 %" in shown
+    assert "100 of 100" in shown
 
 
 def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
@@ -73,9 +73,13 @@ def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
     assert loss_curve([(0, 4.0, 4.0), (100, 4.0, 4.0)], 100).plain  # a flat curve divides by nothing
 
 
-def test_reading_shows_nothing_where_nobody_watches() -> None:
+def test_no_text_steers_the_terminal() -> None:
+    assert printable("a\x1b]0;x\x07\r\x9b1m\x7fé😀\n\t") == r"a\x1b]0;x\x07\x0d\x9b1m\x7fé😀" + "\n\t"
+
+
+def test_a_bar_shows_nothing_where_nobody_watches() -> None:
     console = Console(file=io.StringIO())
-    with reading(console) as on_progress:
+    with progress_bar(console) as on_progress:
         on_progress("encoding", 1, 2)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().strip() == ""

@@ -122,13 +122,11 @@ def test_no_logits_are_computed_in_vain(length: int) -> None:
 
 def test_prompts() -> None:
     vocab = Vocab("b\na")
-    assert sampling.encode_prompt(vocab, "ab", skip_unknown=False).tolist() == [2, 0]
-    assert sampling.encode_prompt(vocab, "", skip_unknown=False).tolist() == [1]
-    assert sampling.encode_prompt(vocab, "xaé", skip_unknown=True).tolist() == [2]
-    assert sampling.encode_prompt(vocab, "é", skip_unknown=True).tolist() == [1]
-    assert sampling.encode_prompt(Vocab("xy"), "", skip_unknown=False).tolist() == [0]
+    assert sampling.encode_prompt(vocab, "ab").tolist() == [2, 0]
+    assert sampling.encode_prompt(vocab, "").tolist() == [1]
+    assert sampling.encode_prompt(Vocab("xy"), "").tolist() == [0]
     with pytest.raises(UserError, match=r"U\+00E9"):
-        sampling.encode_prompt(vocab, "é", skip_unknown=False)
+        sampling.encode_prompt(vocab, "é")
 
 
 @pytest.mark.parametrize(

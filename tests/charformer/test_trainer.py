@@ -21,19 +21,13 @@ CPU = torch.device("cpu")
 def pretrain(data: Path, folder: Path, config: TrainConfig = COURSE, dtype: torch.dtype = torch.float32) -> Trainer:
     text = corpus.load(str(data))
     start = stages.pretrain(MODEL, config, "nano", text)
-    run = RunDir(folder)
-    run.start()
-    run.write_vocab(start.vocab)
-    run.write_config({"model": start.model.config.to_dict()})
-    return Trainer(start.model, start.vocab, text, config, run, CPU, dtype)
+    return stages.open_run(start, RunDir(folder), CPU, dtype)
 
 
 def finetune(source: Path, data: Path, folder: Path, freeze: str) -> Trainer:
     text = corpus.load(str(data))
     start = stages.finetune(RunDir(source), COURSE, "nano", freeze, text)
-    run = RunDir(folder)
-    run.start()
-    return Trainer(start.model, start.vocab, text, COURSE, run, CPU, torch.float32)
+    return stages.open_run(start, RunDir(folder), CPU, torch.float32)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -53,7 +47,7 @@ def run_all(trainer: Trainer) -> list[Progress]:
 def test_a_run_learns_and_records_it(text_file: Path, tmp_path: Path) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
     steps = run_all(trainer)
-    assert [step.step for step in steps] == list(range(1, 13))
+    assert [step.step for step in steps] == list(range(13))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows] == [0, 4, 8, 12]
     assert [row["characters"] for row in rows] == [0, 640, 1280, 1920]
@@ -88,16 +82,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(stop_after: int, text_fi
         pass
     assert half.counters.step == stop_after
     torch.manual_seed(99)  # a new process would be in another random state
-    again = Trainer(
-        stages.pretrain(MODEL, COURSE, "nano", whole.corpus).model,
-        load_model(RunDir(tmp_path / "half"))[1],
-        whole.corpus,
-        COURSE,
-        RunDir(tmp_path / "half"),
-        CPU,
-        torch.float32,
-    )
-    again.resume()
+    run = RunDir(tmp_path / "half")
+    again = stages.reopen_run(stages.resume(run, {}, whole.corpus), run, CPU, torch.float32)
+    assert again.counters.step == stop_after
     run_all(again)
     assert_same(weights(whole), weights(again))
     timed = ("seconds", "chars_per_second")
@@ -151,7 +138,7 @@ def test_the_whole_validation_loss_is_the_mean_over_every_character(text_file: P
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(text_file: Path, tmp_path: Path) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
     steps = trainer.steps()
-    assert [next(steps).step for _ in range(6)][-1] == 6
+    assert [next(steps).step for _ in range(7)][-1] == 6
     trainer.model.head.bias.data[0] = float("nan")
     with pytest.raises(UserError, match=r"nan at step 8; try a lower --learning-rate"):
         list(steps)
@@ -169,7 +156,7 @@ def test_batches_reach_every_part_of_the_training_split_and_nothing_else(
     trainer = Trainer(start.model, start.vocab, short, config, RunDir(tmp_path), CPU, torch.float32)
     drawn = []
     loss = trainer._loss
-    monkeypatch.setattr(trainer, "_loss", lambda ids, starts, length: drawn.append(starts) or loss(ids, starts, length))
+    monkeypatch.setattr(trainer, "_loss", lambda ids, starts, *rest: drawn.append(starts) or loss(ids, starts, *rest))
     run_all(trainer)
     starts = next(each for each in drawn if len(each) == 4000)
     assert len(short.train) == 207

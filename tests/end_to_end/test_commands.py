@@ -112,7 +112,8 @@ def test_a_signal_saves_and_resume_goes_on(number: signal.Signals, code: int, te
         process.stdout.read()
         said = process.stderr.read()
     assert process.returncode == code
-    assert said.count("\n") == 1
+    assert said.startswith("stopping after this step; once more leaves at once\n")
+    assert said.count("\n") == 2
     assert "charformer-train --stage pretrain --resume --out" in said
     stopped_at = int(said.partition("after step ")[2].partition(";")[0].replace(",", ""))
     assert stopped_at >= 50
@@ -166,12 +167,32 @@ def test_sampling_json_and_several_samples(trained_run: Path) -> None:
         (["--max-new-tokens", "0", "--prompt", "The "], "The "),
         (["--max-new-tokens", "0"], "\n"),
         (["--max-new-tokens", "0", "--prompt", ""], "\n"),
-        (["--max-new-tokens", "0", "--prompt", "T💥he", "--on-unknown", "skip"], "The"),
     ],
 )
 def test_no_characters_print_the_prompt(flags: list[str], expected: str, trained_run: Path) -> None:
     shown = sample(trained_run, *flags)
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, expected, "")
+
+
+def test_unknown_characters_can_be_skipped(trained_run: Path) -> None:
+    shown = sample(trained_run, "--max-new-tokens", "0", "--prompt", "T💥he", "--on-unknown", "skip")
+    assert (shown.returncode, shown.stdout) == (0, "The")
+    assert "U+1F4A5" in shown.stderr
+
+
+def test_a_closed_pipe_saves_the_training(text_file: Path, tmp_path: Path) -> None:
+    command = [BIN / "charformer-train", "--data", text_file, *TINY, "--steps", "100000", "--eval-interval", "10"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith(b"step 30/"):
+            pass
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+    resumed = run("charformer-train", "--resume", "--steps", "10", cwd=tmp_path)
+    assert resumed.returncode == 2
+    assert "already; --steps must be at least that" in resumed.stderr
 
 
 def test_a_closed_pipe_ends_sampling_quietly(trained_run: Path) -> None:
