@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Protocol, Self, SupportsFloat
+from typing import Any, Protocol, Self, SupportsFloat
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-CURVE_WIDTH, CURVE_HEIGHT = 56, 8
+PANEL_WIDTH = 100
+FIGURES_WIDTH = 46  # of the panel, borders and the curve's labels included
+CURVE_HEIGHT = 8
 PLAIN_SECONDS = 10.0
 REFRESH_SECONDS = 0.25
 
@@ -23,8 +25,8 @@ REFRESH_SECONDS = 0.25
 class PlainConsole(Console):
     """A console that prints what it is given: names and texts with [brackets] or :colons: are no markup to it."""
 
-    def __init__(self, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
     def on_broken_pipe(self) -> None:
         """Let the command end as it ends for any closed pipe, its work saved; rich would leave at once."""
@@ -162,10 +164,13 @@ class TrainingDisplay:
         for name, value, style in rows:
             figures.add_row(Text(name, style), Text(value))
         body = Table.grid(padding=(0, 3))
-        unicode = self._console.encoding.lower().startswith("utf")
-        body.add_row(figures, loss_curve(self._evaluations, self._max_steps) if unicode else "")
+        room = min(self._console.width, PANEL_WIDTH) - FIGURES_WIDTH
+        if room >= 20 and self._console.encoding.lower().startswith("utf"):
+            body.add_row(figures, loss_curve(self._evaluations, self._max_steps, room))
+        else:
+            body.add_row(figures)
         bar = ProgressBar(total=self._max_steps, completed=step.step)
-        return Panel(Group(body, bar), title=Text(self._title), width=min(self._console.width, 100))
+        return Panel(Group(body, bar), title=Text(self._title), width=min(self._console.width, PANEL_WIDTH))
 
 
 class _Clock:
@@ -196,14 +201,14 @@ def _minutes(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int) -> Text:
-    """Both losses against the step, drawn in braille dots: cyan for training, yellow for validation."""
+def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int, width: int) -> Text:
+    """Both losses against the step, ``width`` cells of braille dots: cyan for training, yellow for validation."""
     text = Text()
     if len(evaluations) < 2:
         return text
     losses = [loss for row in evaluations for loss in row[1:]]
     low, high = min(losses), max(losses)
-    dots_x, dots_y = 2 * CURVE_WIDTH - 1, 4 * CURVE_HEIGHT - 1
+    dots_x, dots_y = 2 * width - 1, 4 * CURVE_HEIGHT - 1
     cells: dict[tuple[int, int], tuple[int, str]] = {}
     for series, color in ((1, "cyan"), (2, "yellow")):
         for before, after in pairwise(evaluations):
@@ -217,7 +222,7 @@ def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int) -> T
     for row in range(CURVE_HEIGHT):
         label = {0: f"{high:.2f}", CURVE_HEIGHT - 1: f"{low:.2f}"}.get(row, "")
         text.append(f"{label:>5} ", style="dim")
-        for column in range(CURVE_WIDTH):
+        for column in range(width):
             bits, color = cells.get((row, column), (0, ""))
             text.append(chr(0x2800 + bits), style=color)
         text.append("\n")

@@ -21,6 +21,11 @@ def freeze(model: GPT, what: str) -> None:
         parameter.requires_grad_(not frozen)
 
 
+def train_mode(model: GPT) -> None:
+    """Turn dropout on, unless every block is frozen: what does not learn is read as it will be when sampling."""
+    model.train(any(parameter.requires_grad for parameter in model.blocks.parameters()))
+
+
 def count_parameters(model: GPT) -> tuple[int, int]:
     """How many parameters train, and how many are frozen."""
     counts = {True: 0, False: 0}

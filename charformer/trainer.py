@@ -15,6 +15,7 @@ from charformer.checkpoint import Counters
 from charformer.config import TrainConfig
 from charformer.corpus import Corpus
 from charformer.errors import UserError
+from charformer.freeze import train_mode
 from charformer.model import GPT
 from charformer.optim import build_optimizer, learning_rate
 from charformer.rundir import RunDir
@@ -100,7 +101,7 @@ class Trainer:
             first = self._evaluate(rate=0.0, speed=None)
             self.save()
             yield Progress(0, first.train_loss, 0.0, first)
-        self.model.train()
+        train_mode(self.model)
         loss = torch.zeros(())
         since, steps_since = time.perf_counter(), 0
         while self.counters.step < self.config.max_steps and not stopped():

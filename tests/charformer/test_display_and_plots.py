@@ -6,7 +6,7 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from charformer.display import TrainingDisplay, loss_curve, printable, progress_bar
+from charformer.display import PlainConsole, TrainingDisplay, loss_curve, printable, progress_bar
 from charformer.plots import plot_losses
 from charformer.rundir import RunDir
 
@@ -44,7 +44,7 @@ STEPS = [
 
 
 def test_lines_where_nobody_watches() -> None:
-    lines = show(Console(file=io.StringIO(), width=60), STEPS).splitlines()
+    lines = show(PlainConsole(file=io.StringIO(), width=60), STEPS).splitlines()
     assert len(lines) == 3  # the first step and both evaluations
     assert "step 3/100 | train loss 3.5000 | val loss 3.6000 | learning rate 1.00e-03" in lines[1]
     assert "memory 3 MiB" in lines[2]
@@ -53,7 +53,7 @@ def test_lines_where_nobody_watches() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_panel_on_a_terminal(width: int) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, _environ={})
+    console = PlainConsole(file=io.StringIO(), force_terminal=True, width=width, _environ={})
     shown = show(console, STEPS)
     assert "a [bold]title[/x]"[: width - 10] in shown
     assert "1.2000" in shown
@@ -61,7 +61,7 @@ def test_a_panel_on_a_terminal(width: int) -> None:
 
 
 def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
-    rows = loss_curve([(0, 4.0, 4.0), (50, 2.0, 2.5), (100, 1.0, 1.5)], 100).plain.splitlines()
+    rows = loss_curve([(0, 4.0, 4.0), (50, 2.0, 2.5), (100, 1.0, 1.5)], 100, 30).plain.splitlines()
     assert rows[0].startswith(" 4.00 ")
     assert rows[-1].startswith(" 1.00 ")
     blank = chr(0x2800)
@@ -69,8 +69,8 @@ def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
     assert rows[0][-1] == blank
     assert rows[-1][-1] != blank
     assert rows[-1][6] == blank
-    assert loss_curve([(0, 4.0, 4.0)], 100).plain == ""
-    assert loss_curve([(0, 4.0, 4.0), (100, 4.0, 4.0)], 100).plain  # a flat curve divides by nothing
+    assert loss_curve([(0, 4.0, 4.0)], 100, 30).plain == ""
+    assert loss_curve([(0, 4.0, 4.0), (100, 4.0, 4.0)], 100, 30).plain  # a flat curve divides by nothing
 
 
 def test_no_text_steers_the_terminal() -> None:
@@ -78,7 +78,7 @@ def test_no_text_steers_the_terminal() -> None:
 
 
 def test_a_bar_shows_nothing_where_nobody_watches() -> None:
-    console = Console(file=io.StringIO())
+    console = PlainConsole(file=io.StringIO())
     with progress_bar(console) as on_progress:
         on_progress("encoding", 1, 2)
     assert isinstance(console.file, io.StringIO)

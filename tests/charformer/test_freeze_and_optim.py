@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from charformer.config import ModelConfig, TrainConfig
-from charformer.freeze import count_parameters, freeze
+from charformer.freeze import count_parameters, freeze, train_mode
 from charformer.model import GPT
 from charformer.optim import build_optimizer, learning_rate
 
@@ -35,6 +37,15 @@ def test_freezing_again_undoes_what_was_frozen_before() -> None:
     freeze(model, "trunk")
     freeze(model, "none")
     assert trainable(model) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("what", "dropout"), [("none", True), ("attention", True), ("trunk", False)])
+def test_dropout_acts_unless_every_block_is_frozen(what: str, dropout: bool) -> None:
+    model = GPT(replace(CONFIG, dropout=0.5))
+    freeze(model, what)
+    train_mode(model)
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    assert torch.equal(model(ids), model(ids)) != dropout
 
 
 def test_with_the_trunk_frozen_no_backward_runs_through_it() -> None:

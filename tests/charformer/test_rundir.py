@@ -95,6 +95,21 @@ def test_a_folder_is_free_only_for_a_run(tmp_path: Path) -> None:
         RunDir(strange / "thesis.txt").check_free(overwrite=True)
 
 
+def test_a_start_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.write_vocab(Vocab("ab"))
+    (tmp_path / ".last.safetensors.123.tmp").write_bytes(b"half")
+    run.check_free(overwrite=False)
+    run.start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_s_model_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    with pytest.raises(UserError, match="is no run's"):
+        RunDir(tmp_path).check_free(overwrite=True)
+
+
 def test_overwriting_removes_a_run_s_files_and_no_others(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_config({})
@@ -108,10 +123,11 @@ def test_configs_vocabularies_and_metrics_survive(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_config({"stage": "pretrain"})
     run.write_vocab(Vocab("a\né😀"))
-    run.write_metrics([{"step": 0}, {"step": 5}])
+    rows = [{"step": step, "characters": 9, "train_loss": 1.5, "val_loss": 2} for step in (0, 5)]
+    run.write_metrics(rows)
     assert run.read_config() == {"format": 1, "stage": "pretrain"}
     assert run.read_vocab().characters == "a\né😀"
-    assert run.read_metrics() == [{"step": 0}, {"step": 5}]
+    assert run.read_metrics() == rows
 
 
 def test_broken_json_is_a_clear_error(tmp_path: Path) -> None:
@@ -122,6 +138,7 @@ def test_broken_json_is_a_clear_error(tmp_path: Path) -> None:
         run.config.write_bytes(content)
         with pytest.raises(UserError):
             run.read_config()
-    run.metrics.write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="damaged"):
-        run.read_metrics()
+    for content in ("{", "[]\n", '{"step": 1}\n', '{"step": 1, "characters": "x", "train_loss": 1, "val_loss": 1}\n'):
+        run.metrics.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="damaged"):
+            run.read_metrics()
