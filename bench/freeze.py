@@ -41,6 +41,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the result goes")
     args = parser.parse_args()
 
+    try:
+        rows = _train_all(args)
+    except UserError as error:
+        parser.error(str(error))
+    _print(rows)
+    if args.json:
+        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        measure.write_result(args.json, measure.result("freeze", config, rows))
+
+
+def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     pretrain = RunDir(args.runs / "pretrain")
     model = ["--preset", args.preset]
     rows = [_train(pretrain, args.pretrain_data, args.steps, args.eval_interval, model)]
@@ -51,10 +62,7 @@ def main() -> None:
             _train(RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, args.eval_interval, flags)
         )
 
-    _print(rows)
-    if args.json:
-        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        measure.write_result(args.json, measure.result("freeze", config, rows))
+    return rows
 
 
 def _train(run: RunDir, data: str, steps: int, eval_interval: int, flags: list[str]) -> dict[str, Any]:
@@ -62,9 +70,10 @@ def _train(run: RunDir, data: str, steps: int, eval_interval: int, flags: list[s
     began = run.state.is_file()
     command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
     if began:
-        training = run.read_config()["training"]
-        if (training["max_steps"], training["eval_interval"]) != (steps, eval_interval):
-            raise UserError(f"the run in {run.path} has other --steps or --eval-interval; choose other --runs")
+        config = run.read_config()
+        course = config["training"]["max_steps"], config["training"]["eval_interval"]
+        if course != (steps, eval_interval) or config["preset"] not in flags or config["corpus"]["name"] not in data:
+            raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
         command.append("--resume")
     else:
         command += [*flags, "--steps", str(steps), "--eval-interval", str(eval_interval), "--overwrite"]

@@ -76,7 +76,7 @@ def save_state(
         for key, value in entries.items():
             tensors[f"optimizer.{index}.{key}"] = _array(value)
     tensors["random.cpu"] = torch.get_rng_state().numpy()
-    if torch.cuda.is_available():
+    if next(model.parameters()).is_cuda:
         tensors["random.cuda"] = torch.cuda.get_rng_state().numpy()
     notes = {"counters": asdict(counters), "batches": batches.bit_generator.state}
     write_tensors(run.state, tensors, {"training": json.dumps(notes)})
@@ -98,7 +98,7 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batche
             state.setdefault(int(index), {})[key] = torch.from_numpy(array)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
-        if torch.cuda.is_available() and "random.cuda" in tensors:
+        if next(model.parameters()).is_cuda and "random.cuda" in tensors:
             torch.cuda.set_rng_state(torch.from_numpy(tensors["random.cuda"]))
         notes = json.loads(metadata["training"])
         batches.bit_generator.state = notes["batches"]

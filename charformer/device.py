@@ -14,7 +14,7 @@ from charformer.errors import UserError
 def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one. Raises UserError for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no CUDA GPU here; leave out --device cuda, or install a CUDA build of torch")
+        raise UserError("PyTorch finds no CUDA GPU here; pass --device cpu, or install a CUDA build of torch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -177,6 +177,7 @@ class _Clock:
     """Steps a second: an average that follows the last twenty steps or so, without the first, which warms up."""
 
     def __init__(self, step: int) -> None:
+        self._first = step + 1
         self._step = step
         self._time: float | None = None
         self._mean: float | None = None
@@ -184,7 +185,7 @@ class _Clock:
     def tick(self, step: int, counts: bool) -> None:
         """A step is done; it counts unless it was held up by an evaluation."""
         now = time.monotonic()
-        if self._time is not None and (counts or self._mean is None):
+        if self._time is not None and step > self._first and (counts or self._mean is None):
             seconds = (now - self._time) / (step - self._step)
             mean = self._mean if self._mean is not None else seconds
             self._mean = mean + 0.05 * (seconds - mean)

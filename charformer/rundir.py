@@ -137,7 +137,7 @@ class RunDir:
     def check_free(self, overwrite: bool) -> None:
         """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run.
 
-        What a start that was killed half way left behind counts as nothing.
+        Temporary files of a write that was killed count as nothing.
         """
         if not self.path.exists():
             return
@@ -149,7 +149,7 @@ class RunDir:
                 raise UserError(
                     f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
                 )
-        elif set(self.path.iterdir()) - {*self._files(), *self._left_over()}:
+        elif set(self.path.iterdir()) - set(self._left_over()):
             raise UserError(f"{self.path} holds files that are no run; choose another --out")
 
     def start(self) -> None:

@@ -97,7 +97,7 @@ class Trainer:
 
         Raises UserError when a loss is no longer finite; what was saved last stays as it is.
         """
-        if not self.history:
+        if self.counters.step == 0 and not self.history:
             first = self._evaluate(rate=0.0, speed=None)
             self.save()
             yield Progress(0, first.train_loss, 0.0, first)

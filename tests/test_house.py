@@ -23,6 +23,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import, which hides how far it reaches"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 

@@ -51,7 +51,7 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
         if isinstance(error, UserError):
             return _end(parser, str(error), 2)
         if _out_of_memory(error):
-            advice = "try a smaller --batch-size or --block-size, or fewer --num-samples"
+            advice = "take a smaller batch, context or model, or fewer samples at once"
             return _end(parser, f"out of memory; {advice}", 2)
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""

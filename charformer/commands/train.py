@@ -5,7 +5,7 @@ import json
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         f"{record['stage']} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
         f"preset {record['preset']}, into {run.path}\n"
         f"{trainable:,} parameters train, {frozen:,} are frozen ({record['freeze']}); "
-        f"{trainer.device.type}, {trainer.dtype}".replace("torch.", "")
+        f"{trainer.device.type}, {str(trainer.dtype).removeprefix('torch.')}"
     )
     if len(corpus.alphabet) == 1:
         notices.print("warning: the text has one distinct character; there is nothing to learn")
@@ -145,9 +145,14 @@ def _run(args: argparse.Namespace) -> int:
     with _stop_signals(notices) as stop, closing(trainer.steps(lambda: bool(stop))) as steps, display:
         for progress in steps:
             display.update(progress)
+    try:
+        draw(trainer, start)
+    except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary
+        notices.print(f"warning: no {run.plot}: {error}")
     if stop and counters.step < trainer.config.max_steps:
         again = shlex.join(["charformer-train", "--stage", record["stage"], "--resume", "--out", str(run.path)])
-        notices.print(f"saved after step {counters.step:,}; to go on: {again}")
+        with suppress(OSError):
+            notices.print(f"saved after step {counters.step:,}; to go on: {again}")
         return 128 + stop[0]
 
     with progress_bar(console) as on_progress:
@@ -155,10 +160,6 @@ def _run(args: argparse.Namespace) -> int:
     console.rule("sample")
     console.print(printable(outcome.sample.strip("\n")))
     console.rule()
-    try:
-        draw(trainer, start)
-    except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary
-        notices.print(f"warning: no {run.plot}: {error}")
     summary = {
         "val_loss": outcome.val_loss,
         **{key: vars(counters)[key] for key in ("best_step", "characters", "train_seconds", "eval_seconds")},
@@ -243,7 +244,7 @@ def _prepare(
         dtype = machine.choose_dtype(args.dtype, device)
         source = RunDir(args.init_from or "runs/pretrain")
         preset = args.preset or (stages.preset_of(source) if stage == "finetune" else DEFAULT_PRESET)
-        shape = replace(PRESETS[preset].model, **_given(args, MODEL_FIELDS))
+        shape = replace(PRESETS[preset].model, **_given(args, MODEL_FIELDS))  # a fine-tune's is its checkpoint's
         course = replace(getattr(PRESETS[preset], stage), **changes)
         corpus = _load(args.data, stage, console, notices)
         if stage == "finetune":
@@ -273,22 +274,30 @@ def _recorded_data(recorded: dict[str, Any]) -> str:
 
 @contextmanager
 def _stop_signals(notices: PlainConsole) -> Iterator[list[int]]:
-    """A list that gains the number of the first SIGINT, SIGTERM or SIGHUP; a second one takes its usual course."""
+    """A list that gains the number of the first SIGINT, SIGTERM or SIGHUP; a second one takes its usual course.
+
+    A signal that whoever started us has had ignored (nohup does that) stays ignored.
+    """
     received: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
 
     def take(number: int, _frame: object) -> None:
         received.append(number)
-        notices.print("stopping after this step; once more leaves at once")
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()
+        with suppress(OSError):  # a terminal that has gone away; what matters is the save
+            notices.print("stopping after this step; once more leaves at once")
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, take) for number in numbers}
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, take)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 if __name__ == "__main__":

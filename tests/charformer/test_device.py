@@ -18,6 +18,18 @@ def test_devices_and_dtypes_are_chosen() -> None:
     assert device.choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({}, torch.float32), ({"avx512_f": True}, torch.float32), ({"amx_bf16": True}, torch.bfloat16),
+     ({"avx512_bf16": True}, torch.bfloat16)],
+)  # fmt: skip
+def test_bfloat16_is_for_processors_that_have_it(
+    capabilities: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert device.choose_dtype("auto", CPU) == dtype
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="finds no CUDA GPU"):

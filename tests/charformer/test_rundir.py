@@ -97,11 +97,17 @@ def test_a_folder_is_free_only_for_a_run(tmp_path: Path) -> None:
 
 def test_a_start_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    run.write_vocab(Vocab("ab"))
     (tmp_path / ".last.safetensors.123.tmp").write_bytes(b"half")
     run.check_free(overwrite=False)
     run.start()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sample.txt", "model.safetensors", "vocab.json"])
+def test_a_file_that_is_only_called_like_a_run_s_is_kept(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="files that are no run"):
+        RunDir(tmp_path).check_free(overwrite=True)
 
 
 def test_another_program_s_model_is_no_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from charformer import corpus, stages
-from charformer.checkpoint import load_model
+from charformer.checkpoint import load_model, save_weights
 from charformer.config import ModelConfig, TrainConfig
 from charformer.errors import UserError
 from charformer.rundir import RunDir
@@ -92,12 +92,112 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(stop_after: int, text_fi
     assert untimed[0] == untimed[1]
 
 
+@pytest.mark.parametrize("what", ["none", "attention", "trunk"])
+def test_a_stopped_fine_tune_goes_on_as_frozen_as_it_was(
+    what: str, trained_run: Path, text_file: Path, tmp_path: Path
+) -> None:
+    whole = finetune(trained_run, text_file, tmp_path / "whole", what)
+    run_all(whole)
+    half = finetune(trained_run, text_file, tmp_path / "half", what)
+    for _ in half.steps(stopped=lambda: half.counters.step >= 6):
+        pass
+    again = stages.reopen_run(stages.resume(half.run, {}, half.corpus), half.run, CPU, torch.float32)
+    run_all(again)
+    assert_same(weights(whole), weights(again))
+
+
+def test_a_closed_run_has_saved_where_it_was(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = trainer.steps()
+    assert next(steps).step == 0
+    assert trainer.run.state.is_file()
+    assert [next(steps).step for _ in range(6)][-1] == 6
+    steps.close()
+    again = stages.reopen_run(stages.resume(trainer.run, {}, trainer.corpus), trainer.run, CPU, torch.float32)
+    assert again.counters.step == 6
+    assert_same(weights(trainer), weights(again))
+
+
+def test_what_was_written_after_the_last_save_is_dropped(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    rows = trainer.run.read_metrics()
+    trainer.run.write_metrics([*rows, rows[-1] | {"step": 16}])
+    better = trainer.counters.best_val_loss - 0.5
+    save_weights(trainer.run, trainer.model, 16, better)  # a kill came before the state could be saved
+    again = stages.reopen_run(stages.resume(trainer.run, {}, trainer.corpus), trainer.run, CPU, torch.float32)
+    assert again.run.read_metrics() == rows
+    assert (again.counters.best_step, again.counters.best_val_loss) == (16, better)
+
+
+def test_a_run_past_its_last_step_is_not_resumed(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    start = stages.resume(trainer.run, {"max_steps": 5}, trainer.corpus)
+    with pytest.raises(UserError, match="at step 12 already"):
+        stages.reopen_run(start, trainer.run, CPU, torch.float32)
+
+
+def test_the_best_weights_on_validation_are_kept(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    losses = iter([9.0, 4.0, 8.0, 2.0, 7.0, 3.0, 1.0, 3.5])  # of the training and the validation split in turn
+    monkeypatch.setattr(trainer, "_subset_loss", lambda ids: next(losses))
+    kept = {}
+    for progress in trainer.steps():
+        if progress.step == 4:
+            kept = weights(trainer)
+    assert (trainer.counters.best_step, trainer.counters.best_val_loss) == (4, 2.0)
+    assert_same(dict(load_model(trainer.run)[0].state_dict()), kept)
+    assert not torch.equal(trainer.model.head.weight, kept["head.weight"])
+    trainer.whole_validation_loss()
+    assert_same(weights(trainer), kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "most"), [({"warmup_steps": 1000}, 3e-6), ({"grad_clip": 1e-12}, 1e-6), ({"learning_rate": 1e-5}, 1e-5)]
+)
+def test_the_schedule_and_the_clip_reach_the_weights(
+    change: dict[str, float], most: float, text_file: Path, tmp_path: Path
+) -> None:
+    trainer = pretrain(text_file, tmp_path / "run", replace(COURSE, **change))
+    before = weights(trainer)
+    steps = trainer.steps()
+    assert [next(steps).step for _ in range(2)] == [0, 1]
+    moved = max((after - before[name]).abs().max().item() for name, after in weights(trainer).items())
+    assert 0 < moved <= most * 1.1
+
+
+@pytest.mark.parametrize(("what", "dropout"), [("none", True), ("attention", True), ("trunk", False)])
+def test_dropout_acts_while_blocks_train(
+    what: str, dropout: bool, trained_run: Path, text_file: Path, tmp_path: Path
+) -> None:
+    trainer = finetune(trained_run, text_file, tmp_path / "fine", what)
+    assert {progress.step: trainer.model.training for progress in trainer.steps()}[5] == dropout
+
+
+def test_bfloat16_is_another_arithmetic_and_the_score_is_float32(text_file: Path, tmp_path: Path) -> None:
+    exact, rough = (pretrain(text_file, tmp_path / str(d), COURSE, d) for d in (torch.float32, torch.bfloat16))
+    run_all(exact)
+    run_all(rough)
+    assert not torch.equal(exact.model.head.weight, rough.model.head.weight)
+    score = rough.whole_validation_loss()
+    rough.dtype = torch.float32
+    assert rough.whole_validation_loss() == score
+
+
 @pytest.mark.parametrize("what", ["attention", "trunk"])
 def test_frozen_weights_stay_bit_identical_and_the_rest_trains(what: str, trained_run: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.txt"
     new.write_text("Ça alors! Ω ≠ ω, dit-il.\n" * 80, encoding="utf-8")
     trainer = finetune(trained_run, new, tmp_path / "fine", what)
     before, old_size = weights(trainer), len(load_model(RunDir(trained_run))[1])
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    if what == "trunk":
+        assert trainable == {"head.weight", "head.bias", "ln_f.weight", "ln_f.bias"}
+    else:
+        assert trainable == {name for name in before if ".attn." not in name}
     assert len(before["head.bias"]) > old_size
     run_all(trainer)
     after = weights(trainer)

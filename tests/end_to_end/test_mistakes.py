@@ -181,6 +181,83 @@ def test_one_distinct_character_is_allowed_with_a_warning(tmp_path: Path, capsys
     assert capsys.readouterr().out == "aaaaaa"
 
 
+def test_strange_names_are_only_names(english: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = tmp_path / "a$_$b [bold]x[b].txt", tmp_path / "my run [i]"
+    text.write_text(english, encoding="utf-8")
+    flags = [
+        "--data",
+        str(text),
+        "--out",
+        str(out),
+        "--steps",
+        "2",
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "8",
+        "--block-size",
+        "8",
+    ]
+    assert train.main(flags) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert f"pretrain on {text.name} (" in shown.out
+    assert f"charformer-sample --run '{out}'" in shown.out
+    assert (out / "loss.png").stat().st_size > 1000
+
+
+def test_a_damaged_source_costs_the_picture_alone(
+    trained_run: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "fine"
+    shutil.copytree(trained_run, source)
+    (source / "metrics.jsonl").write_text("[]\n", encoding="utf-8")
+    flags = ["--stage", "finetune", "--init-from", str(source), "--data", str(text_file), "--steps", "2", "--json"]
+    assert train.main([*flags, "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"warning: no {out / 'loss.png'}: ")
+    assert json.loads(shown.out.splitlines()[-1])["steps"] == 2
+
+
+def test_out_of_memory_says_what_to_try(
+    english: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(english, encoding="utf-8")
+    line = refused(train.main, ["--data", "text.txt", "--n-embd", "1000000", "--block-size", "8"], capsys)
+    assert "take a smaller batch" in line
+
+
+def test_a_fine_tune_samples_from_the_prompt_of_the_run_that_it_comes_from(
+    english: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--data", str(text_file), "--steps", "2"]
+    model = ["--n-layer", "1", "--n-embd", "8", "--block-size", "8"]
+    assert train.main([*tiny, *model, "--prompt", "The yield"]) == 0
+    assert train.main([*tiny, "--stage", "finetune"]) == 0
+    for stage in ("pretrain", "finetune"):
+        assert Path(f"runs/{stage}/sample.txt").read_text("utf-8").startswith("The yield")
+
+
+def test_a_preset_is_the_fine_tune_s_too_and_a_run_can_be_overwritten(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(stage: str) -> dict[str, dict[str, float]]:
+        return json.loads(Path(f"runs/{stage}/config.json").read_text("utf-8"))
+
+    monkeypatch.chdir(tmp_path)
+    short = ["--data", str(text_file), "--steps", "2", "--batch-size", "4"]
+    model = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--block-size", "8"]
+    for preset, rates in (("baseline-as-coded", (3e-4, 3e-4)), ("nano", (3e-3, 1e-3))):
+        assert train.main([*short, *model, "--preset", preset, "--overwrite"]) == 0
+        assert train.main([*short, "--stage", "finetune", "--overwrite"]) == 0
+        for stage, rate in zip(("pretrain", "finetune"), rates, strict=True):
+            assert config(stage)["preset"] == preset
+            assert config(stage)["training"]["learning_rate"] == rate
+            assert config(stage)["training"]["max_steps"] == 2
+
+
 def test_debug_shows_where(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no run in"):
         sample.main(["--run", str(tmp_path), "--debug"])
