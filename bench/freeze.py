@@ -102,9 +102,9 @@ def _train(run: RunDir, data: str, steps: int, eval_interval: int, flags: list[s
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """A table: the losses of every variant, beside the published ones at the same step."""
-    table = Table("stage", "freeze", "trains", "step", "train", "val", "published", "chars/s", "s/step", title="freeze")
+    table = Table("stage", "freeze", "step", "train", "val", "published", "chars/s", "s/step", title="freeze")
     for row in rows:
-        published = PUBLISHED.get((row["stage"], row["freeze"]), {})
+        published = PUBLISHED.get((row["stage"], row["freeze"]), {}) if row["preset"].startswith("baseline") else {}
         last = row["curve"][-1]["step"]
         for point in row["curve"]:
             if point["step"] in published or point["step"] == last:
@@ -113,7 +113,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 table.add_row(
                     row["stage"],
                     row["freeze"],
-                    f"{row['summary']['trainable']:,}",
                     str(point["step"]),
                     f"{point['train_loss']:.3f}",
                     f"{point['val_loss']:.3f}",
