@@ -225,7 +225,7 @@ def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int, widt
         text.append(f"{label:>5} ", style="dim")
         for column in range(width):
             bits, color = cells.get((row, column), (0, ""))
-            text.append(chr(0x2800 + bits), style=color)
+            text.append(chr(0x2800 + bits) if bits else " ", style=color)
         text.append("\n")
     return text
 
