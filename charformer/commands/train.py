@@ -142,7 +142,8 @@ def _run(args: argparse.Namespace) -> int:
         memory=lambda: memory_bytes(trainer.device),
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
     )
-    with _stop_signals(notices) as stop, closing(trainer.steps(lambda: bool(stop))) as steps, display:
+    teller = console if console.is_interactive else notices  # above the live panel, not through it
+    with _stop_signals(teller) as stop, closing(trainer.steps(lambda: bool(stop))) as steps, display:
         for progress in steps:
             display.update(progress)
     try:
@@ -273,7 +274,7 @@ def _recorded_data(recorded: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _stop_signals(notices: PlainConsole) -> Iterator[list[int]]:
+def _stop_signals(teller: PlainConsole) -> Iterator[list[int]]:
     """A list that gains the number of the first SIGINT, SIGTERM or SIGHUP; a second one takes its usual course.
 
     A signal that whoever started us has had ignored (nohup does that) stays ignored.
@@ -286,7 +287,7 @@ def _stop_signals(notices: PlainConsole) -> Iterator[list[int]]:
         received.append(number)
         restore()
         with suppress(OSError):  # a terminal that has gone away; what matters is the save
-            notices.print("stopping after this step; once more leaves at once")
+            teller.print("stopping after this step; once more leaves at once")
 
     def restore() -> None:
         for number, handler in before.items():
