@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, SupportsFloat
 
@@ -90,8 +90,8 @@ class Trainer:
         """Write everything that ``resume`` needs."""
         checkpoint.save_state(self.run, self.model, self.optimizer, self._batches, self.counters)
 
-    def steps(self, stopped: Callable[[], bool] = lambda: False) -> Generator[Progress, None, None]:
-        """Train until ``max_steps``, until ``stopped()`` or until closed; save at each evaluation and at the end.
+    def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Train until ``max_steps`` or until ``stopped()``; save at each evaluation and at the end.
 
         The first Progress is that of step 0, the evaluation before any training.
 
@@ -121,10 +121,7 @@ class Trainer:
                 since, steps_since = time.perf_counter(), 0
                 yield Progress(self.counters.step, loss, rate, evaluation)
             else:
-                try:
-                    yield Progress(self.counters.step, loss, rate, None)
-                except GeneratorExit:
-                    break
+                yield Progress(self.counters.step, loss, rate, None)
         if steps_since:
             self._check_finite(float(loss), "the loss of a batch")
             self.counters.train_seconds += time.perf_counter() - since

@@ -5,7 +5,7 @@ import json
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the a
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
 DEFAULT_PRESET = "nano"
+CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
 MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
 TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
 
@@ -143,9 +144,12 @@ def _run(args: argparse.Namespace) -> int:
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
     )
     teller = console if console.is_interactive else notices  # above the live panel, not through it
-    with _stop_signals(teller) as stop, closing(trainer.steps(lambda: bool(stop))) as steps, display:
-        for progress in steps:
-            display.update(progress)
+    with _stop_signals(teller) as stop, display:
+        for progress in trainer.steps(lambda: bool(stop)):
+            try:
+                display.update(progress)
+            except BrokenPipeError:
+                stop.append(CLOSED_PIPE)
     try:
         draw(trainer, start)
     except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary

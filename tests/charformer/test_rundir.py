@@ -26,6 +26,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_write_never_changes_the_old_file_in_place(tmp_path: Path) -> None:
+    path, link = tmp_path / "file", tmp_path / "link"
+    write_text(path, "old")
+    link.hardlink_to(path)
+    write_text(path, "new")
+    assert (path.read_text("utf-8"), link.read_text("utf-8")) == ("new", "old")
+
+
 def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
