@@ -96,6 +96,7 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batche
         for name, array in _below(tensors, "optimizer.").items():
             index, key = name.split(".")
             state.setdefault(int(index), {})[key] = torch.from_numpy(array)
+        _check_state(state, optimizer)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
         if next(model.parameters()).is_cuda and "random.cuda" in tensors:
@@ -109,6 +110,18 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batche
         return counters
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{run.state} cannot be resumed from: {error}") from error
+
+
+def _check_state(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless every tensor fits its parameter: a fused step does not look, and would leave its memory."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if state and state.keys() != set(range(len(parameters))):
+        raise ValueError(f"its optimizer has {len(state)} parameters instead of {len(parameters)}")
+    for index, entries in state.items():
+        for key, tensor in entries.items():
+            shape = () if key == "step" else parameters[index].shape
+            if tensor.shape != shape or tensor.dtype != torch.float32:
+                raise ValueError(f"optimizer.{index}.{key} is {tuple(tensor.shape)} of {tensor.dtype}")
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:

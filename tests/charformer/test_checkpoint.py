@@ -10,7 +10,7 @@ from charformer.config import ModelConfig, TrainConfig
 from charformer.errors import UserError
 from charformer.model import GPT
 from charformer.optim import build_optimizer
-from charformer.rundir import RunDir
+from charformer.rundir import RunDir, read_tensors, write_tensors
 from charformer.vocab import Vocab
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.1, vocab_size=5)
@@ -75,6 +75,26 @@ def test_what_does_not_fit_is_refused(run: RunDir) -> None:
     run.write_config({})
     with pytest.raises(UserError, match="no model"):
         checkpoint.load_model(run)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "scalar", "missing"])
+def test_an_optimizer_s_state_that_does_not_fit_is_refused(wrong: str, run: RunDir) -> None:
+    model = GPT(CONFIG)
+    optimizer, batches = build_optimizer(model, TrainConfig()), np.random.default_rng(0)
+    model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    checkpoint.save_state(run, model, optimizer, batches, checkpoint.Counters(step=1))
+    tensors, metadata = read_tensors(run.state)
+    name = "optimizer.0.exp_avg"
+    if wrong == "missing":
+        tensors = {key: array for key, array in tensors.items() if not key.startswith("optimizer.0.")}
+    else:
+        exp_avg = tensors[name]
+        broken = {"shape": exp_avg[:1], "dtype": exp_avg.astype(np.float64), "scalar": exp_avg[0, 0]}
+        tensors[name] = np.array(broken[wrong])
+    write_tensors(run.state, tensors, {"training": metadata["training"]})
+    with pytest.raises(UserError, match=r"cannot be resumed from: (its )?optimizer"):
+        checkpoint.load_state(run, model, optimizer, batches)
 
 
 def test_a_state_without_its_parts_is_refused(run: RunDir) -> None:
