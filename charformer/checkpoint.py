@@ -113,7 +113,7 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batche
 
 
 def _check_state(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless every tensor fits its parameter: a fused step does not look, and would leave its memory."""
+    """Raise ValueError unless every tensor fits its parameter: a fused step reads past the end of a short one."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if state and state.keys() != set(range(len(parameters))):
         raise ValueError(f"its optimizer has {len(state)} parameters instead of {len(parameters)}")

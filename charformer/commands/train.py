@@ -125,18 +125,19 @@ def _run(args: argparse.Namespace) -> int:
 
     counters, corpus, record = trainer.counters, trainer.corpus, start.record
     trainable, frozen = count_parameters(start.model)
-    console.print(
+    about = (
         f"{record['stage']} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
         f"preset {record['preset']}, into {run.path}\n"
         f"{trainable:,} parameters train, {frozen:,} are frozen ({record['freeze']}); "
         f"{trainer.device.type}, {str(trainer.dtype).removeprefix('torch.')}"
     )
+    console.print(printable(about))
     if len(corpus.alphabet) == 1:
         notices.print("warning: the text has one distinct character; there is nothing to learn")
 
     display = TrainingDisplay(
         console,
-        title=f"{record['stage']} · {corpus.name} · {run.path}",
+        title=printable(f"{record['stage']} · {corpus.name} · {run.path}"),
         first_step=counters.step,
         max_steps=trainer.config.max_steps,
         characters_per_step=trainer.config.batch_size * start.model.config.block_size,
@@ -285,7 +286,8 @@ def _stop_signals(teller: PlainConsole) -> Iterator[list[int]]:
     """
     received: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def take(number: int, _frame: object) -> None:
         received.append(number)

@@ -1,0 +1,39 @@
+"""The whole bench, as people type it, on a short text."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def bench(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.freeze", "--preset", "nano", "--steps", "2", "--runs", str(folder / "runs")]
+    return subprocess.run(
+        [*command, *flags], capture_output=True, encoding="utf-8", env=os.environ | {"COLUMNS": "120"}
+    )
+
+
+def test_every_variant_has_its_row_and_another_course_is_refused(text_file: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    flags = ["--finetune-steps", "3", "--eval-interval", "1"]
+    flags += ["--pretrain-data", str(text_file), "--finetune-data", str(text_file)]
+    shown = bench(tmp_path, *flags, "--json", str(result))
+    assert shown.returncode == 0, shown.stderr
+    content = json.loads(result.read_text("utf-8"))
+    rows = content["rows"]
+    assert (content["schema"], content["bench"]) == (1, "freeze")
+    assert [(row["stage"], row["freeze"]) for row in rows] == [
+        ("pretrain", "none"), ("finetune", "none"), ("finetune", "attention"), ("finetune", "trunk"),
+    ]  # fmt: skip
+    for row in rows:
+        assert [point["step"] for point in row["curve"]] == list(range(3 if row["stage"] == "pretrain" else 4))
+        assert len(row["samples"]) == len(row["curve"]) - 1
+        assert row["chars_per_second"]["p20"] <= row["chars_per_second"]["p80"]
+        assert row["peak_memory_bytes"] > 50e6
+        assert row["summary"]["steps"] == row["curve"][-1]["step"]
+    trainable = [row["summary"]["trainable"] for row in rows]
+    assert trainable[1] > trainable[2] > trainable[3]
+    other = bench(tmp_path, *flags, "--eval-interval", "2")
+    assert other.returncode == 2
+    assert "is another one than is asked for" in other.stderr
