@@ -53,30 +53,28 @@ def main() -> None:
 
 def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     pretrain = RunDir(args.runs / "pretrain")
-    model = ["--preset", args.preset]
-    rows = [_train(pretrain, args.pretrain_data, args.steps, args.eval_interval, model)]
+    rows = [_train(args, pretrain, args.pretrain_data, args.steps, [])]
     for freeze in VARIANTS:
-        flags = [*model, "--stage", "finetune", "--init-from", str(pretrain.path)]
+        flags = ["--stage", "finetune", "--init-from", str(pretrain.path)]
         flags += ["--freeze", freeze] if freeze != "none" else []
-        rows.append(
-            _train(RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, args.eval_interval, flags)
-        )
-
+        rows.append(_train(args, RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, flags))
     return rows
 
 
-def _train(run: RunDir, data: str, steps: int, eval_interval: int, flags: list[str]) -> dict[str, Any]:
+def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: list[str]) -> dict[str, Any]:
     """Train, or finish, one variant; returns its row. Raises UserError for a run there that took another course."""
     began = run.state.is_file()
     command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
     if began:
         config = run.read_config()
-        course = config["training"]["max_steps"], config["training"]["eval_interval"]
-        if course != (steps, eval_interval) or config["preset"] not in flags or config["corpus"]["name"] not in data:
+        training = config["training"]
+        is_there = (config["preset"], config["corpus"]["name"], training["max_steps"], training["eval_interval"])
+        if is_there != (args.preset, Path(data).name, steps, args.eval_interval):
             raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
         command.append("--resume")
     else:
-        command += [*flags, "--steps", str(steps), "--eval-interval", str(eval_interval), "--overwrite"]
+        course = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
+        command += [*flags, *course, "--overwrite"]
     summary = measure.run_process(command)
     config, curve = run.read_config(), run.read_metrics()
     speeds = [row["chars_per_second"] for row in curve if row["chars_per_second"]]

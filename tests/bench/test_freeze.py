@@ -34,6 +34,7 @@ def test_every_variant_has_its_row_and_another_course_is_refused(text_file: Path
         assert row["summary"]["steps"] == row["curve"][-1]["step"]
     trainable = [row["summary"]["trainable"] for row in rows]
     assert trainable[1] > trainable[2] > trainable[3]
-    other = bench(tmp_path, *flags, "--eval-interval", "2")
-    assert other.returncode == 2
-    assert "is another one than is asked for" in other.stderr
+    for change in (["--eval-interval", "2"], ["--preset", "baseline"], ["--pretrain-data", "python-docs"]):
+        other = bench(tmp_path, *flags, *change)
+        assert other.returncode == 2
+        assert "is another one than is asked for" in other.stderr

@@ -1,6 +1,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -49,6 +50,20 @@ def test_lines_where_nobody_watches() -> None:
     assert "step 3/100 | train loss 3.5000 | val loss 3.6000 | learning rate 1.00e-03" in lines[1]
     assert "memory 3 MiB" in lines[2]
     assert not any("\x1b" in line for line in lines)
+
+
+def test_speed_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("charformer.display.time", SimpleNamespace(monotonic=lambda: now))
+    console = PlainConsole(file=io.StringIO(), width=200)
+    with TrainingDisplay(console, "title", 0, 100, 64, lambda: None, []) as display:
+        for step in range(61):
+            now += 30 if step in (1, 40) else 0.5  # the first step warms up; step 40 is held up by an evaluation
+            display.update(Step(step, 2.0, 1e-3, Losses(step, 2.0, 2.0) if step in (0, 40, 60) else None))
+    assert isinstance(console.file, io.StringIO)
+    last = console.file.getvalue().splitlines()[-1]
+    assert "step 60/100" in last
+    assert "| chars/s 128 | left 0:20 | memory ?" in last
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def test_a_run_learns_and_records_it(text_file: Path, tmp_path: Path) -> None:
     assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.5
     assert rows[-1]["seconds"] == pytest.approx(trainer.counters.train_seconds)
     assert trainer.counters.best_step == min(rows, key=lambda row: row["val_loss"])["step"]
+
+
+def test_evaluation_is_timed_apart_from_training(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    monkeypatch.setattr(trainer, "_subset_loss", lambda ids: time.sleep(0.3) or 3.0)
+    began = time.perf_counter()
+    run_all(trainer)
+    wall = time.perf_counter() - began
+    counters = trainer.counters
+    assert counters.eval_seconds >= 4 * 2 * 0.3
+    assert 0 < counters.train_seconds <= wall - counters.eval_seconds
+    steps = [row["characters"] / 640 for row in trainer.history]
+    assert steps == [0, 1, 2, 3]
+    assert sum(640 / row["chars_per_second"] for row in trainer.history[1:]) == pytest.approx(counters.train_seconds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

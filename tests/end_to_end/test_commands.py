@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import safetensors.numpy
 
@@ -58,6 +59,10 @@ def test_pretrain_fine_tune_and_sample(text_file: Path, tmp_path: Path) -> None:
     assert "fine-tuning" in second.stdout
     tuned = json.loads(second.stdout.splitlines()[-1])
     assert tuned["frozen"] == 2 * (32 * 96 + 32 * 32 + 32)
+    widths = [
+        matplotlib.image.imread(tmp_path / "runs" / name / "loss.png").shape[1] for name in ("pretrain", "finetune")
+    ]
+    assert widths[1] == 2 * widths[0]  # a panel for each stage
     config = json.loads((tmp_path / "runs" / "finetune" / "config.json").read_text("utf-8"))
     assert (config["stage"], config["freeze"], config["preset"]) == ("finetune", "attention", "nano")
     assert config["corpus"]["sha256"] == tuned["corpus"]["sha256"]

@@ -9,6 +9,13 @@ import pytest
 from charformer.commands import sample, train
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that the command prints as it refuses."""
     try:
@@ -49,22 +56,14 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_training(
-    flags: list[str],
-    named: str,
-    tmp_path: Path,
-    english: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_training(flags: list[str], named: str, folder: Path, english: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("text.txt").write_text(english, encoding="utf-8")
     Path("short.txt").write_text("0123456789" * 10, encoding="utf-8")
     Path("empty.txt").write_bytes(b"")
     Path("latin.txt").write_bytes(b"caf\xe9 au lait")
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = sorted(path.name for path in folder.iterdir())
     assert named in refused(train.main, flags, capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -79,14 +78,8 @@ def test_training(
     ],
 )
 def test_fine_tuning(
-    flags: list[str],
-    named: str,
-    trained_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], named: str, trained_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     shutil.copytree(trained_run, "runs/pretrain")
     Path("short.txt").write_text("0123456789" * 10, encoding="utf-8")
     flags = ["--stage", "finetune", *flags] + ([] if "--data" in flags else ["--data", "python-docs"])
@@ -105,14 +98,8 @@ def test_fine_tuning(
     ],
 )
 def test_resuming(
-    flags: list[str],
-    named: str,
-    trained_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], named: str, trained_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     shutil.copytree(trained_run, "run")
     Path("changed.txt").write_text("another text, long enough for its block size" * 20, encoding="utf-8")
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
