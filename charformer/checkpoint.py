@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from charformer.config import ModelConfig
 from charformer.errors import UserError
 from charformer.model import GPT
 from charformer.rundir import RunDir, Tensors, read_tensors, write_tensors
@@ -42,29 +41,11 @@ def load_model(run: RunDir) -> tuple[GPT, Vocab]:
 
     Raises UserError when there is none, or its files are damaged or do not fit one another.
     """
-    config, vocab = read_shape(run)
-    if not run.weights.is_file():
-        raise UserError(f"the run in {run.path} has saved no weights yet; start it anew with --overwrite")
-    tensors = read_tensors(run.weights)[0]
-    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    shapes = [tensors[name].shape for name in ("tok_emb.weight", "pos_emb.weight") if name in tensors]
-    wanted = [(config.vocab_size, config.n_embd), (config.block_size, config.n_embd)]
-    if (len(blocks), shapes) != (config.n_layer, wanted):  # before a giant that somebody declared is built
-        raise UserError(f"the weights in {run.path} do not fit its config.json")
+    config, vocab = run.read_shape()
+    tensors = run.read_weights(config)[0]
     model = GPT(config)
     _fill(model, tensors, run)
     return model, vocab
-
-
-def read_shape(run: RunDir) -> tuple[ModelConfig, Vocab]:
-    """The shape of a run's model, and its vocabulary. Raises UserError unless they are there and of one size."""
-    values = run.read_config().get("model")
-    if not isinstance(values, dict):
-        raise UserError(f"{run.config} describes no model")
-    config, vocab = ModelConfig.from_dict(values), run.read_vocab()
-    if not len(vocab) == config.vocab_size > 0:
-        raise UserError(f"{run.vocab} has {len(vocab)} characters, {run.config} says {config.vocab_size}")
-    return config, vocab
 
 
 def save_state(

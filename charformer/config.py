@@ -54,6 +54,22 @@ class ModelConfig(_Config):
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one of them")
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of a checkpoint, by its name in the state dict."""
+        wide, hidden = self.n_embd, 4 * self.n_embd
+        shapes: dict[str, tuple[int, ...]] = {
+            "tok_emb.weight": (self.vocab_size, wide),
+            "pos_emb.weight": (self.block_size, wide),
+        }
+        for block in (f"blocks.{layer}" for layer in range(self.n_layer)):
+            shapes |= {f"{block}.{norm}.{part}": (wide,) for norm in ("ln1", "ln2") for part in ("weight", "bias")}
+            shapes[f"{block}.attn.qkv.weight"] = (3 * wide, wide)
+            shapes |= {f"{block}.attn.proj.weight": (wide, wide), f"{block}.attn.proj.bias": (wide,)}
+            shapes |= {f"{block}.mlp.fc.weight": (hidden, wide), f"{block}.mlp.fc.bias": (hidden,)}
+            shapes |= {f"{block}.mlp.proj.weight": (wide, hidden), f"{block}.mlp.proj.bias": (wide,)}
+        shapes |= {"ln_f.weight": (wide,), "ln_f.bias": (wide,)}
+        return shapes | {"head.weight": (self.vocab_size, wide), "head.bias": (self.vocab_size,)}
+
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):

@@ -132,6 +132,19 @@ def load_or_stand_in(
         return load(stand_in, on_progress)
 
 
+def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
+    """The text that a run's config.json sums up, if it is at hand: encoded in the cache, or unchanged where it lay."""
+    name, source, sha256 = (str(summary.get(key)) for key in ("name", "source", "sha256"))
+    alphabet, ids = _cached(cache_folder() / f"{sha256}.json", cache_folder() / f"{sha256}.npy")
+    if ids is not None:
+        return Corpus(name, source, sha256, alphabet, ids)
+    try:
+        found = load(name if name in STAND_INS else source, on_progress)
+    except UserError:
+        return None
+    return found if found.sha256 == sha256 else None
+
+
 def _load_download(name: str, on_progress: OnProgress) -> Corpus:
     wanted = DOWNLOADS[name]
     path = cache_folder() / f"{wanted.sha256}.txt"

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from charformer.config import ModelConfig
 from charformer.errors import UserError
 from charformer.vocab import Vocab
 
@@ -93,17 +94,29 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
     Raises UserError when the file is missing, damaged or does not have the hash that it states.
     """
+    with _open_tensors(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    if metadata.get("sha256") != tensors_sha256(tensors):
+        raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
+    return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of such a file alone, its tensors unread. Raises UserError when it is missing or damaged."""
+    with _open_tensors(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[Any]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+            yield file
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
     except (OSError, TypeError, AttributeError, safetensors.SafetensorError) as error:  # a dtype that NumPy lacks too
         raise UserError(f"cannot read {path}: {error}") from error
-    if metadata.get("sha256") != tensors_sha256(tensors):
-        raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
-    return tensors, metadata
 
 
 class RunDir:
@@ -172,6 +185,42 @@ class RunDir:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(f"{self.config} is no run's, or that of another version (this one's format is {FORMAT})")
         return values
+
+    def read_section(self, name: str) -> dict[str, Any]:
+        """One object of config.json. Raises UserError when it is missing."""
+        values = self.read_config().get(name)
+        if not isinstance(values, dict):
+            raise UserError(f"{self.config} has no {name!r}")
+        return values
+
+    def read_shape(self) -> tuple[ModelConfig, Vocab]:
+        """The shape of the run's model, and its vocabulary. Raises UserError unless they are there and of one size."""
+        config, vocab = ModelConfig.from_dict(self.read_section("model")), self.read_vocab()
+        if not len(vocab) == config.vocab_size > 0:
+            raise UserError(f"{self.vocab} has {len(vocab)} characters, {self.config} says {config.vocab_size}")
+        return config, vocab
+
+    def read_weights(self, config: ModelConfig) -> tuple[Tensors, dict[str, str]]:
+        """The tensors of model.safetensors and their metadata.
+
+        Raises UserError when there are none yet, or they are damaged or no weights of a model of that shape.
+        """
+        self._require_weights()
+        tensors, metadata = read_tensors(self.weights)
+        shapes = {name: array.shape for name, array in tensors.items()}
+        if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # a giant that is declared is not listed
+            raise UserError(f"the weights in {self.path} do not fit its config.json")
+        return tensors, metadata
+
+    def weights_sha256(self) -> str:
+        """The hash that model.safetensors states, without a look at its tensors. Raises UserError without one."""
+        self._require_weights()
+        return read_metadata(self.weights).get("sha256", "")
+
+    def _require_weights(self) -> None:
+        self.read_config()  # whose error says that there is no run at all
+        if not self.weights.is_file():
+            raise UserError(f"the run in {self.path} has saved no weights yet; start it anew with --overwrite")
 
     def write_vocab(self, vocab: Vocab) -> None:
         write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")

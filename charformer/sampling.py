@@ -13,15 +13,18 @@ from charformer.vocab import Vocab
 Ids = NDArray[np.int64]
 Logits = NDArray[np.floating[Any]]
 
+NOISE_ROWS = 128
+GREEDY_BELOW = 1e-300  # a temperature that would overflow float64, and that no noise could make itself felt at
+
 
 class Engine(Protocol):
-    """Next-character logits of B texts of one length, which grow together."""
+    """Next-character logits of B texts of one length, which grow together. Logits are good until the next call."""
 
     def start(self, ids: Ids) -> Logits:
         """Begin with ``ids``, (B, T), of which the last ``block_size`` count; return logits (B, V)."""
 
     def extend(self, ids: Ids) -> Logits:
-        """Append one character to each text, (B,); return logits (B, V)."""
+        """Append characters to each text, (B, T); return the logits behind each of them, (B, T, V)."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,43 @@ def encode_prompt(vocab: Vocab, prompt: str) -> Ids:
     return vocab.encode(prompt or ("\n" if "\n" in vocab else vocab.characters[0]))
 
 
-def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """(vocab_size,) Gumbel noise for the ``position``-th new character of the ``sample``-th text.
+def gumbel_noise(seed: int, sample: int, position: int, count: int, vocab_size: int) -> NDArray[np.float64]:
+    """(count, vocab_size) Gumbel noise for new characters ``position``, ``position + 1``, ... of text ``sample``.
 
     A function of its arguments alone, made from the raw bits of Philox 4x64 (Salmon et al. 2011), whose stream NumPy
     keeps the same in every version: the text does not depend on the engine, the batch or the order of the work.
     """
-    bits = np.random.Philox(key=seed + (sample << 64), counter=position << 64).random_raw(vocab_size)
+    blocks = -(-vocab_size // 4)  # Philox makes four numbers a block, and a position begins a block of its own
+    philox = np.random.Philox(key=seed + (sample << 64), counter=position * blocks)
+    bits = philox.random_raw(count * 4 * blocks).reshape(count, 4 * blocks)[:, :vocab_size]
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # strictly between 0 and 1
     return -np.log(-np.log(uniform))
 
 
-def filter_logits(logits: Logits, top_k: int | None, top_p: float | None) -> Logits:
-    """(B, V) logits, with -inf for what top-k and then top-p (Holtzman et al. 2020) leave out."""
+class Noise:
+    """The noise of ``samples`` texts, made many positions ahead: one call of NumPy costs as much as a hundred rows."""
+
+    def __init__(self, seed: int, samples: int, vocab_size: int) -> None:
+        self._seed = seed
+        self._vocab_size = vocab_size
+        self._first = 0
+        self._rows = np.zeros((samples, 0, vocab_size))
+
+    def rows(self, position: int, count: int = 1) -> NDArray[np.float64]:
+        """(samples, count, vocab_size), for new characters from ``position`` on."""
+        start = position - self._first
+        if start < 0 or start + count > self._rows.shape[1]:
+            samples = len(self._rows)
+            ahead = max(count, NOISE_ROWS // samples)
+            self._rows = np.stack(
+                [gumbel_noise(self._seed, sample, position, ahead, self._vocab_size) for sample in range(samples)]
+            )
+            self._first, start = position, 0
+        return self._rows[:, start : start + count]
+
+
+def filter_logits(logits: NDArray[np.float64], top_k: int | None, top_p: float | None) -> NDArray[np.float64]:
+    """(N, V) logits, with -inf for what top-k and then top-p (Holtzman et al. 2020) leave out."""
     vocab_size = logits.shape[1]
     if top_k is not None and top_k < vocab_size:
         order = np.argsort(-logits, axis=-1, kind="stable")
@@ -75,24 +102,21 @@ def filter_logits(logits: Logits, top_k: int | None, top_p: float | None) -> Log
         np.put_along_axis(logits, order[:, top_k:], -np.inf, axis=-1)
     if top_p is not None and top_p < 1:
         order = np.argsort(-logits, axis=-1, kind="stable")
-        ranked = np.take_along_axis(logits, order, axis=-1).astype(np.float64)
+        ranked = np.take_along_axis(logits, order, axis=-1)
         weights = np.exp(ranked - ranked[:, :1])
         before = np.cumsum(weights, axis=-1) - weights
         out = before >= top_p * weights.sum(axis=-1, keepdims=True)
         logits = logits.copy()
-        np.put_along_axis(logits, order, np.where(out, -np.inf, ranked).astype(logits.dtype), axis=-1)
+        np.put_along_axis(logits, order, np.where(out, -np.inf, ranked), axis=-1)
     return logits
 
 
-def pick(logits: Logits, config: SamplingConfig, position: int) -> Ids:
-    """The next id of each text, (B,), by the Gumbel-max trick (Maddison et al. 2014); greedy at temperature 0."""
-    if config.temperature == 0:
+def pick(logits: Logits, noise: NDArray[np.float64], config: SamplingConfig) -> Ids:
+    """The ids, (N,), that (N, V) logits and noise choose, by the Gumbel-max trick (Maddison et al. 2014)."""
+    if config.temperature < GREEDY_BELOW:
         return logits.argmax(axis=-1)
-    relative = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)  # at most 0: no temperature overflows it
-    with np.errstate(over="ignore"):
-        scaled = filter_logits(relative / config.temperature, config.top_k, config.top_p)
-    noise = [gumbel_noise(config.seed, sample, position, logits.shape[1]) for sample in range(len(logits))]
-    return (scaled + np.stack(noise)).argmax(axis=-1)
+    scaled = filter_logits(logits / np.float64(config.temperature), config.top_k, config.top_p)
+    return (scaled + noise).argmax(axis=-1)
 
 
 def generate(engine: Engine, prompt: Ids, samples: int, config: SamplingConfig) -> Iterator[Ids]:
@@ -100,8 +124,9 @@ def generate(engine: Engine, prompt: Ids, samples: int, config: SamplingConfig) 
     if config.max_new_tokens == 0:
         return
     logits = engine.start(np.tile(prompt, (samples, 1)))
+    noise = Noise(config.seed, samples, logits.shape[1])
     for position in range(config.max_new_tokens):
-        ids = pick(logits, config, position)
+        ids = pick(logits, noise.rows(position)[:, 0], config)
         yield ids
         if position + 1 < config.max_new_tokens:
-            logits = engine.extend(ids)
+            logits = engine.extend(ids[:, None])[:, 0]

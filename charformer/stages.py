@@ -61,11 +61,11 @@ def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
     Raises UserError when the text is no longer the one that the run was started on.
     """
     values = run.read_config()
-    began_on = recorded(run, "corpus").get("sha256")
+    began_on = run.read_section("corpus").get("sha256")
     if corpus.sha256 != began_on:
         raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_on}")
-    config = replace(TrainConfig.from_dict(recorded(run, "training")), **changes)
-    shape, vocab = checkpoint.read_shape(run)
+    config = replace(TrainConfig.from_dict(run.read_section("training")), **changes)
+    shape, vocab = run.read_shape()
     record = {key: str(values.get(key) or "") for key in ("stage", "preset", "freeze", "prompt", "init_from")}
     if record["freeze"] not in FREEZES:
         raise UserError(f"{run.config} has an unknown freeze {record['freeze']!r}")
@@ -117,14 +117,6 @@ def _record(trainer: Trainer, start: Start) -> None:
             },
         }
     )
-
-
-def recorded(run: RunDir, section: str) -> dict[str, Any]:
-    """One object of a run's config.json. Raises UserError when it is missing."""
-    values = run.read_config().get(section)
-    if not isinstance(values, dict):
-        raise UserError(f"{run.config} has no {section!r}")
-    return values
 
 
 def preset_of(run: RunDir) -> str:

@@ -28,12 +28,13 @@ class TorchEngine:
 
     def extend(self, ids: Ids) -> Logits:
         assert self._cache is not None, "start comes first"
+        assert ids.shape[1] == 1, "one character at a time"
         block_size = self.model.config.block_size
         if self._context.shape[1] == block_size:
             kept = self._context[:, block_size - block_size // 2 :]
-            return self.start(np.concatenate([kept, ids[:, None]], axis=1))
-        self._context = np.concatenate([self._context, ids[:, None]], axis=1)
-        return self._logits(ids[:, None], self._cache)
+            return self.start(np.concatenate([kept, ids], axis=1))[:, None]
+        self._context = np.concatenate([self._context, ids], axis=1)
+        return self._logits(ids, self._cache)[:, None]
 
     @torch.inference_mode()
     def _logits(self, ids: Ids, cache: KVCache) -> Logits:

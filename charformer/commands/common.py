@@ -9,6 +9,9 @@ from typing import NoReturn
 
 from charformer.display import printable
 from charformer.errors import UserError
+from charformer.rundir import RunDir
+
+DEFAULT_RUNS = ("runs/finetune", "runs/pretrain")
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +60,18 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
             where = f"{error.filename}: " if error.filename else ""
             return _end(parser, f"{where}{error.strerror or error}", 2)
         return _end(parser, f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def choose_run(given: str | None) -> RunDir:
+    """The run that --run names, or the first of DEFAULT_RUNS that has weights. Raises UserError without any."""
+    if given is not None:
+        return RunDir(given)
+    for path in DEFAULT_RUNS:
+        if RunDir(path).weights.is_file():
+            return RunDir(path)
+    raise UserError(
+        "there is no run in runs/finetune or runs/pretrain; `charformer-train` makes one, --run names another"
+    )
 
 
 def _end(parser: Parser, message: str, code: int) -> int:

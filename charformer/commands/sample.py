@@ -4,19 +4,22 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from charformer import sampling
-from charformer.commands.common import Parser, execute
-from charformer.display import printable
+from charformer.commands.common import Parser, choose_run, execute
+from charformer.display import PlainConsole, printable
 from charformer.errors import UserError
 from charformer.rundir import RunDir
-from charformer.vocab import describe
+from charformer.vocab import Vocab, describe
 
-DEFAULT_RUNS = ("runs/finetune", "runs/pretrain")
+if TYPE_CHECKING:
+    from charformer.onnx_engine import OnnxEngine
+
 BETWEEN_SAMPLES = "\n---\n"
 
 EXAMPLES = """\
@@ -25,7 +28,17 @@ examples:
   charformer-sample --prompt "ROMEO:" --temperature 0.8
   charformer-sample --prompt-file - < opening.txt       the prompt from standard input
   charformer-sample --num-samples 3 --seed 7            three texts, the same ones every time
+  charformer-sample --onnx                              the fast way; exports the run first where needed
+  charformer-sample --onnx model.onnx                   from a file alone
 """
+
+
+class Source(NamedTuple):
+    """What there is to sample from, and the steps that continue a prompt."""
+
+    named: dict[str, Any]
+    vocab: Vocab
+    continued: Callable[[sampling.Ids, sampling.SamplingConfig], Iterator[sampling.Ids]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,12 +73,27 @@ def _parser() -> Parser:
         "--num-samples", type=int, default=1, metavar="N", help="texts to make, with --- between them (default: 1)"
     )
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there (default: auto)"
+        "--threads", type=int, metavar="N", help="processor threads (default: PyTorch's choice; 2 with --onnx)"
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
+    pytorch = parser.add_argument_group("with PyTorch")
+    pytorch.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there (default: auto)")
+    pytorch.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32)")
+    fast = parser.add_argument_group("with onnxruntime")
+    fast.add_argument(
+        "--onnx",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="sample from this file, or from the run's model.onnx, which is exported first if missing or out of date",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: PyTorch's choice)")
+    fast.add_argument(
+        "--provider", choices=("auto", "cpu", "cuda"), help="auto takes a GPU for a 16-bit file (default: auto)"
+    )
+    fast.add_argument(
+        "--no-speculative",
+        action="store_true",
+        help="run the model for every character, instead of checking several guesses in one run",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the text")
     return parser
 
@@ -75,10 +103,56 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"--num-samples is {args.num_samples}; it must be 1 or more")
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads is {args.threads}; it must be 1 or more")
+    _check_group(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     config = sampling.SamplingConfig(args.max_new_tokens, args.temperature, args.top_k, args.top_p, seed)
-    run = _choose_run(args.run)
     prompt = args.prompt or "" if args.prompt_file is None else _read_prompt(args.prompt_file)
+    source = _pytorch(args) if args.onnx is None else _onnx(args)
+    vocab = source.vocab
+    if unknown := vocab.unknown(prompt):
+        if args.on_unknown == "error":
+            raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip")
+        print(f"skipping {describe(unknown)}", file=sys.stderr)
+        prompt = "".join(character for character in prompt if character in vocab)
+    ids = sampling.encode_prompt(vocab, prompt)
+    if args.seed is None:
+        print(f"seed {seed}", file=sys.stderr)
+
+    made: list[sampling.Ids] = []
+    opening = vocab.decode(ids)
+    if not args.json:
+        _write(opening)
+    for step in source.continued(ids, config):
+        if args.json or args.num_samples > 1:  # a single text may be longer than memory
+            made.append(step)
+        if not args.json:
+            _write(vocab.decode(step[:1]))
+    texts = [vocab.decode(row) for row in _rows(made, args.num_samples)]
+    if args.json:
+        print(json.dumps({**source.named, "prompt": opening, "seed": seed, "samples": texts}))
+        return 0
+    for text in texts[1:]:
+        _write(BETWEEN_SAMPLES + opening + text)
+    if sys.stdout.isatty():
+        _write("\n")
+    return 0
+
+
+def _check_group(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag of the engine that is not asked for."""
+    if args.onnx is None:
+        strangers = {"--provider": args.provider, "--no-speculative": args.no_speculative}
+        advice = "add --onnx"
+    else:
+        strangers = {"--device": args.device, "--dtype": args.dtype, "--run": args.onnx and args.run}
+        advice = "leave it out with --onnx FILE" if args.onnx and args.run else "leave it out with --onnx"
+    for flag, value in strangers.items():
+        if value:
+            raise UserError(f"{flag} does not go with this engine; {advice}")
+
+
+def _pytorch(args: argparse.Namespace) -> Source:
+    run = choose_run(args.run)
 
     # Imported once the arguments are known to be good: torch takes seconds.
     import torch
@@ -90,45 +164,45 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model, vocab = load_model(run)
-    if unknown := vocab.unknown(prompt):
-        if args.on_unknown == "error":
-            raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip")
-        print(f"skipping {describe(unknown)}", file=sys.stderr)
-        prompt = "".join(character for character in prompt if character in vocab)
-    ids = sampling.encode_prompt(vocab, prompt)
-    engine = TorchEngine(model, choose_device(args.device), getattr(torch, args.dtype))
-    if args.seed is None:
-        print(f"seed {seed}", file=sys.stderr)
-
-    made: list[sampling.Ids] = []
-    opening = vocab.decode(ids)
-    if not args.json:
-        _write(opening)
-    for step in sampling.generate(engine, ids, args.num_samples, config):
-        if args.json or args.num_samples > 1:  # a single text may be longer than memory
-            made.append(step)
-        if not args.json:
-            _write(vocab.decode(step[:1]))
-    texts = [vocab.decode(row) for row in _rows(made, args.num_samples)]
-    if args.json:
-        print(json.dumps({"run": str(run.path), "prompt": opening, "seed": seed, "samples": texts}))
-        return 0
-    for text in texts[1:]:
-        _write(BETWEEN_SAMPLES + opening + text)
-    if sys.stdout.isatty():
-        _write("\n")
-    return 0
+    engine = TorchEngine(model, choose_device(args.device or "auto"), getattr(torch, args.dtype or "float32"))
+    named = {"run": str(run.path)}
+    return Source(named, vocab, lambda ids, config: sampling.generate(engine, ids, args.num_samples, config))
 
 
-def _choose_run(given: str | None) -> RunDir:
-    if given is not None:
-        return RunDir(given)
-    for path in DEFAULT_RUNS:
-        if RunDir(path).weights.is_file():
-            return RunDir(path)
-    raise UserError(
-        "there is no run in runs/finetune or runs/pretrain; `charformer-train` makes one, --run names another"
-    )
+def _onnx(args: argparse.Namespace) -> Source:
+    from charformer.speculation import speculate
+
+    run = None if args.onnx else choose_run(args.run)
+    path = Path(args.onnx) if run is None else run.onnx
+    engine = _engine(path, args) if run is None else _up_to_date(run, args)
+    named = {"run": str(run.path) if run else None, "onnx": str(path)}
+    vocab, draft = engine.description.vocab, engine.description.draft
+    if draft is None or args.no_speculative or args.num_samples > 1:
+        return Source(named, vocab, lambda ids, config: sampling.generate(engine, ids, args.num_samples, config))
+    return Source(named, vocab, lambda ids, config: speculate(engine, draft, ids, config))
+
+
+def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
+    from charformer.onnx_engine import OnnxEngine
+
+    return OnnxEngine(path, args.threads, args.provider or "auto")
+
+
+def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
+    """An engine on the run's model.onnx, exported first unless it is there and of the weights that are there."""
+    weights = run.weights_sha256()
+    reason = "there is no such file yet"
+    if run.onnx.is_file():
+        engine = _engine(run.onnx, args)
+        if engine.description.weights_sha256 == weights:
+            return engine
+        reason = "the run has other weights by now"
+    notices = PlainConsole(stderr=True)
+    notices.print(f"exporting {run.onnx}: {reason}")
+    from charformer.commands.export import DEFAULT_PRECISION, export_run
+
+    export_run(run, run.onnx, DEFAULT_PRECISION, portable=False, data=None, console=notices)
+    return _engine(run.onnx, args)
 
 
 def _read_prompt(path: str) -> str:

@@ -240,10 +240,10 @@ def _prepare(
 
     changes = _given(args, TRAIN_FIELDS)
     if args.resume:
-        began_on = stages.recorded(run, "machine")
+        began_on = run.read_section("machine")
         device = machine.choose_device(str(began_on.get("device")) if args.device == "auto" else args.device)
         dtype = machine.choose_dtype(str(began_on.get("dtype")) if args.dtype == "auto" else args.dtype, device)
-        data = args.data or _recorded_data(stages.recorded(run, "corpus"))
+        data = args.data or _recorded_data(run.read_section("corpus"))
         start = stages.resume(run, changes, _load(data, stage, console, notices))
     else:
         device = machine.choose_device(args.device)

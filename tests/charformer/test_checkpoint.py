@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_refused(run: RunDir) -> None:
     with pytest.raises(UserError, match="do not fit"):
         checkpoint.load_model(run)
     run.write_config({})
-    with pytest.raises(UserError, match="no model"):
+    with pytest.raises(UserError, match="no 'model'"):
         checkpoint.load_model(run)
 
 

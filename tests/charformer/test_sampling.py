@@ -10,7 +10,7 @@ from charformer.sampling import SamplingConfig
 from charformer.vocab import Vocab
 
 logits_of_any_size = npst.arrays(
-    np.float32,
+    np.float64,
     st.tuples(st.integers(1, 3), st.integers(1, 9)),
     elements=st.floats(-20, 20, width=32),
 )
@@ -50,40 +50,47 @@ def test_characters_come_as_often_as_the_softmax_says(temperature: float) -> Non
     logits = np.array([[2.0, 1.0, 0.0, -1.0]])
     expected = np.exp(logits[0] / temperature)
     expected /= expected.sum()
-    picks = [
-        sampling.pick(logits, SamplingConfig(temperature=temperature, seed=3), position)[0]
-        for position in range(20_000)
-    ]
+    noise = sampling.gumbel_noise(3, 0, 0, 20_000, 4)
+    picks = sampling.pick(np.repeat(logits, 20_000, axis=0), noise, SamplingConfig(temperature=temperature))
     counts = np.bincount(picks, minlength=4)
     chi_squared = ((counts - 20_000 * expected) ** 2 / (20_000 * expected)).sum()
     assert chi_squared < 16.3  # the 99.9th percentile at 3 degrees of freedom; the seed is fixed
 
 
 def test_noise_is_gumbel_s_and_independent_of_neighbours() -> None:
-    noise = np.stack([sampling.gumbel_noise(5, 0, position, 64) for position in range(2000)])
+    noise = sampling.gumbel_noise(5, 0, 0, 2000, 64)
     assert noise.mean() == pytest.approx(0.5772, abs=0.02)
     assert noise.var() == pytest.approx(np.pi**2 / 6, rel=0.02)
-    other_sample, other_seed = (
-        np.stack([sampling.gumbel_noise(*key, p, 64) for p in range(2000)]) for key in ((5, 1), (6, 0))
-    )
+    other_sample, other_seed = (sampling.gumbel_noise(*key, 0, 2000, 64) for key in ((5, 1), (6, 0)))
     for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise, other_sample), (noise, other_seed)):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.015
 
 
 def test_noise_never_changes_between_versions() -> None:
-    expected = [
-        -np.log(-np.log(((int(bits) >> 12) + 0.5) / 2**52))
-        for bits in np.random.Philox(key=[7, 2], counter=[0, 9, 0, 0]).random_raw(3)
-    ]
-    np.testing.assert_array_equal(sampling.gumbel_noise(7, 2, 9, 3), expected)
-    assert sampling.gumbel_noise(7, 2, 9, 3)[0] == pytest.approx(-0.01961120975072214, rel=1e-12)
+    blocks = np.random.Philox(key=[7, 2], counter=[9 * 2, 0, 0, 0]).random_raw(8)  # two blocks of four a position
+    expected = [-np.log(-np.log(((int(bits) >> 12) + 0.5) / 2**52)) for bits in blocks[:5]]
+    np.testing.assert_array_equal(sampling.gumbel_noise(7, 2, 9, 1, 5), [expected])
+    assert sampling.gumbel_noise(7, 2, 9, 1, 5)[0, 0] == pytest.approx(1.6088380906510664, rel=1e-12)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 4, 65])
+def test_noise_is_a_function_of_the_position_alone(vocab_size: int) -> None:
+    rows = np.stack([sampling.gumbel_noise(1, sample, 0, 300, vocab_size) for sample in range(2)])
+    for start, count in ((0, 300), (7, 3), (299, 1)):
+        np.testing.assert_array_equal(
+            sampling.gumbel_noise(1, 1, start, count, vocab_size), rows[1, start : start + count]
+        )
+    noise = sampling.Noise(1, 2, vocab_size)
+    for start, count in ((0, 1), (1, 4), (60, 8), (62, 4), (126, 4), (200, 100), (3, 2)):  # also back, and past an edge
+        np.testing.assert_array_equal(noise.rows(start, count), rows[:, start : start + count])
 
 
 def test_the_coldest_and_the_hottest_temperatures_are_safe() -> None:
     logits = np.array([[-5.0, -3.0, -9.0]], np.float32)
-    assert sampling.pick(logits, SamplingConfig(temperature=0), 0).tolist() == [1]
-    assert sampling.pick(logits, SamplingConfig(temperature=1e-320), 0).tolist() == [1]
-    hot = [sampling.pick(logits, SamplingConfig(temperature=1e308), position)[0] for position in range(600)]
+    noise = sampling.gumbel_noise(0, 0, 0, 600, 3)
+    for cold in (0, 1e-320, 1e-299):
+        assert sampling.pick(logits, noise[:1], SamplingConfig(temperature=cold)).tolist() == [1]
+    hot = sampling.pick(np.repeat(logits, 600, axis=0), noise, SamplingConfig(temperature=1e308))
     assert np.bincount(hot).min() > 150
 
 
@@ -100,7 +107,7 @@ class Recorder:
 
     def extend(self, ids: np.ndarray) -> np.ndarray:
         self.calls += 1
-        return self.table[ids]
+        return self.table[ids]  # (B, 1, V)
 
 
 def test_a_text_does_not_depend_on_its_batch() -> None:

@@ -1,0 +1,99 @@
+"""charformer-export: a run's model as an .onnx file, checked against its checkpoint."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from charformer import corpus as corpora
+from charformer.commands.common import Parser, choose_run, execute
+from charformer.display import PlainConsole, progress_bar
+from charformer.rundir import RunDir
+
+DEFAULT_PRECISION = "int8"
+
+EXAMPLES = """\
+examples:
+  charformer-export                            runs/finetune, else runs/pretrain, in 8 bits, to its model.onnx
+  charformer-export --precision fp32           the same numbers as the checkpoint's
+  charformer-export --precision fp16           for an NVIDIA GPU
+  charformer-export --portable --out web.onnx  standard operators alone, for a browser or another runtime
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    return execute(_parser(), argv, _run)
+
+
+def _parser() -> Parser:
+    parser = Parser("charformer-export", "Write a run's model as one .onnx file, which is enough to sample.", EXAMPLES)
+    parser.add_argument(
+        "--run", metavar="DIR", help="the run to export (default: runs/finetune if there, else runs/pretrain)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="where to write (default: model.onnx in the run)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8", "int4"),
+        default=DEFAULT_PRECISION,
+        help="of the weights; fp16 is for CUDA (default: %(default)s)",
+    )
+    parser.add_argument("--portable", action="store_true", help="standard ONNX operators alone; slower")
+    parser.add_argument(
+        "--data",
+        metavar="FILE|NAME",
+        help="the text to check the file on, and to guess the next characters from (default: the run's own)",
+    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON document, in the last line of stdout")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    run = choose_run(args.run)
+    out = run.onnx if args.out is None else Path(args.out)
+    export_run(run, out, args.precision, args.portable, args.data, PlainConsole(), args.json)
+    return 0
+
+
+def export_run(
+    run: RunDir,
+    out: Path,
+    precision: str,
+    portable: bool,
+    data: str | None,
+    console: PlainConsole,
+    as_json: bool = False,
+) -> None:
+    """Export, and say how it went. Raises what ``export.exporter.export`` does."""
+    from export.exporter import MOST_LOSS, export  # onnx takes a while, and most sampling does without
+
+    summary = run.read_section("corpus")
+    with progress_bar(console) as on_progress:
+        corpus = corpora.recall(summary, on_progress) if data is None else corpora.load(data, on_progress)
+    if corpus is None:
+        console.print(
+            f"note: {summary.get('source')} is not at hand, so the file is checked on random characters and has "
+            "no table for speculative sampling; --data names a text"
+        )
+    done = export(run, out, precision, portable, corpus)
+    found = done.comparison
+    size = f"{done.bytes / 1e6:,.2f} MB"
+    console.print(f"{out}: {precision}{', portable' if portable else ''}, {size}")
+    console.print(f"checked on {found.characters:,} characters of {done.text}:")
+    console.print(f"  largest error of a logit  {found.max_logit_error:.1e}")
+    console.print(f"  KL divergence             {found.kl:.1e} nats a character")
+    if corpus is not None:
+        console.print(f"  validation loss           {found.loss:.4f} ({found.loss - found.checkpoint_loss:+.4f})")
+    console.print(f"  speed                     {found.chars_per_second:,.0f} characters/s, one text")
+    if done.costs_too_much:
+        console.print(
+            f"warning: {precision} costs {found.loss - found.checkpoint_loss:.4f} nats a character, more than "
+            f"{MOST_LOSS}; --precision int8 or fp32 costs less"
+        )
+    if as_json:
+        values = asdict(done) | {"path": str(out), "run": str(run.path)}
+        print(json.dumps(values | values.pop("comparison")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,282 @@
+"""Next-character logits from a .onnx file that charformer-export wrote, by onnxruntime."""
+
+import hashlib
+import io
+import json
+import os
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from charformer.config import ModelConfig
+from charformer.errors import UserError
+from charformer.sampling import Ids, Logits
+from charformer.speculation import Draft
+from charformer.vocab import Vocab
+
+FORMAT = 1
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+FATAL = 4  # the only severity that onnxruntime prints
+THREADS = 2  # one text has no work for more (docs/onnx.md)
+
+# A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
+HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
+
+
+def sealed(content: bytes) -> bytes:
+    """A serialized ModelProto with the hash of itself appended as one more metadata entry."""
+    return content + HASH_ENTRY + hashlib.sha256(content).hexdigest().encode()
+
+
+def unsealed(content: bytes) -> bytes:
+    """What ``sealed`` was given. Raises ValueError for other bytes."""
+    body, entry, digest = content[: -len(HASH_ENTRY) - 64], content[-len(HASH_ENTRY) - 64 : -64], content[-64:]
+    if entry != HASH_ENTRY or digest != hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("the hash at its end is missing or another one")
+    return body
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file's metadata say of its model."""
+
+    config: ModelConfig
+    vocab: Vocab
+    precision: str
+    portable: bool
+    weights_sha256: str
+    draft: Draft | None
+
+    def to_metadata(self) -> dict[str, str]:
+        """For the file."""
+        values = {
+            "format": FORMAT,
+            "model": self.config.to_dict(),
+            "vocab": self.vocab.to_dict(),
+            "precision": self.precision,
+            "portable": self.portable,
+            "weights_sha256": self.weights_sha256,
+        }
+        return {"charformer": json.dumps(values), "draft": self.draft.to_text() if self.draft else ""}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> "Description":
+        """What ``to_metadata`` wrote. Raises UserError for anything else, or of another version."""
+        try:
+            values = json.loads(metadata["charformer"])
+            if values["format"] != FORMAT:
+                raise UserError(f"its format is {values['format']!r}, and this version reads {FORMAT}")
+            config, vocab = ModelConfig.from_dict(values["model"]), Vocab.from_dict(values["vocab"])
+            if len(vocab) != config.vocab_size:
+                raise UserError(f"it has {len(vocab)} characters and says {config.vocab_size}")
+            draft = Draft.from_text(metadata["draft"], config.vocab_size) if metadata["draft"] else None
+            precision, weights_sha256 = str(values["precision"]), str(values["weights_sha256"])
+            return cls(config, vocab, precision, bool(values["portable"]), weights_sha256, draft)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"its description is damaged: {error!r}") from error
+
+
+class _Cache(Protocol):
+    """Keys and values of what was read, on one session."""
+
+    def run(self, ids: Ids, length: int) -> Logits:
+        """Logits (B, T, V) of ``ids``, (B, T), behind the first ``length`` positions; the rest is overwritten."""
+
+
+class OnnxEngine:
+    """A ``RewindableEngine`` on onnxruntime.
+
+    Past ``block_size`` the older half of the context is dropped and the rest is read again, as in ``TorchEngine``.
+
+    Args:
+        path: a file that charformer-export wrote.
+        threads: of one operator; None takes two where there are as many cores.
+        provider: cpu, cuda, or auto: a GPU for a 16-bit file where onnxruntime finds one, else the CPU.
+
+    Raises:
+        UserError: when there is no such file, it is another tool's, damaged or of another version, or there is no
+            CUDA where it is asked for.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None, provider: str = "auto") -> None:
+        try:
+            content = unsealed(path.read_bytes())
+            session = _session(content, threads, cuda=False)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise UserError(
+                f"{path} is no file of charformer-export's, or is damaged: {error}; charformer-export writes it anew"
+            ) from error
+        try:
+            self.description = Description.from_metadata(session.get_modelmeta().custom_metadata_map)
+        except UserError as error:
+            raise UserError(f"cannot use {path}: {error}; charformer-export writes it anew") from error
+        self.device = "cpu"
+        if self.description.precision == "fp16" and provider != "cpu":
+            on_cuda = _session(content, threads, cuda=True)
+            if "CUDAExecutionProvider" in on_cuda.get_providers():
+                session, self.device = on_cuda, "cuda"
+        if provider == "cuda" and self.device == "cpu":
+            raise UserError(_why_no_cuda(path, self.description.precision))
+        self._session = session
+        self._block_size = self.description.config.block_size
+        self._context = np.zeros((0, self._block_size), np.int64)
+        self._cache: _Cache | None = None
+        self._length = 0
+
+    @property
+    def room(self) -> int:
+        """How many characters fit before the context is full; at 0 ``extend`` still takes one."""
+        return self._block_size - self._length
+
+    def read(self, ids: Ids) -> Logits:
+        """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V)."""
+        if self._cache is None or len(ids) != len(self._context):
+            self._context = np.zeros((len(ids), self._block_size), np.int64)
+            self._cache = self._new_cache(len(ids))
+        self._length = 0
+        return self._append(ids)
+
+    def start(self, ids: Ids) -> Logits:
+        return self.read(ids[:, -self._block_size :])[:, -1]
+
+    def extend(self, ids: Ids) -> Logits:
+        if self._length == self._block_size:
+            kept = self._context[:, self._block_size - self._block_size // 2 :]
+            return self.read(np.concatenate([kept, ids], axis=1))[:, -ids.shape[1] :]
+        return self._append(ids)
+
+    def rewind(self, count: int) -> None:
+        self._length -= count
+
+    def _append(self, ids: Ids) -> Logits:
+        assert self._cache is not None, "start comes first"
+        logits = self._cache.run(ids, self._length)
+        end = self._length + ids.shape[1]
+        self._context[:, self._length : end] = ids
+        self._length = end
+        return logits
+
+    def _new_cache(self, batch: int) -> _Cache:
+        if self.description.portable:
+            return _GrowingCache(self._session, batch)
+        return _SharedCache(self._session, batch, self.description.config, self.device)
+
+
+class _SharedCache:
+    """The cache of a fused graph: buffers of ``block_size`` positions that each run reads and writes in place."""
+
+    def __init__(self, session: ort.InferenceSession, batch: int, config: ModelConfig, device: str) -> None:
+        self._session = session
+        self._vocab_size = config.vocab_size
+        self._device = device
+        self._buffers: dict[str, Any] = {}
+        for past in _pasts(session):
+            zeros = np.zeros((batch, *past.shape[1:]), DTYPES[past.type])
+            self._buffers[past.name.removeprefix("past_")] = ort.OrtValue.ortvalue_from_numpy(zeros, device)
+        self._runs: dict[int, _Run] = {}
+
+    def run(self, ids: Ids, length: int) -> Logits:
+        batch, time = ids.shape
+        run = self._runs.get(time)
+        if run is None:
+            run = self._runs[time] = _Run(self._session, self._buffers, batch, time, self._vocab_size, self._device)
+        return run(ids, length)
+
+
+class _Run:
+    """One binding: runs of B texts by T characters, from and to the same memory each time."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        buffers: dict[str, Any],
+        batch: int,
+        time: int,
+        vocab_size: int,
+        device: str,
+    ) -> None:
+        self._inputs: dict[str, NDArray[Any]] = {
+            "ids": np.zeros((batch, time), np.int64),
+            "positions": np.zeros(time, np.int64),
+            "lengths": np.zeros(batch, np.int32),
+            "total": np.zeros((), np.int32),
+        }
+        self._ids, self._positions, self._lengths, self._total = self._inputs.values()
+        self._offsets = np.arange(time)
+        self._logits = np.zeros((batch, time, vocab_size), np.float32)
+        self._session = session
+        self._binding = session.io_binding()
+        self._copies_inputs = device != "cpu"
+        self._bind_inputs()
+        self._binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
+        for name, buffer in buffers.items():
+            self._binding.bind_ortvalue_input(f"past_{name}", buffer)
+            self._binding.bind_ortvalue_output(f"present_{name}", buffer)
+
+    def __call__(self, ids: Ids, length: int) -> Logits:
+        end = length + ids.shape[1]
+        self._ids[...] = ids
+        np.add(self._offsets, length, out=self._positions)
+        self._lengths[...] = end - 1
+        self._total[...] = end
+        if self._copies_inputs:  # a binding copies to another device when it is made, not when it runs
+            self._bind_inputs()
+        self._session.run_with_iobinding(self._binding)
+        return self._logits
+
+    def _bind_inputs(self) -> None:
+        for name, array in self._inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+class _GrowingCache:
+    """The cache of a portable graph, whose outputs are the next run's inputs."""
+
+    def __init__(self, session: ort.InferenceSession, batch: int) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._past = {
+            past.name: np.zeros((batch, past.shape[1], 0, past.shape[3]), DTYPES[past.type]) for past in _pasts(session)
+        }
+
+    def run(self, ids: Ids, length: int) -> Logits:
+        feed = {name: array[:, :, :length] for name, array in self._past.items()}
+        positions = np.arange(length, length + ids.shape[1])
+        logits, *present = self._session.run(self._outputs, {"ids": ids, "positions": positions, **feed})
+        self._past = dict(zip(self._past, present, strict=True))
+        return logits
+
+
+def _pasts(session: ort.InferenceSession) -> list[Any]:
+    return [entry for entry in session.get_inputs() if entry.name.startswith("past_")]
+
+
+def _session(content: bytes, threads: int | None, cuda: bool) -> ort.InferenceSession:
+    """A session on the CPU, or on CUDA as far as it is there. Raises ValueError for bytes that are no model."""
+    ort.set_default_logger_severity(FATAL)  # what it says on stderr is no line for a user; errors come as exceptions
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    options.intra_op_num_threads = threads or min(THREADS, os.cpu_count() or 1)
+    options.inter_op_num_threads = 1
+    providers = ["CPUExecutionProvider"]
+    if cuda and "CUDAExecutionProvider" in ort.get_available_providers():
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
+        providers.insert(0, "CUDAExecutionProvider")
+    try:
+        return ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # onnxruntime's own share no other base
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _why_no_cuda(path: Path, precision: str) -> str:
+    if precision != "fp16":
+        return f"{path} is for the CPU ({precision}); `charformer-export --precision fp16` makes one for CUDA"
+    return "onnxruntime finds no CUDA: it takes an NVIDIA GPU and `pip install 'onnxruntime-gpu[cuda,cudnn]'`"

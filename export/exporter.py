@@ -1,0 +1,85 @@
+"""A run -> a verified .onnx file, which holds all that sampling needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from charformer.config import ModelConfig
+from charformer.corpus import Corpus
+from charformer.errors import UserError
+from charformer.onnx_engine import Description, OnnxEngine, sealed
+from charformer.rundir import RunDir, atomic_path
+from charformer.sampling import Ids
+from charformer.speculation import Draft
+from charformer.vocab import Vocab
+from export.graph import PRECISIONS, fused
+from export.portable import portable as portable_graph
+from export.verify import CHARACTERS, Comparison, compare
+
+MOST_LOGIT_ERROR = 1e-4  # of a fp32 file
+MOST_LOSS = 0.01  # nats a character that a smaller file may cost without a warning
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    path: Path
+    bytes: int
+    precision: str
+    portable: bool
+    text: str
+    comparison: Comparison
+
+    @property
+    def costs_too_much(self) -> bool:
+        """Whether the file's loss is worth a warning."""
+        return not self.comparison.loss - self.comparison.checkpoint_loss <= MOST_LOSS
+
+
+def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpus | None) -> Export:
+    """Write the best model of ``run`` to ``out``, checked on ``corpus``, or on random ids where there is none.
+
+    Raises UserError when the run cannot be read, ``out`` cannot be written, or the file is not what the checkpoint is;
+    the previous file then stays.
+    """
+    config, vocab = run.read_shape()
+    tensors, metadata = run.read_weights(config)
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} in {run.weights} holds values that are not finite; train the run anew")
+    draft = None
+    if corpus is not None:
+        table = corpus.table(vocab)
+        draft = Draft.of(table[corpus.train], len(vocab))
+    description = Description(config, vocab, precision, portable, metadata["sha256"], draft)
+    build = portable_graph if portable else fused
+    model = build(config, tensors, PRECISIONS[precision])
+    onnx.helper.set_model_props(model, description.to_metadata())
+    onnx.checker.check_model(model)
+    ids = _windows(config, vocab, corpus)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(sealed(model.SerializeToString()))
+        comparison = compare(OnnxEngine(temporary), config, tensors, ids)
+        if precision == "fp32" and not comparison.max_logit_error <= MOST_LOGIT_ERROR:
+            raise UserError(
+                f"the file's logits are off by {comparison.max_logit_error:.1e}, more than {MOST_LOGIT_ERROR:.0e}; "
+                f"{out} was not written"
+            )
+        size = temporary.stat().st_size
+    text = f"{corpus.name}'s validation split" if corpus is not None else "random characters"
+    return Export(out, size, precision, portable, text, comparison)
+
+
+def _windows(config: ModelConfig, vocab: Vocab, corpus: Corpus | None) -> Ids:
+    """(N, T + 1) ids of the validation split, evenly spread, about CHARACTERS in all; random ones without a text."""
+    length = config.block_size + 1
+    count = max(1, CHARACTERS // config.block_size)
+    if corpus is None:
+        return np.random.default_rng(0).integers(len(vocab), size=(count, length))
+    split = corpus.validation
+    length = min(length, len(split))
+    starts = np.linspace(0, len(split) - length, count).astype(np.int64)
+    return corpus.table(vocab)[split[starts[:, None] + np.arange(length)]]

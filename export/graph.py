@@ -1,0 +1,222 @@
+"""A checkpoint as an ONNX graph, node by node.
+
+Two layouts: ``fused`` in onnxruntime's own operators, whose key and value caches are shared buffers of ``block_size``
+positions, and ``portable`` in standard operators alone, whose caches grow (export/portable.py).
+
+Shapes: B batch, T new characters, C channels, H heads, D head width, S block_size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from charformer.config import ModelConfig
+from charformer.rundir import Tensors
+from export.quantize import quantize
+
+OPSET = 21  # the first with scales for blocks of a matrix
+IR_VERSION = 10
+MICROSOFT = "com.microsoft"
+HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants a head's width to be
+EPSILON = 1e-5  # of PyTorch's layer norms
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the weights of linears are kept: ``bits`` each, below 16 in blocks of ``block`` inputs."""
+
+    bits: int
+    block: int = 128
+    head_bits: int | None = None
+
+    def of(self, name: str) -> int:
+        """The bits of the linear ``name``."""
+        return self.head_bits if name == "head" and self.head_bits else self.bits
+
+
+PRECISIONS = {
+    "fp32": Precision(32),
+    "fp16": Precision(16),
+    "int8": Precision(8),
+    "int4": Precision(4, head_bits=8),
+}
+
+
+class GraphBuilder:
+    """Collects nodes and initializers; every method returns the name of what it adds."""
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+        self.float_type = TensorProto.FLOAT16 if precision.bits == 16 else TensorProto.FLOAT
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, elem_type: int, shape: list[str | int]) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, elem_type, shape))
+        return name
+
+    def output(self, name: str, elem_type: int, shape: list[str | int]) -> str:
+        self._outputs.append(helper.make_tensor_value_info(name, elem_type, shape))
+        return name
+
+    def constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
+        """An initializer; floats take the graph's type."""
+        if array.dtype.kind == "f":
+            array = array.astype(np.float16 if self.precision.bits == 16 else np.float32)
+        self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def node(self, operator: str, inputs: list[str], name: str, domain: str = "", **attributes: Any) -> str:
+        """A node with one output, of the same name."""
+        return self.nodes(operator, inputs, [name], domain, **attributes)[0]
+
+    def nodes(
+        self, operator: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """A node with several outputs, named after the first."""
+        self._nodes.append(helper.make_node(operator, inputs, outputs, name=outputs[0], domain=domain, **attributes))
+        return outputs
+
+    def logits(self, value: str) -> None:
+        """Name ``value`` as the graph's result, in float32."""
+        self.node("Cast", [value], "logits", to=TensorProto.FLOAT)
+
+    def model(self) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self._nodes, "charformer", self._inputs, self._outputs, list(self._initializers.values())
+        )
+        domains = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == MICROSOFT for node in self._nodes):
+            domains.append(helper.make_opsetid(MICROSOFT, 1))
+        return helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name="charformer")
+
+
+def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.ModelProto:
+    """The graph for onnxruntime, about nine nodes a block.
+
+    Inputs: ids (B, T) int64, positions (T,) int64, lengths (B,) int32, each the last position, total () int32, the
+    length in all, and past_keys.i, past_values.i (B, H, S, D), to be bound to the same memory as present_keys.i and
+    present_values.i. Outputs: logits (B, T, V) float32, and those.
+    """
+    g = GraphBuilder(precision)
+    weights = fold_layer_norms(config, tensors)
+    width = config.n_embd // config.n_head
+    padded = -(-width // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    ids = g.input("ids", TensorProto.INT64, ["B", "T"])
+    positions = g.input("positions", TensorProto.INT64, ["T"])
+    lengths = g.input("lengths", TensorProto.INT32, ["B"])
+    total = g.input("total", TensorProto.INT32, [])
+    g.output("logits", TensorProto.FLOAT, ["B", "T", config.vocab_size])
+    ones = g.constant("ones", np.ones(config.n_embd))
+
+    x, h = _add_norm(g, *embeddings(g, weights, ids, positions), ones, "", "blocks.0.ln1")
+    for layer in range(config.n_layer):
+        block = f"blocks.{layer}"
+        cache: list[str | int] = ["B", config.n_head, config.block_size, padded]
+        past = [g.input(f"past_{kind}.{layer}", g.float_type, cache) for kind in ("keys", "values")]
+        present = [g.output(f"present_{kind}.{layer}", g.float_type, cache) for kind in ("keys", "values")]
+        qkv = weights[f"{block}.attn.qkv.weight"], weights[f"{block}.attn.qkv.bias"]
+        proj = weights[f"{block}.attn.proj.weight"]
+        if padded != width:
+            qkv = _pad_heads(qkv[0], 3 * config.n_head, padded), _pad_heads(qkv[1], 3 * config.n_head, padded)
+            proj = _pad_heads(proj.T, config.n_head, padded).T
+        h = _linear(g, h, f"{block}.attn.qkv", *qkv)
+        h, *_ = g.nodes(
+            "GroupQueryAttention",
+            [h, "", "", *past, lengths, total],
+            [f"{block}.attn", *present],
+            MICROSOFT,
+            num_heads=config.n_head,
+            kv_num_heads=config.n_head,
+            scale=width**-0.5,
+        )
+        h = _linear(g, h, f"{block}.attn.proj", proj)
+        bias = g.constant(f"{block}.attn.proj.bias", weights[f"{block}.attn.proj.bias"])
+        x, h = _add_norm(g, x, h, ones, bias, f"{block}.ln2")
+        h = _linear(g, h, f"{block}.mlp.fc", weights[f"{block}.mlp.fc.weight"], weights[f"{block}.mlp.fc.bias"])
+        h = g.node("Relu", [h], f"{block}.mlp.relu")
+        h = _linear(g, h, f"{block}.mlp.proj", weights[f"{block}.mlp.proj.weight"])
+        following = f"blocks.{layer + 1}.ln1" if layer + 1 < config.n_layer else "ln_f"
+        bias = g.constant(f"{block}.mlp.proj.bias", weights[f"{block}.mlp.proj.bias"])
+        x, h = _add_norm(g, x, h, ones, bias, following)
+    g.logits(_linear(g, h, "head", weights["head.weight"], weights["head.bias"]))
+    return g.model()
+
+
+def embeddings(g: GraphBuilder, weights: Tensors, ids: str, positions: str) -> tuple[str, str]:
+    """Of tokens, (B, T, C), and of positions, (T, C)."""
+    tokens = g.node("Gather", [g.constant("tok_emb.weight", weights["tok_emb.weight"]), ids], "tok_emb")
+    places = g.node("Gather", [g.constant("pos_emb.weight", weights["pos_emb.weight"]), positions], "pos_emb")
+    return tokens, places
+
+
+def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """Weights of the same function with every layer norm an RMS norm without parameters.
+
+    What feeds the residual stream is centred, so that a norm has no mean to subtract, and a norm's weight and bias move
+    into the linear behind it, which gains a bias where it had none.
+    """
+    weights = {name: array.astype(np.float64) for name, array in tensors.items()}
+    for name in ("tok_emb.weight", "pos_emb.weight"):
+        weights[name] -= weights[name].mean(axis=1, keepdims=True)
+    joints = [("ln_f", "head")]
+    for layer in range(config.n_layer):
+        block = f"blocks.{layer}"
+        joints += [(f"{block}.ln1", f"{block}.attn.qkv"), (f"{block}.ln2", f"{block}.mlp.fc")]
+        for name in (f"{block}.attn.proj", f"{block}.mlp.proj"):
+            weights[f"{name}.weight"] -= weights[f"{name}.weight"].mean(axis=0)
+            weights[f"{name}.bias"] -= weights[f"{name}.bias"].mean()
+    for norm, linear in joints:
+        gain, shift = weights.pop(f"{norm}.weight"), weights.pop(f"{norm}.bias")
+        bias = weights.get(f"{linear}.bias", np.zeros(len(weights[f"{linear}.weight"])))
+        weights[f"{linear}.bias"] = bias + weights[f"{linear}.weight"] @ shift
+        weights[f"{linear}.weight"] *= gain
+    return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
+def _pad_heads(rows: np.ndarray[Any, Any], heads: int, width: int) -> np.ndarray[Any, Any]:
+    """Widen each head's rows with zeros, which change neither a score nor a sum."""
+    per_head = rows.reshape(heads, -1, *rows.shape[1:])
+    missing = [(0, 0), (0, width - per_head.shape[1]), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(per_head, missing).reshape(heads * width, *rows.shape[1:])
+
+
+def _linear(
+    g: GraphBuilder,
+    x: str,
+    name: str,
+    weight: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any] | None = None,
+) -> str:
+    """x (B, T, K) through a (N, K) weight and a bias, (N,)."""
+    bits = g.precision.of(name)
+    if bits >= 16:
+        y = g.node("MatMul", [x, g.constant(f"{name}.weight", weight.T)], name)
+        return y if bias is None else g.node("Add", [y, g.constant(f"{name}.bias", bias)], f"{name}.sum")
+    matrix = quantize(weight, bits, g.precision.block)
+    inputs = [x, g.constant(f"{name}.weight", matrix.packed()), g.constant(f"{name}.scales", matrix.scales.reshape(-1))]
+    if bias is not None:
+        inputs += ["", "", g.constant(f"{name}.bias", bias)]
+    return g.node(
+        "MatMulNBits",
+        inputs,
+        name,
+        MICROSOFT,
+        K=weight.shape[1],
+        N=weight.shape[0],
+        bits=bits,
+        block_size=g.precision.block,
+        accuracy_level=4,  # products of 8-bit integers; without it 8-bit weights take a path 50 times slower
+    )
+
+
+def _add_norm(g: GraphBuilder, x: str, branch: str, ones: str, bias: str, name: str) -> tuple[str, str]:
+    """The residual stream with a branch and its bias added to it, and the RMS norm of that."""
+    outputs = [name, "", "", f"{name}.stream"]
+    g.nodes("SkipSimplifiedLayerNormalization", [x, branch, ones, bias], outputs, MICROSOFT, epsilon=EPSILON)
+    return f"{name}.stream", name

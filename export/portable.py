@@ -1,0 +1,102 @@
+"""A checkpoint as a graph of standard ONNX operators alone, for other runtimes and the browser.
+
+Shapes as in export/graph.py; P is how many characters came before.
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from charformer.config import ModelConfig
+from charformer.rundir import Tensors
+from export.graph import EPSILON, GraphBuilder, Precision, embeddings
+from export.quantize import quantize
+
+
+def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.ModelProto:
+    """The graph.
+
+    Inputs: ids (B, T) int64, positions (T,) int64, P to P + T - 1, and past_keys.i, past_values.i (B, H, P, D), at
+    first with P = 0. Outputs: logits (B, T, V) float32, and present_keys.i, present_values.i (B, H, P + T, D), the next
+    past.
+    """
+    g = GraphBuilder(precision)
+    ids = g.input("ids", TensorProto.INT64, ["B", "T"])
+    positions = g.input("positions", TensorProto.INT64, ["T"])
+    g.output("logits", TensorProto.FLOAT, ["B", "T", config.vocab_size])
+    x = g.node("Add", [*embeddings(g, tensors, ids, positions)], "embedding")
+    mask = _mask(g, positions)
+    for layer in range(config.n_layer):
+        block = f"blocks.{layer}"
+        h = _attention(g, config, tensors, layer, _layer_norm(g, tensors, x, f"{block}.ln1"), mask)
+        x = g.node("Add", [x, h], f"{block}.middle")
+        h = _linear(g, tensors, _layer_norm(g, tensors, x, f"{block}.ln2"), f"{block}.mlp.fc")
+        h = _linear(g, tensors, g.node("Relu", [h], f"{block}.mlp.relu"), f"{block}.mlp.proj")
+        x = g.node("Add", [x, h], f"{block}.stream")
+    g.logits(_linear(g, tensors, _layer_norm(g, tensors, x, "ln_f"), "head"))
+    return g.model()
+
+
+def _mask(g: GraphBuilder, positions: str) -> str:
+    """(T, P + T): 0 where a character may look, the most negative number where it would look ahead."""
+    minus_one, zero, one = (g.constant(str(value), np.array([value])) for value in (-1, 0, 1))
+    scalar_zero, scalar_one = g.constant("scalar 0", np.array(0)), g.constant("scalar 1", np.array(1))
+    last = g.node("Gather", [positions, minus_one], "last")
+    end = g.node("Squeeze", [g.node("Add", [last, one], "after last"), zero], "length")
+    keys = g.node("Range", [scalar_zero, end, scalar_one], "key positions")
+    ahead = g.node("Greater", [keys, g.node("Unsqueeze", [positions, one], "query positions")], "ahead")
+    lowest = np.finfo(np.float16 if g.precision.bits == 16 else np.float32).min
+    inputs = [ahead, g.constant("lowest", np.array(lowest)), g.constant("nothing", np.array(0.0))]
+    return g.node("Where", inputs, "mask")
+
+
+def _attention(g: GraphBuilder, config: ModelConfig, tensors: Tensors, layer: int, h: str, mask: str) -> str:
+    name, width = f"blocks.{layer}.attn", config.n_embd // config.n_head
+    heads = g.constant("heads", np.array([0, 0, config.n_head, width]))
+    parts = [f"{name}.{part}" for part in ("queries", "keys", "values")]
+    g.nodes("Split", [_linear(g, tensors, h, f"{name}.qkv")], parts, axis=2, num_outputs=3)
+    q, k, v = (
+        g.node("Transpose", [g.node("Reshape", [part, heads], f"{part}.heads")], f"{part}.rows", perm=[0, 2, 1, 3])
+        for part in parts
+    )
+    k, v = (_grown(g, config, kind, layer, new) for kind, new in (("keys", k), ("values", v)))
+    q = g.node("Mul", [q, g.constant("scale", np.array(width**-0.5))], f"{name}.scaled")
+    scores = g.node("MatMul", [q, g.node("Transpose", [k], f"{name}.columns", perm=[0, 1, 3, 2])], f"{name}.scores")
+    shares = g.node("Softmax", [g.node("Add", [scores, mask], f"{name}.masked")], f"{name}.shares", axis=-1)
+    y = g.node("Transpose", [g.node("MatMul", [shares, v], f"{name}.mix")], f"{name}.mixed", perm=[0, 2, 1, 3])
+    together = g.constant("together", np.array([0, 0, config.n_embd]))
+    return _linear(g, tensors, g.node("Reshape", [y, together], f"{name}.together"), f"{name}.proj")
+
+
+def _grown(g: GraphBuilder, config: ModelConfig, kind: str, layer: int, new: str) -> str:
+    """Past keys or values with the new ones behind them."""
+    width = config.n_embd // config.n_head
+    past = g.input(f"past_{kind}.{layer}", g.float_type, ["B", config.n_head, "P", width])
+    present = g.output(f"present_{kind}.{layer}", g.float_type, ["B", config.n_head, "P + T", width])
+    return g.node("Concat", [past, new], present, axis=2)
+
+
+def _layer_norm(g: GraphBuilder, tensors: Tensors, x: str, name: str) -> str:
+    parameters = [g.constant(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias")]
+    return g.node("LayerNormalization", [x, *parameters], name, axis=-1, epsilon=EPSILON)
+
+
+def _linear(g: GraphBuilder, tensors: Tensors, x: str, name: str) -> str:
+    weight = _weight(g, f"{name}.weight", tensors[f"{name}.weight"], g.precision.of(name))
+    y = g.node("MatMul", [x, weight], name)
+    bias = tensors.get(f"{name}.bias")
+    return y if bias is None else g.node("Add", [y, g.constant(f"{name}.bias", bias)], f"{name}.sum")
+
+
+def _weight(g: GraphBuilder, name: str, weight: np.ndarray[Any, Any], bits: int) -> str:
+    """A (N, K) weight as the (K, N) matrix that MatMul takes."""
+    if bits >= 16:
+        return g.constant(name, weight.T)
+    matrix = quantize(weight, bits, g.precision.block)
+    signed = matrix.values.reshape(len(weight), -1)[:, : weight.shape[1]].T.astype(np.int16) - matrix.zero
+    values = g.constant(f"{name}.values", signed.astype(np.int8 if bits == 8 else ml_dtypes.int4))
+    scales = g.constant(f"{name}.scales", matrix.scales.T)
+    return g.node("DequantizeLinear", [values, scales], name, axis=0, block_size=g.precision.block)

@@ -1,0 +1,95 @@
+"""An exported file against the checkpoint it came from, by a plain NumPy forward pass in float64."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charformer.config import ModelConfig
+from charformer.onnx_engine import OnnxEngine
+from charformer.rundir import Tensors
+from charformer.sampling import Ids, SamplingConfig, generate
+
+Doubles = NDArray[np.float64]
+
+CHARACTERS = 4096  # that an export is checked on
+STEPS = 32  # of them read one by one, as sampling does
+TIMED = 128  # characters of one text, to say how fast the file is
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a file is from its checkpoint: logits, nats a character, and its speed."""
+
+    characters: int
+    max_logit_error: float
+    kl: float
+    checkpoint_loss: float
+    loss: float
+    chars_per_second: float
+
+
+def compare(engine: OnnxEngine, config: ModelConfig, tensors: Tensors, ids: Ids) -> Comparison:
+    """The file behind ``engine`` against ``tensors`` on windows of text, ``ids`` (N, T + 1), T <= block_size.
+
+    The first window's first characters are also read one at a time.
+    """
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    wanted = reference_logits(config, tensors, inputs)
+    found = np.concatenate([engine.read(row[None]).astype(np.float64) for row in inputs])
+    steps = min(STEPS, inputs.shape[1])
+    engine.read(inputs[:1, :1])
+    one_by_one = [engine.extend(inputs[:1, [place]])[0, 0].astype(np.float64) for place in range(1, steps)]
+    errors = [np.abs(found - wanted).max(), *(np.abs(wanted[0, 1:steps] - np.array(one_by_one)).max(axis=-1))]
+    log_p, log_q = log_softmax(wanted), log_softmax(found)
+    return Comparison(
+        characters=targets.size,
+        max_logit_error=float(np.max(errors)),
+        kl=float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()),
+        checkpoint_loss=-float(np.take_along_axis(log_p, targets[..., None], axis=-1).mean()),
+        loss=-float(np.take_along_axis(log_q, targets[..., None], axis=-1).mean()),
+        chars_per_second=_speed(engine, inputs[0, :1]),
+    )
+
+
+def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles:
+    """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model.py, written out."""
+    weights = {name: array.astype(np.float64) for name, array in tensors.items()}
+    batch, time_ = ids.shape
+    future = np.triu(np.full((time_, time_), -np.inf), 1)
+
+    def norm(x: Doubles, name: str) -> Doubles:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+        return centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(x: Doubles, name: str) -> Doubles:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    x = weights["tok_emb.weight"][ids] + weights["pos_emb.weight"][:time_]
+    for layer in range(config.n_layer):
+        block = f"blocks.{layer}"
+        qkv = linear(norm(x, f"{block}.ln1"), f"{block}.attn.qkv")
+        q, k, v = qkv.reshape(batch, time_, 3, config.n_head, -1).transpose(2, 0, 3, 1, 4)
+        scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + future
+        mixed = (np.exp(log_softmax(scores)) @ v).swapaxes(1, 2).reshape(batch, time_, -1)
+        x = x + linear(mixed, f"{block}.attn.proj")
+        x = x + linear(np.maximum(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc"), 0), f"{block}.mlp.proj")
+    return linear(norm(x, "ln_f"), "head")
+
+
+def log_softmax(x: np.ndarray[Any, Any]) -> Doubles:
+    """Of the last axis."""
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _speed(engine: OnnxEngine, prompt: Ids) -> float:
+    """Characters a second of one text."""
+    config = SamplingConfig(max_new_tokens=TIMED)
+    began = time.perf_counter()
+    for _ in generate(engine, prompt, 1, config):
+        pass
+    return TIMED / (time.perf_counter() - began)
