@@ -21,27 +21,28 @@ OPSET = 21  # the first with scales for blocks of a matrix
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants a head's width to be
+BLOCK = 128  # inputs that share a scale in 4 bits
+MOST_SAFE = 64  # of 127: two products with 8-bit activations then fit the 16 bits in which older processors add them
 EPSILON = 1e-5  # of PyTorch's layer norms
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the weights of linears are kept: ``bits`` each, below 16 in blocks of ``block`` inputs."""
+    """The bits of a linear's weights; below 8 the ``head``'s have a number of their own."""
 
     bits: int
-    block: int = 128
-    head_bits: int | None = None
+    head_bits: int
 
     def of(self, name: str) -> int:
         """The bits of the linear ``name``."""
-        return self.head_bits if name == "head" and self.head_bits else self.bits
+        return self.head_bits if name == "head" else self.bits
 
 
 PRECISIONS = {
-    "fp32": Precision(32),
-    "fp16": Precision(16),
-    "int8": Precision(8),
-    "int4": Precision(4, head_bits=8),
+    "fp32": Precision(32, 32),
+    "fp16": Precision(16, 16),
+    "int8": Precision(8, 8),
+    "int4": Precision(4, 8),
 }
 
 
@@ -195,23 +196,30 @@ def _linear(
 ) -> str:
     """x (B, T, K) through a (N, K) weight and a bias, (N,)."""
     bits = g.precision.of(name)
+    outputs, inputs = weight.shape
     if bits >= 16:
         y = g.node("MatMul", [x, g.constant(f"{name}.weight", weight.T)], name)
         return y if bias is None else g.node("Add", [y, g.constant(f"{name}.bias", bias)], f"{name}.sum")
-    matrix = quantize(weight, bits, g.precision.block)
-    inputs = [x, g.constant(f"{name}.weight", matrix.packed()), g.constant(f"{name}.scales", matrix.scales.reshape(-1))]
-    if bias is not None:
-        inputs += ["", "", g.constant(f"{name}.bias", bias)]
+    biases = ["", g.constant(f"{name}.bias", bias)] if bias is not None else []
+    if bits == 8:
+        matrix = quantize(weight, inputs, MOST_SAFE)
+        parts = [
+            g.constant(f"{name}.weight", matrix.columns(inputs)),
+            g.constant(f"{name}.scales", matrix.scales[:, 0]),
+        ]
+        return g.node("DynamicQuantizeMatMul", [x, *parts, *biases], name, MICROSOFT)
+    matrix = quantize(weight, BLOCK, 7)
+    parts = [g.constant(f"{name}.weight", matrix.nibbles()), g.constant(f"{name}.scales", matrix.scales.reshape(-1))]
     return g.node(
         "MatMulNBits",
-        inputs,
+        [x, *parts, *([""] * bool(biases)), *biases],
         name,
         MICROSOFT,
-        K=weight.shape[1],
-        N=weight.shape[0],
+        K=inputs,
+        N=outputs,
         bits=bits,
-        block_size=g.precision.block,
-        accuracy_level=4,  # products of 8-bit integers; without it 8-bit weights take a path 50 times slower
+        block_size=BLOCK,
+        accuracy_level=4,  # products of 8-bit integers
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits: blocks along the inputs of a linear, each with a scale of its own, symmetric about zero."""
+"""Weights in 8 or 4 bits: integers with a scale for each block of a linear's inputs, symmetric about zero."""
 
 from dataclasses import dataclass
 
@@ -8,39 +8,25 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Quantized:
-    """A (N, K) matrix: ``values`` (N, blocks, block) as unsigned integers around ``zero``, ``scales`` (N, blocks).
+    """A (N, K) matrix: signed ``values`` (N, blocks, block), and ``scales`` (N, blocks), K filled up with zeros."""
 
-    K is padded with zeros to whole blocks.
-    """
-
-    values: NDArray[np.uint8]
+    values: NDArray[np.int8]
     scales: NDArray[np.float32]
-    bits: int
 
-    @property
-    def zero(self) -> int:
-        """The integer that stands for 0."""
-        return 2 ** (self.bits - 1)
+    def columns(self, inputs: int) -> NDArray[np.int8]:
+        """The values as the (inputs, N) matrix that x @ W takes."""
+        return self.values.reshape(len(self.values), -1)[:, :inputs].T
 
-    def packed(self) -> NDArray[np.uint8]:
-        """(N, blocks, bytes of a block) as onnxruntime's MatMulNBits reads it: of two 4-bit values the first is low."""
-        if self.bits == 8:
-            return self.values
-        return (self.values[..., 0::2] | self.values[..., 1::2] << 4).astype(np.uint8)
+    def nibbles(self) -> NDArray[np.uint8]:
+        """(N, blocks, block / 2) 4-bit values plus 8, two a byte, the first one low, as MatMulNBits reads them."""
+        shifted = (self.values + 8).astype(np.uint8)
+        return (shifted[..., 0::2] | shifted[..., 1::2] << 4).astype(np.uint8)
 
 
-def quantize(weight: NDArray[np.float32], bits: int, block: int) -> Quantized:
-    """Round a (N, K) matrix to ``bits`` (4 or 8), in blocks of ``block`` inputs."""
+def quantize(weight: NDArray[np.float32], block: int, most: int) -> Quantized:
+    """Round a (N, K) matrix to integers from -most to most, in blocks of ``block`` inputs."""
     outputs, inputs = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -inputs % block))).reshape(outputs, -1, block)
-    most = 2 ** (bits - 1) - 1
     scales = np.abs(padded).max(axis=-1) / np.float32(most)
     scales[scales == 0] = 1
-    values = np.rint(padded / scales[..., None]) + (most + 1)
-    return Quantized(values.astype(np.uint8), scales, bits)
-
-
-def dequantize(matrix: Quantized, inputs: int) -> NDArray[np.float32]:
-    """The (N, inputs) matrix that the rounded one stands for."""
-    values = (matrix.values.astype(np.float32) - matrix.zero) * matrix.scales[..., None]
-    return values.reshape(len(values), -1)[:, :inputs]
+    return Quantized(np.rint(padded / scales[..., None]).astype(np.int8), scales)

@@ -1,0 +1,111 @@
+"""Samplers as processes that take turns."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from bench import measure
+from charformer.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+THREADS = (1, 2)
+PROBES = 2  # texts that choose a sampler's threads
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What to start, ``{threads}`` to be filled in, and what its row says."""
+
+    engine: str
+    precision: str
+    command: list[str]
+    batch: int = 1
+    temperature: float = 1.0
+    speculative: bool = False
+
+
+@dataclass
+class Process:
+    """A sampler that is running; a context."""
+
+    sampler: Sampler
+    threads: int
+    samples: list[float] = field(default_factory=list)
+    greedy: list[int] = field(default_factory=list)
+    peak_memory_bytes: int | None = None
+
+    def __enter__(self) -> Self:
+        command = [part.format(threads=self.threads) for part in self.sampler.command]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", cwd=ROOT)
+        self.greedy = self._ask("greedy")["ids"]  # which also warms it up
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def sample(self) -> float:
+        """Generate once; keeps and returns the characters a second, of all texts together."""
+        answer = self._ask("sample")
+        self.peak_memory_bytes = answer["peak_memory_bytes"]
+        self.samples.append(self.sampler.batch * len(answer["ids"]) / answer["seconds"])
+        return self.samples[-1]
+
+    def row(self, part: str, preset: str, context: int) -> dict[str, Any]:
+        """One row of the result file."""
+        return {
+            "part": part,
+            "engine": self.sampler.engine,
+            "preset": preset,
+            "precision": self.sampler.precision,
+            "batch": self.sampler.batch,
+            "context": context,
+            "threads": self.threads,
+            "freeze": None,
+            "chars_per_second": measure.percentiles(self.samples),
+            "samples": self.samples,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "mfu": None,
+            "parts": None,
+            "temperature": self.sampler.temperature,
+            "speculative": self.sampler.speculative,
+        }
+
+    def _ask(self, word: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise UserError(f"{self.sampler.engine} {self.sampler.precision} stopped before it answered")
+        return json.loads(answer)
+
+
+def contest(samplers: list[Sampler], rounds: int, done: Callable[[str], None]) -> list[Process]:
+    """Each sampler at its best number of threads, one text each in turn, ``rounds`` times."""
+    processes = []
+    for sampler in samplers:
+        trials = [alone(sampler, threads, PROBES) for threads in THREADS]
+        processes.append(Process(sampler, max(trials, key=lambda trial: max(trial.samples)).threads))
+        done(f"threads of {sampler.engine} {sampler.precision}")
+    with ExitStack() as running:
+        for process in processes:
+            running.enter_context(process)
+        for turn in range(rounds):
+            for process in processes:
+                process.sample()
+                done(f"round {turn + 1}: {process.sampler.engine} {process.sampler.precision}")
+    return processes
+
+
+def alone(sampler: Sampler, threads: int, texts: int) -> Process:
+    """One sampler while nothing else runs."""
+    with Process(sampler, threads) as process:
+        for _ in range(texts):
+            process.sample()
+    return process

@@ -1,0 +1,238 @@
+"""How fast characters come: our engines, the baseline's way, and what one would use instead.
+
+    python -m bench.sampling                      random weights of the baseline's size
+    python -m bench.sampling --run runs/pretrain  a trained model, with speculative sampling
+
+Each sampler is a process of its own, and they take turns, one text a turn, so that a ratio holds when the machine's
+speed drifts. CTranslate2 and onnxruntime-genai live in an environment of their own: `make peers`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench import measure
+from bench.samplers.models import random_run, write_for_peers
+from bench.samplers.process import ROOT, THREADS, Process, Sampler, alone, contest
+from charformer.config import PRESETS
+from charformer.corpus import recall
+from charformer.errors import UserError
+from charformer.rundir import RunDir
+from export.exporter import export
+from export.graph import PRECISIONS
+
+VOCAB_SIZE = 87  # of the baseline's two texts
+SHOWN = ("fp32", "int8", "int4")
+BATCHES = (1, 4, 16)
+TEMPERATURES = (1.0, 0.8)
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """The entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="a trained run (default: random weights of the preset `baseline`)")
+    parser.add_argument("--characters", type=int, default=256, help="of each text (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="texts of each sampler (default: %(default)s)")
+    parser.add_argument(
+        "--peers", type=Path, default=ROOT / ".peers/bin/python", help="the peers' Python (default: `make peers`'s)"
+    )
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    args = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            rows, facts = _measure(args, Path(folder))
+    except UserError as error:
+        parser.error(str(error))
+    _print(rows, facts)
+    if args.json:
+        name = args.run.name if args.run else None
+        config = {"run": name, "characters": args.characters, "rounds": args.rounds}
+        measure.write_result(args.json, measure.result("sampling", config, rows) | facts)
+
+
+def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of the result, and what else was found."""
+    if args.run:
+        run, preset = RunDir(args.run.absolute()), str(RunDir(args.run).read_config().get("preset"))
+    else:
+        shape = replace(PRESETS["baseline"].model, vocab_size=VOCAB_SIZE)
+        run, preset = random_run(folder / "run", shape), "baseline"
+    corpus = recall(run.read_section("corpus")) if args.run else None
+    for precision in SHOWN:
+        export(run, folder / f"{precision}.onnx", precision, portable=False, corpus=corpus)
+
+    def onnx(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> Sampler:
+        file, how = str(folder / f"{precision}.onnx"), "speculative" if speculative else "plain"
+        tail = ["onnx", file, "{threads}", str(batch), str(args.characters), str(temperature), how]
+        command = [sys.executable, "-m", "bench.samplers.with_charformer", *tail]
+        return Sampler("charformer-onnx", precision, command, batch, temperature, speculative)
+
+    racing = [*_engines(args, run, folder), *map(onnx, SHOWN), *_peers(args, run, folder)]
+    if corpus is not None:
+        racing += [onnx(precision, speculative=True) for precision in SHOWN]
+        racing += [onnx("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
+    grid = [onnx(precision, batch) for precision in SHOWN for batch in BATCHES]
+    config, _ = run.read_shape()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(racing) * (1 + args.rounds) + len(grid) * len(THREADS))
+
+        def done(doing: str) -> None:
+            progress.update(task, advance=1, description=doing)
+
+        processes = contest(racing, args.rounds, done)
+        rows = [process.row("contest", preset, config.block_size) for process in processes]
+        for sampler in grid:
+            for threads in THREADS:
+                rows.append(alone(sampler, threads, args.rounds).row("grid", preset, config.block_size))
+                done(f"{sampler.precision}, batch {sampler.batch}, {threads} threads")
+    facts = {
+        "greedy_characters_like_pytorch": _agreement(processes),
+        "first_character_seconds": _first_character(folder / "int8.onnx", args.rounds),
+        "floor": [_floor(config.weight_shapes(), precision, threads) for precision in SHOWN for threads in THREADS],
+    }
+    return rows, facts
+
+
+def _engines(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]:
+    """PyTorch, and the baseline's way of sampling, at the same shape."""
+    config, _ = run.read_shape()
+    shape = folder / "shape.json"
+    shape.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    tail = ["{threads}", "1", str(args.characters)]
+    python = [sys.executable, "-m"]
+    ours = [*python, "bench.samplers.with_charformer", "torch", str(run.path), *tail, "1.0", "plain"]
+    baseline = [*python, "bench.samplers.with_baseline", str(shape), *tail]
+    return [Sampler("charformer-torch", "fp32", ours), Sampler("baseline", "fp32", baseline)]
+
+
+def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]:
+    """The peers that are installed; says which are not."""
+    found = [module for module in ("ctranslate2", "onnxruntime_genai") if _imports(args.peers, module)]
+    models = folder / "peers"
+    models.mkdir()
+    if found:
+        write_for_peers(run, models)
+    tail = ["{threads}", "1", str(args.characters)]
+    python = [str(args.peers.absolute()), "-m"]
+    samplers = []
+    if "ctranslate2" in found:
+        command = [*python, "bench.samplers.with_ctranslate2", str(models)]
+        samplers += [Sampler("ctranslate2", precision, [*command, precision, *tail]) for precision in ("fp32", "int8")]
+    if "onnxruntime_genai" in found:
+        command = [*python, "bench.samplers.with_genai"]
+        for precision in SHOWN:
+            samplers.append(Sampler("genai", precision, [*command, str(models / f"genai-{precision}"), *tail]))
+    return samplers
+
+
+def _imports(python: Path, module: str) -> bool:
+    if python.is_file() and subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0:
+        return True
+    print(f"{module} is missing, and so are its rows: `make peers` installs it")
+    return False
+
+
+def _agreement(processes: list[Process]) -> dict[str, int]:
+    """How many greedy characters of each sampler are PyTorch's, before the first that is not."""
+    wanted = np.array(processes[0].greedy)
+    agreed: dict[str, int] = {}
+    for process in processes:
+        differs = np.flatnonzero(np.array(process.greedy) != wanted)
+        name = f"{process.sampler.engine} {process.sampler.precision}"
+        agreed.setdefault(name, int(differs[0]) if len(differs) else len(wanted))
+    return agreed
+
+
+def _first_character(file: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of whole processes, in turn: the command for one character, and an import of onnxruntime alone."""
+    sample = [sys.executable, "-m", "charformer.commands.sample", "--onnx", str(file), "--max-new-tokens", "1"]
+    commands = {"sample": sample, "import onnxruntime": [sys.executable, "-c", "import onnxruntime"]}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds + 1):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: samples[1:] for name, samples in seconds.items()}  # the first one warmed the file cache
+
+
+def _floor(shapes: dict[str, tuple[int, ...]], precision: str, threads: int) -> dict[str, Any]:
+    """The bytes of weights that a character reads, and how fast this machine reads as many over and over."""
+    of = PRECISIONS[precision].of
+    counts = {name: int(np.prod(shape)) for name, shape in shapes.items() if len(shape) == 2 and "_emb" not in name}
+    size = sum(count * of(name.removesuffix(".weight")) // 8 for name, count in counts.items())
+    script = "import sys, time, numpy as np\nx = np.ones(int(sys.argv[1]) // 4, np.float32)\nbest = 1e9\n"
+    script += "for _ in range(200):\n    t = time.perf_counter(); x.dot(x); best = min(best, time.perf_counter() - t)\n"
+    script += "print(x.nbytes / best)"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", script, str(size)]
+    found = subprocess.run(command, env=environment, capture_output=True, check=True, encoding="utf-8")
+    bandwidth = float(found.stdout)
+    return {
+        "precision": precision,
+        "threads": threads,
+        "weight_bytes": size,
+        "read_bytes_per_second": bandwidth,
+        "chars_per_second": bandwidth / size,
+    }
+
+
+def _print(rows: list[Row], facts: dict[str, Any]) -> None:
+    console = Console()
+    contest_rows = [row for row in rows if row["part"] == "contest"]
+    by_engine = {row["engine"]: row for row in contest_rows}
+    table = Table("sampler", "precision", "threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB")
+    for row in sorted(contest_rows, key=_median):
+        name = f"{row['engine']}{' speculative' if row['speculative'] else ''}"
+        speed = row["chars_per_second"]
+        table.add_row(
+            name if row["temperature"] == 1 else f"{name} at {row['temperature']}",
+            row["precision"],
+            str(row["threads"]),
+            f"{speed['p50']:,.0f}",
+            f"{speed['p20']:,.0f} - {speed['p80']:,.0f}",
+            f"{_ratio(row, by_engine['baseline']):.1f}",
+            f"{_ratio(row, by_engine['charformer-torch']):.1f}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}" if row["peak_memory_bytes"] else "",
+        )
+    console.print(table)
+    table = Table("charformer-onnx", *(f"batch {batch}, {n} threads" for batch in BATCHES for n in THREADS))
+    for precision in SHOWN:
+        cells = [row for row in rows if row["part"] == "grid" and row["precision"] == precision]
+        table.add_row(precision, *(f"{_median(row):,.0f}" for row in cells))
+    console.print(table)
+    for floor in facts["floor"]:
+        console.print(
+            f"reading {floor['precision']} weights, {floor['threads']} threads: "
+            f"{floor['read_bytes_per_second'] / 1e9:.1f} GB/s, {floor['chars_per_second']:,.0f} characters/s"
+        )
+    first = {name: float(np.median(samples)) for name, samples in facts["first_character_seconds"].items()}
+    sample, alone_ = first["sample"], first["import onnxruntime"]
+    console.print(f"to the first character {sample:.2f} s, {sample / alone_:.2f} x an import of onnxruntime")
+
+
+def _median(row: Row) -> float:
+    return float(row["chars_per_second"]["p50"])
+
+
+def _ratio(row: Row, other: Row) -> float:
+    """Of speeds: the median over rounds, since both ran in each."""
+    return float(np.median(np.array(row["samples"]) / np.array(other["samples"])))
+
+
+if __name__ == "__main__":
+    main()
