@@ -41,6 +41,10 @@ def unsealed(content: bytes) -> bytes:
     return body
 
 
+class UnusableFileError(UserError):
+    """A file that another tool or another version wrote, or that is damaged."""
+
+
 @dataclass(frozen=True)
 class Description:
     """What a file's metadata say of its model."""
@@ -99,8 +103,8 @@ class OnnxEngine:
         provider: cpu, cuda, or auto: a GPU for a 16-bit file where onnxruntime finds one, else the CPU.
 
     Raises:
-        UserError: when there is no such file, it is another tool's, damaged or of another version, or there is no
-            CUDA where it is asked for.
+        UnusableFileError: when the file is another tool's, damaged or of another version.
+        UserError: when it cannot be read, or there is no CUDA where it is asked for.
     """
 
     def __init__(self, path: Path, threads: int | None = None, provider: str = "auto") -> None:
@@ -110,13 +114,13 @@ class OnnxEngine:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:
-            raise UserError(
+            raise UnusableFileError(
                 f"{path} is no file of charformer-export's, or is damaged: {error}; charformer-export writes it anew"
             ) from error
         try:
             self.description = Description.from_metadata(session.get_modelmeta().custom_metadata_map)
         except UserError as error:
-            raise UserError(f"cannot use {path}: {error}; charformer-export writes it anew") from error
+            raise UnusableFileError(f"cannot use {path}: {error}; charformer-export writes it anew") from error
         self.device = "cpu"
         if self.description.precision == "fp16" and provider != "cpu":
             on_cuda = _session(content, threads, cuda=True)
@@ -272,8 +276,8 @@ def _session(content: bytes, threads: int | None, cuda: bool) -> ort.InferenceSe
         providers.insert(0, "CUDAExecutionProvider")
     try:
         return ort.InferenceSession(content, options, providers=providers)
-    except Exception as error:  # onnxruntime's own share no other base
-        raise ValueError(str(error).splitlines()[0]) from error
+    except Exception as error:  # onnxruntime's own share no other base, and name the files it was built from
+        raise ValueError("onnxruntime cannot load it") from error
 
 
 def _why_no_cuda(path: Path, precision: str) -> str:

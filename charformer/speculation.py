@@ -5,7 +5,6 @@ logits and the seeded noise at its position pick, so the text is the one that pl
 """
 
 import base64
-import binascii
 import zlib
 from collections.abc import Iterator
 from typing import Protocol, Self
@@ -104,7 +103,7 @@ class Draft:
         most = (1 + ORDER * max(1, ORDER_BYTES // vocab_size)) * (8 + vocab_size)
         try:
             content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most + 1)
-        except (binascii.Error, zlib.error) as error:
+        except (ValueError, zlib.error) as error:
             raise UserError(f"the table of proposals is damaged: {error}") from error
         rows, rest = divmod(len(content), 8 + vocab_size)
         keys = np.frombuffer(content, "<i8", rows).astype(np.int64)

@@ -16,7 +16,7 @@ from charformer.speculation import Draft
 from charformer.vocab import Vocab
 from export.graph import PRECISIONS, fused
 from export.portable import portable as portable_graph
-from export.verify import CHARACTERS, Comparison, compare
+from export.verify import CHARACTERS, Comparison, compare, reference_logits
 
 MOST_LOGIT_ERROR = 1e-4  # of a fp32 file
 MOST_LOSS = 0.01  # nats a character that a smaller file may cost without a warning
@@ -60,9 +60,10 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
     onnx.helper.set_model_props(model, description.to_metadata())
     onnx.checker.check_model(model)
     ids = _windows(config, vocab, corpus)
+    wanted = reference_logits(config, tensors, ids[:, :-1])
     with atomic_path(out) as temporary:
         temporary.write_bytes(sealed(model.SerializeToString()))
-        comparison = compare(OnnxEngine(temporary), config, tensors, ids)
+        comparison = compare(OnnxEngine(temporary), ids, wanted)
         if precision == "fp32" and not comparison.max_logit_error <= MOST_LOGIT_ERROR:
             raise UserError(
                 f"the file's logits are off by {comparison.max_logit_error:.1e}, more than {MOST_LOGIT_ERROR:.0e}; "

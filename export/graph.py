@@ -21,17 +21,17 @@ OPSET = 21  # the first with scales for blocks of a matrix
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants a head's width to be
-BLOCK = 128  # inputs that share a scale in 4 bits
 MOST_SAFE = 64  # of 127: two products with 8-bit activations then fit the 16 bits in which older processors add them
 EPSILON = 1e-5  # of PyTorch's layer norms
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The bits of a linear's weights; below 8 the ``head``'s have a number of their own."""
+    """The bits of the weights of linears and of the head's, and how many inputs share a scale where they are 4."""
 
     bits: int
     head_bits: int
+    block: int = 128
 
     def of(self, name: str) -> int:
         """The bits of the linear ``name``."""
@@ -208,7 +208,7 @@ def _linear(
             g.constant(f"{name}.scales", matrix.scales[:, 0]),
         ]
         return g.node("DynamicQuantizeMatMul", [x, *parts, *biases], name, MICROSOFT)
-    matrix = quantize(weight, BLOCK, 7)
+    matrix = quantize(weight, g.precision.block, 7)
     parts = [g.constant(f"{name}.weight", matrix.nibbles()), g.constant(f"{name}.scales", matrix.scales.reshape(-1))]
     return g.node(
         "MatMulNBits",
@@ -218,7 +218,7 @@ def _linear(
         K=inputs,
         N=outputs,
         bits=bits,
-        block_size=BLOCK,
+        block_size=g.precision.block,
         accuracy_level=4,  # products of 8-bit integers
     )
 

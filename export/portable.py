@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from charformer.config import ModelConfig
 from charformer.rundir import Tensors
-from export.graph import BLOCK, EPSILON, GraphBuilder, Precision, embeddings
+from export.graph import EPSILON, GraphBuilder, Precision, embeddings
 from export.quantize import quantize
 
 
@@ -95,7 +95,7 @@ def _weight(g: GraphBuilder, name: str, weight: np.ndarray[Any, Any], bits: int)
     """A (N, K) weight as the (K, N) matrix that MatMul takes."""
     if bits >= 16:
         return g.constant(name, weight.T)
-    matrix = quantize(weight, BLOCK, 2 ** (bits - 1) - 1)
+    matrix = quantize(weight, g.precision.block, 2 ** (bits - 1) - 1)
     values = matrix.columns(weight.shape[1]).astype(np.int8 if bits == 8 else ml_dtypes.int4)
     parts = [g.constant(f"{name}.values", values), g.constant(f"{name}.scales", matrix.scales.T)]
-    return g.node("DequantizeLinear", parts, name, axis=0, block_size=BLOCK)
+    return g.node("DequantizeLinear", parts, name, axis=0, block_size=g.precision.block)

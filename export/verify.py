@@ -31,25 +31,24 @@ class Comparison:
     chars_per_second: float
 
 
-def compare(engine: OnnxEngine, config: ModelConfig, tensors: Tensors, ids: Ids) -> Comparison:
-    """The file behind ``engine`` against ``tensors`` on windows of text, ``ids`` (N, T + 1), T <= block_size.
+def compare(engine: OnnxEngine, ids: Ids, wanted: Doubles) -> Comparison:
+    """The file behind ``engine`` against reference logits ``wanted`` (N, T, V) of ``ids``, (N, T + 1).
 
-    The first window's first characters are also read one at a time.
+    T is at most block_size. The first window's first characters are also read one at a time, as sampling does.
     """
-    inputs, targets = ids[:, :-1], ids[:, 1:]
-    wanted = reference_logits(config, tensors, inputs)
+    inputs, targets = ids[:, :-1], ids[:, 1:, None]
     found = np.concatenate([engine.read(row[None]).astype(np.float64) for row in inputs])
-    steps = min(STEPS, inputs.shape[1])
+    errors = [np.abs(found - wanted).max()]
     engine.read(inputs[:1, :1])
-    one_by_one = [engine.extend(inputs[:1, [place]])[0, 0].astype(np.float64) for place in range(1, steps)]
-    errors = [np.abs(found - wanted).max(), *(np.abs(wanted[0, 1:steps] - np.array(one_by_one)).max(axis=-1))]
+    for place in range(1, min(STEPS, inputs.shape[1])):
+        errors.append(np.abs(engine.extend(inputs[:1, [place]])[0, 0] - wanted[0, place]).max())
     log_p, log_q = log_softmax(wanted), log_softmax(found)
     return Comparison(
         characters=targets.size,
         max_logit_error=float(np.max(errors)),
         kl=float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()),
-        checkpoint_loss=-float(np.take_along_axis(log_p, targets[..., None], axis=-1).mean()),
-        loss=-float(np.take_along_axis(log_q, targets[..., None], axis=-1).mean()),
+        checkpoint_loss=-float(np.take_along_axis(log_p, targets, axis=-1).mean()),
+        loss=-float(np.take_along_axis(log_q, targets, axis=-1).mean()),
         chars_per_second=_speed(engine, inputs[0, :1]),
     )
 
@@ -57,8 +56,11 @@ def compare(engine: OnnxEngine, config: ModelConfig, tensors: Tensors, ids: Ids)
 def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles:
     """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model.py, written out."""
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
-    batch, time_ = ids.shape
-    future = np.triu(np.full((time_, time_), -np.inf), 1)
+    return np.stack([_window_logits(config, weights, row) for row in ids])
+
+
+def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -> Doubles:
+    """(T, V) of one window, (T,)."""
 
     def norm(x: Doubles, name: str) -> Doubles:
         centred = x - x.mean(axis=-1, keepdims=True)
@@ -68,14 +70,16 @@ def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles
     def linear(x: Doubles, name: str) -> Doubles:
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
-    x = weights["tok_emb.weight"][ids] + weights["pos_emb.weight"][:time_]
+    length = len(ids)
+    future = np.triu(np.full((length, length), -np.inf), 1)
+    x = weights["tok_emb.weight"][ids] + weights["pos_emb.weight"][:length]
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
         qkv = linear(norm(x, f"{block}.ln1"), f"{block}.attn.qkv")
-        q, k, v = qkv.reshape(batch, time_, 3, config.n_head, -1).transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(length, 3, config.n_head, -1).transpose(1, 2, 0, 3)
         scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + future
-        mixed = (np.exp(log_softmax(scores)) @ v).swapaxes(1, 2).reshape(batch, time_, -1)
-        x = x + linear(mixed, f"{block}.attn.proj")
+        mixed = np.exp(log_softmax(scores)) @ v
+        x = x + linear(mixed.swapaxes(0, 1).reshape(length, -1), f"{block}.attn.proj")
         x = x + linear(np.maximum(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc"), 0), f"{block}.mlp.proj")
     return linear(norm(x, "ln_f"), "head")
 

@@ -2,7 +2,8 @@
 
     python -m bench.samplers.with_ctranslate2 FOLDER PRECISION THREADS BATCH CHARACTERS
 
-FOLDER holds weights.safetensors, a checkpoint's tensors, and shape.json, its ModelConfig. The last symbol is the end of a text.
+FOLDER holds weights.safetensors, a checkpoint's tensors, and shape.json, its ModelConfig. The last symbol is the end
+of a text.
 """
 
 import json

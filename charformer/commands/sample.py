@@ -142,13 +142,15 @@ def _check_group(args: argparse.Namespace) -> None:
     """Raise UserError for a flag of the engine that is not asked for."""
     if args.onnx is None:
         strangers = {"--provider": args.provider, "--no-speculative": args.no_speculative}
-        advice = "add --onnx"
+        reason = "needs --onnx"
     else:
-        strangers = {"--device": args.device, "--dtype": args.dtype, "--run": args.onnx and args.run}
-        advice = "leave it out with --onnx FILE" if args.onnx and args.run else "leave it out with --onnx"
+        strangers = {"--device": args.device, "--dtype": args.dtype}
+        reason = "does not go with --onnx"
+        if args.onnx and args.run:
+            strangers, reason = {"--run": args.run}, "does not go with --onnx FILE, which is enough; leave one out"
     for flag, value in strangers.items():
         if value:
-            raise UserError(f"{flag} does not go with this engine; {advice}")
+            raise UserError(f"{flag} {reason}")
 
 
 def _pytorch(args: argparse.Namespace) -> Source:
@@ -190,13 +192,18 @@ def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
 
 def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
     """An engine on the run's model.onnx, exported first unless it is there and of the weights that are there."""
+    from charformer.onnx_engine import UnusableFileError
+
     weights = run.weights_sha256()
     reason = "there is no such file yet"
-    if run.onnx.is_file():
-        engine = _engine(run.onnx, args)
-        if engine.description.weights_sha256 == weights:
-            return engine
-        reason = "the run has other weights by now"
+    if run.onnx.exists():
+        try:
+            engine = _engine(run.onnx, args)
+            if engine.description.weights_sha256 == weights:
+                return engine
+            reason = "the run has other weights by now"
+        except UnusableFileError:
+            reason = "the one that is there cannot be used"
     notices = PlainConsole(stderr=True)
     notices.print(f"exporting {run.onnx}: {reason}")
     from charformer.commands.export import DEFAULT_PRECISION, export_run

@@ -1,0 +1,169 @@
+"""The engine against PyTorch's, and files that are not what they should be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from charformer.checkpoint import load_model
+from charformer.errors import UserError
+from charformer.onnx_engine import OnnxEngine, sealed, unsealed
+from charformer.rundir import RunDir
+from charformer.sampling import SamplingConfig, generate
+from charformer.torch_engine import TorchEngine
+from export.exporter import export
+
+BLOCK_SIZE = 24  # of the trained run
+
+
+@pytest.fixture(scope="module")
+def files(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("onnx")
+    layouts = {"fused": False, "portable": True}
+    for name, portable in layouts.items():
+        export(RunDir(trained_run), folder / f"{name}.onnx", "fp32", portable, corpus=None)
+    return {name: folder / f"{name}.onnx" for name in layouts}
+
+
+@pytest.mark.parametrize("layout", ["fused", "portable"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits_are_pytorch_s_past_the_context_too(
+    layout: str, batch: int, files: dict[str, Path], trained_run: Path
+) -> None:
+    model, vocab = load_model(RunDir(trained_run))
+    ours, theirs = OnnxEngine(files[layout]), TorchEngine(model, torch.device("cpu"))
+    generator = np.random.default_rng(0)
+    for prompt in (1, 5, BLOCK_SIZE, 40):
+        ids = generator.integers(len(vocab), size=(batch, prompt))
+        np.testing.assert_allclose(ours.start(ids), theirs.start(ids), atol=1e-4)
+        for _ in range(2 * BLOCK_SIZE):
+            new = generator.integers(len(vocab), size=(batch, 1))
+            np.testing.assert_allclose(ours.extend(new), theirs.extend(new), atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["fused", "portable"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_thousand_characters_are_pytorch_s(
+    layout: str, temperature: float, files: dict[str, Path], trained_run: Path
+) -> None:
+    model, vocab = load_model(RunDir(trained_run))
+    config = SamplingConfig(max_new_tokens=1000, temperature=temperature, seed=5, top_k=None if temperature else 3)
+    ours, theirs = (
+        vocab.decode(np.concatenate(list(generate(engine, vocab.encode("T"), 1, config))))
+        for engine in (OnnxEngine(files[layout]), TorchEngine(model, torch.device("cpu")))
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("layout", ["fused", "portable"])
+def test_what_was_read_can_be_forgotten(layout: str, files: dict[str, Path]) -> None:
+    engine, plain = OnnxEngine(files[layout]), OnnxEngine(files[layout])
+    engine.start(np.array([[1, 2, 3]]))
+    assert engine.room == BLOCK_SIZE - 3
+    kept = engine.extend(np.array([[4, 9, 9]]))[:, :1].copy()
+    engine.rewind(2)
+    assert engine.room == BLOCK_SIZE - 4
+    plain.start(np.array([[1, 2, 3, 4]]))
+    np.testing.assert_allclose(engine.extend(np.array([[5]])), plain.extend(np.array([[5]])), atol=1e-5)
+    np.testing.assert_allclose(kept[:, 0], plain.start(np.array([[1, 2, 3, 4]])), atol=1e-5)
+
+
+def test_the_file_says_what_it_is(files: dict[str, Path], trained_run: Path) -> None:
+    description = OnnxEngine(files["fused"]).description
+    run = RunDir(trained_run)
+    config, vocab = run.read_shape()
+    assert description.config == config
+    assert description.vocab.characters == vocab.characters
+    assert (description.precision, description.portable, description.draft) == ("fp32", False, None)
+    assert description.weights_sha256 == run.weights_sha256()
+
+
+def test_any_byte_that_is_changed_or_missing_is_noticed(files: dict[str, Path], tmp_path: Path) -> None:
+    content = files["fused"].read_bytes()
+    path = tmp_path / "model.onnx"
+    places = [*range(0, len(content), len(content) // 40), len(content) - 1, len(content) - 70, len(content) - 76]
+    for place in places:
+        for damaged in (content[:place], content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match="is damaged"):
+                OnnxEngine(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(UserError, match="is damaged"):
+        OnnxEngine(path)
+
+
+def edited(files: dict[str, Path], **values: object) -> bytes:
+    """The file with another description, and a hash that fits."""
+    model = onnx.load_from_string(unsealed(files["fused"].read_bytes()))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    described = json.loads(metadata["charformer"])
+    for name, value in values.items():
+        if name in metadata:
+            metadata[name] = str(value)
+        else:
+            described[name] = value
+    metadata["charformer"] = json.dumps(described)
+    onnx.helper.set_model_props(model, metadata)
+    return sealed(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 2}, "its format is 2, and this version reads 1"),
+        ({"vocab": {"code_points": [65, 66]}}, "it has 2 characters"),
+        ({"vocab": {"code_points": [65, 65]}}, "twice"),
+        ({"model": {"n_layer": "many"}}, "n_layer"),
+        ({"model": []}, "damaged"),
+        ({"draft": "!!!"}, "table of proposals"),
+        ({"precision": "fp32"}, None),
+    ],
+    ids=str,
+)
+def test_descriptions_that_are_not_ours(
+    values: dict[str, object], message: str | None, files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(edited(files, **values))
+    if message is None:
+        OnnxEngine(path)
+        return
+    with pytest.raises(UserError, match=message):
+        OnnxEngine(path)
+
+
+def test_files_of_other_tools(tmp_path: Path, files: dict[str, Path]) -> None:
+    path = tmp_path / "model.onnx"
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    other = onnx.helper.make_model(graph, ir_version=10, opset_imports=opsets).SerializeToString()
+    for content, message in (
+        (other, "no file of charformer-export's"),
+        (sealed(other), "description is damaged"),
+        (b"", "no file of charformer-export's"),
+        (b"\n" * 100, "no file of charformer-export's"),
+        (sealed(b"not a graph at all"), "onnxruntime cannot load it"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            OnnxEngine(path)
+    with pytest.raises(UserError, match="cannot read"):
+        OnnxEngine(tmp_path / "nowhere.onnx")
+    with pytest.raises(UserError, match="cannot read"):
+        OnnxEngine(tmp_path)
+
+
+def test_cuda_is_refused_where_it_is_not(files: dict[str, Path], trained_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--precision fp16"):
+        OnnxEngine(files["fused"], provider="cuda")
+    if torch.cuda.is_available():
+        return
+    export(RunDir(trained_run), tmp_path / "half.onnx", "fp16", portable=False, corpus=None)
+    assert OnnxEngine(tmp_path / "half.onnx").device == "cpu"
+    with pytest.raises(UserError, match="finds no CUDA"):
+        OnnxEngine(tmp_path / "half.onnx", provider="cuda")

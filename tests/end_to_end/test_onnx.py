@@ -1,0 +1,126 @@
+"""charformer-export and charformer-sample --onnx as people type them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.test_commands import run
+
+
+@pytest.fixture
+def folder(trained_run: Path, tmp_path: Path) -> Path:
+    """A working folder with a run in it."""
+    shutil.copytree(trained_run, tmp_path / "runs" / "pretrain")
+    return tmp_path
+
+
+def test_export_then_sample_from_the_file_alone(folder: Path) -> None:
+    exported = run("charformer-export", "--precision", "fp32", "--out", "m.onnx", "--json", cwd=folder)
+    assert exported.returncode == 0, exported.stderr
+    summary = json.loads(exported.stdout.splitlines()[-1])
+    assert summary["path"] == "m.onnx"
+    assert summary["bytes"] == (folder / "m.onnx").stat().st_size
+    assert summary["text"] == "docs.txt's validation split"
+    assert summary["max_logit_error"] < 1e-4
+    assert "validation loss" in exported.stdout
+
+    same = ["--prompt", "The ", "--seed", "11", "--max-new-tokens", "1000"]
+    torch = run("charformer-sample", *same, cwd=folder)
+    shutil.rmtree(folder / "runs")  # the file is enough
+    onnx = run("charformer-sample", "--onnx", "m.onnx", *same, cwd=folder)
+    assert onnx.returncode == 0, onnx.stderr
+    assert onnx.stderr == ""
+    assert onnx.stdout == torch.stdout
+    plain = run("charformer-sample", "--onnx", "m.onnx", "--no-speculative", *same, cwd=folder)
+    assert plain.stdout == torch.stdout
+
+    several = ["--num-samples", "3", "--seed", "11", "--max-new-tokens", "40", "--json"]
+    batch = json.loads(run("charformer-sample", "--onnx", "m.onnx", *several, "--prompt", "The ", cwd=folder).stdout)
+    assert batch["onnx"] == "m.onnx"
+    assert batch["run"] is None
+    assert len(set(batch["samples"])) == 3
+    assert "The " + batch["samples"][0] == torch.stdout[:44]
+
+
+def test_the_run_is_exported_when_it_has_to_be(folder: Path) -> None:
+    sample = ["charformer-sample", "--onnx", "--seed", "1", "--max-new-tokens", "30"]
+    first = run(*sample, cwd=folder)
+    assert first.returncode == 0, first.stderr
+    assert "there is no such file yet" in first.stderr
+    assert "int8" in first.stderr
+    assert len(first.stdout) == 31
+    again = run(*sample, cwd=folder)
+    assert (again.stdout, again.stderr) == (first.stdout, "")
+
+    trained = run("charformer-train", "--resume", "--out", "runs/pretrain", "--steps", "60", cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    after = run(*sample, cwd=folder)
+    assert "the run has other weights by now" in after.stderr
+    assert run(*sample, cwd=folder).stderr == ""
+
+    (folder / "runs" / "pretrain" / "model.onnx").write_bytes(b"no graph")
+    broken = run(*sample, cwd=folder)
+    assert broken.returncode == 0
+    assert "exporting" in broken.stderr
+
+
+def test_a_text_that_is_gone_costs_the_guesses_only(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    config = folder / "runs" / "pretrain" / "config.json"
+    values = json.loads(config.read_text("utf-8"))
+    values["corpus"]["source"] = str(folder / "gone.txt")
+    config.write_text(json.dumps(values), encoding="utf-8")
+    nowhere = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("empty"))}
+    exported = run("charformer-export", cwd=folder, env=nowhere)
+    assert exported.returncode == 0, exported.stderr
+    assert "gone.txt is not at hand" in exported.stdout
+    assert "random characters" in exported.stdout
+    sampled = run("charformer-sample", "--onnx", "--seed", "1", cwd=folder, env=nowhere)
+    assert (sampled.returncode, sampled.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_portable_files_sample_too(folder: Path, precision: str) -> None:
+    flags = ["--portable", "--precision", precision, "--out", "web.onnx"]
+    assert run("charformer-export", *flags, cwd=folder).returncode == 0
+    sampled = run("charformer-sample", "--onnx", "web.onnx", "--seed", "4", "--max-new-tokens", "50", cwd=folder)
+    assert sampled.returncode == 0, sampled.stderr
+    assert len(sampled.stdout) == 51
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("charformer-export --run nowhere", "there is no run in nowhere"),
+        ("charformer-export --out no/such/folder/m.onnx", "cannot write"),
+        ("charformer-export --precision int2", "invalid choice"),
+        ("charformer-export --data nowhere.txt", "there is no file"),
+        ("charformer-sample --onnx nowhere.onnx", "cannot read nowhere.onnx"),
+        ("charformer-sample --onnx runs/pretrain/vocab.json", "no file of charformer-export's"),
+        ("charformer-sample --onnx --temperature -1", "--temperature"),
+        ("charformer-sample --onnx --max-new-tokens -1", "--max-new-tokens"),
+        ("charformer-sample --onnx --threads 0", "--threads"),
+        ("charformer-sample --onnx --prompt é", "U+00E9"),
+        ("charformer-sample --onnx --dtype bfloat16", "--dtype does not go with --onnx"),
+        ("charformer-sample --onnx --device cpu", "--device does not go with --onnx"),
+        ("charformer-sample --onnx m.onnx --run runs/pretrain", "--run does not go with --onnx FILE"),
+        ("charformer-sample --onnx --provider cuda", "--precision fp16"),
+        ("charformer-sample --no-speculative", "--no-speculative needs --onnx"),
+        ("charformer-sample --provider cpu", "--provider needs --onnx"),
+    ],
+)
+def test_mistakes_get_one_line(folder: Path, command: str, message: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "model.onnx"}
+    done = run(*command.split(), cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert (
+        len([line for line in done.stderr.splitlines() if not line.startswith(("exporting", "runs/", "  ", "checked"))])
+        == 1
+    )
+    assert done.stdout == ""
+    files = [path for path in folder.rglob("*") if path.name != "model.onnx"]
+    assert {path: path.stat().st_mtime_ns for path in files if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }

@@ -1,0 +1,95 @@
+"""Exports that go wrong, and what they leave behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charformer import corpus
+from charformer.errors import UserError
+from charformer.onnx_engine import OnnxEngine
+from charformer.rundir import RunDir, write_tensors
+from export.exporter import export
+
+
+def copy_of(run: Path, folder: Path, **changed: float) -> RunDir:
+    """The run with all weights of some tensors multiplied."""
+    copy = RunDir(folder)
+    folder.mkdir()
+    source = RunDir(run)
+    config, _ = source.read_shape()
+    tensors, metadata = source.read_weights(config)
+    for name, factor in changed.items():
+        tensors[name.replace("__", ".")] = tensors[name.replace("__", ".")] * np.float32(factor)
+    write_tensors(copy.weights, tensors, metadata)
+    for name in ("config.json", "vocab.json"):
+        (folder / name).write_bytes((run / name).read_bytes())
+    return copy
+
+
+def test_what_is_exported_is_measured(trained_run: Path, text_file: Path, tmp_path: Path) -> None:
+    text = corpus.load(str(text_file))
+    losses = {}
+    for precision, most in (("fp32", 1e-5), ("fp16", 1e-3), ("int8", 0.01), ("int4", 0.5)):
+        done = export(RunDir(trained_run), tmp_path / "model.onnx", precision, portable=False, corpus=text)
+        assert done.bytes == (tmp_path / "model.onnx").stat().st_size
+        assert done.text == "docs.txt's validation split"
+        assert 3000 < done.comparison.characters <= 4096
+        assert 0 <= done.comparison.kl < most
+        assert not done.costs_too_much or precision == "int4"
+        losses[precision] = done.comparison.checkpoint_loss
+        assert OnnxEngine(tmp_path / "model.onnx").description.draft is not None
+    assert len(set(losses.values())) == 1
+    assert 2 < losses["fp32"] < 3.6
+
+
+def test_a_short_text_is_enough(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("def f():" * 3, encoding="utf-8")
+    done = export(RunDir(trained_run), tmp_path / "m.onnx", "fp32", False, corpus.load(str(tmp_path / "short.txt")))
+    assert done.comparison.characters > 0
+
+
+def test_fp32_that_is_off_is_refused_and_the_old_file_stays(trained_run: Path, tmp_path: Path) -> None:
+    run = copy_of(trained_run, tmp_path / "run", head__weight=1e5)  # logits so large that float32 cannot hold 1e-4
+    run.onnx.write_bytes(b"the old one")
+    with pytest.raises(UserError, match=r"logits are off by .*was not written"):
+        export(run, run.onnx, "fp32", portable=False, corpus=None)
+    assert run.onnx.read_bytes() == b"the old one"
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.json",
+        "vocab.json",
+        "model.safetensors",
+        "model.onnx",
+    }
+
+
+def test_weights_that_are_no_numbers_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    run = copy_of(trained_run, tmp_path / "run", blocks__0__mlp__fc__weight=float("nan"))
+    with pytest.raises(UserError, match=r"blocks\.0\.mlp\.fc\.weight .*not finite"):
+        export(run, run.onnx, "int8", portable=False, corpus=None)
+
+
+def test_a_text_with_strange_characters_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "greek.txt").write_text("αβγ" * 100, encoding="utf-8")
+    with pytest.raises(UserError, match=r"the vocabulary lacks .*U\+03B1"):
+        export(RunDir(trained_run), tmp_path / "m.onnx", "fp32", False, corpus.load(str(tmp_path / "greek.txt")))
+
+
+def test_a_folder_that_is_not_there(trained_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        export(RunDir(trained_run), tmp_path / "no" / "m.onnx", "fp32", portable=False, corpus=None)
+
+
+def test_torch_is_never_imported(trained_run: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from charformer.commands import export, sample\n"
+        "assert export.main(['--run', sys.argv[1], '--out', sys.argv[2]]) == 0\n"
+        "assert sample.main(['--onnx', sys.argv[2], '--max-new-tokens', '20', '--seed', '1']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(trained_run), str(tmp_path / "m.onnx")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
