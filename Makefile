@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: help demo test lint clean
+PEERS := .peers
+
+.PHONY: help demo test lint peers clean
 
 help:
 	@echo "make demo   pretrain, fine-tune with --freeze and sample, into $(DEMO)"
 	@echo "make test   the test suite"
 	@echo "make lint   formatting, lint and types"
-	@echo "make clean  remove .venv and caches; runs/ stays"
+	@echo "make peers  CTranslate2 and onnxruntime-genai, for python -m bench.sampling, into $(PEERS)"
+	@echo "make clean  remove .venv, .peers and caches; runs/ stays"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +43,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Of their own, since onnxruntime-genai brings the plain onnxruntime.
+peers:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r bench/samplers/peers.txt
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,7 +15,17 @@ import torch
 from charformer.rundir import make_folder, write_text
 
 SCHEMA = 1
-PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu", "onnxruntime")
+PACKAGES = (
+    "charformer",
+    "torch",
+    "numpy",
+    "triton",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "ctranslate2",
+)
 
 
 def machine() -> dict[str, Any]:
@@ -56,7 +66,15 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
-def percentiles(samples: list[float]) -> dict[str, float] | None:
+class Speed(TypedDict):
+    """Percentiles of the samples of one speed."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def percentiles(samples: list[float]) -> Speed | None:
     """The 20th, 50th and 80th percentile; None without samples."""
     if not samples:
         return None

@@ -24,6 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench import measure
+from bench.chart import write_bars
 from bench.samplers.models import random_run, write_for_peers
 from bench.samplers.process import ROOT, THREADS, Process, Sampler, alone, contest
 from charformer.config import PRESETS
@@ -51,6 +52,7 @@ def main() -> None:
         "--peers", type=Path, default=ROOT / ".peers/bin/python", help="the peers' Python (default: `make peers`'s)"
     )
     parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--chart", type=Path, help="where a picture of the contest goes, a PNG")
     args = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -62,6 +64,10 @@ def main() -> None:
         name = args.run.name if args.run else None
         config = {"run": name, "characters": args.characters, "rounds": args.rounds}
         measure.write_result(args.json, measure.result("sampling", config, rows) | facts)
+    if args.chart:
+        ranked = sorted((row for row in rows if row["part"] == "contest"), key=_median, reverse=True)
+        bars = [(_label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
+        write_bars(args.chart, f"one text of {args.characters} characters, each sampler at its best threads", bars)
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -192,45 +198,58 @@ def _floor(shapes: dict[str, tuple[int, ...]], precision: str, threads: int) -> 
 
 
 def _print(rows: list[Row], facts: dict[str, Any]) -> None:
-    console = Console()
-    contest_rows = [row for row in rows if row["part"] == "contest"]
-    by_engine = {row["engine"]: row for row in contest_rows}
-    table = Table("sampler", "precision", "threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB")
-    for row in sorted(contest_rows, key=_median):
-        name = f"{row['engine']}{' speculative' if row['speculative'] else ''}"
-        speed = row["chars_per_second"]
+    console = Console(width=110)
+    racing = [row for row in rows if row["part"] == "contest"]
+    others = {row["engine"]: row for row in racing}
+    table = Table("sampler", "threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB", title="one text")
+    for row in sorted(racing, key=_median):
+        speed, memory = row["chars_per_second"], row["peak_memory_bytes"]
         table.add_row(
-            name if row["temperature"] == 1 else f"{name} at {row['temperature']}",
-            row["precision"],
+            _label(row),
             str(row["threads"]),
             f"{speed['p50']:,.0f}",
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}",
-            f"{_ratio(row, by_engine['baseline']):.1f}",
-            f"{_ratio(row, by_engine['charformer-torch']):.1f}",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f}" if row["peak_memory_bytes"] else "",
+            f"{ratio(row, others['baseline']):.1f}",
+            f"{ratio(row, others['charformer-torch']):.1f}",
+            f"{memory / 2**20:,.0f}" if memory else "",
         )
     console.print(table)
-    table = Table("charformer-onnx", *(f"batch {batch}, {n} threads" for batch in BATCHES for n in THREADS))
+    table = Table(
+        "precision", "threads", *(f"batch {batch}" for batch in BATCHES), title="chars/s of all texts together"
+    )
     for precision in SHOWN:
-        cells = [row for row in rows if row["part"] == "grid" and row["precision"] == precision]
-        table.add_row(precision, *(f"{_median(row):,.0f}" for row in cells))
+        for threads in THREADS:
+            cells = [row for row in rows if row["part"] == "grid" and row["precision"] == precision]
+            speeds = [f"{_median(row):,.0f}" for row in cells if row["threads"] == threads]
+            table.add_row(precision, str(threads), *speeds)
     console.print(table)
+    table = Table("weights", "threads", "MB", "read GB/s", "chars/s if that were all", title="the floor")
     for floor in facts["floor"]:
-        console.print(
-            f"reading {floor['precision']} weights, {floor['threads']} threads: "
-            f"{floor['read_bytes_per_second'] / 1e9:.1f} GB/s, {floor['chars_per_second']:,.0f} characters/s"
+        table.add_row(
+            floor["precision"],
+            str(floor["threads"]),
+            f"{floor['weight_bytes'] / 1e6:.1f}",
+            f"{floor['read_bytes_per_second'] / 1e9:.0f}",
+            f"{floor['chars_per_second']:,.0f}",
         )
+    console.print(table)
     first = {name: float(np.median(samples)) for name, samples in facts["first_character_seconds"].items()}
     sample, alone_ = first["sample"], first["import onnxruntime"]
-    console.print(f"to the first character {sample:.2f} s, {sample / alone_:.2f} x an import of onnxruntime")
+    console.print(f"to the first character {sample:.2f} s, {sample / alone_:.1f} x an import of onnxruntime")
+
+
+def _label(row: Row) -> str:
+    name = f"{row['engine']} {row['precision']}"
+    name += " speculative" if row["speculative"] else ""
+    return name if row["temperature"] == 1 else f"{name}, temperature {row['temperature']}"
 
 
 def _median(row: Row) -> float:
     return float(row["chars_per_second"]["p50"])
 
 
-def _ratio(row: Row, other: Row) -> float:
-    """Of speeds: the median over rounds, since both ran in each."""
+def ratio(row: Row, other: Row) -> float:
+    """Of two rows' speeds: the median over rounds, since both ran in each."""
     return float(np.median(np.array(row["samples"]) / np.array(other["samples"])))
 
 

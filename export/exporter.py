@@ -10,11 +10,11 @@ from charformer.config import ModelConfig
 from charformer.corpus import Corpus
 from charformer.errors import UserError
 from charformer.onnx_engine import Description, OnnxEngine, sealed
-from charformer.rundir import RunDir, atomic_path
+from charformer.rundir import RunDir, Tensors, atomic_path
 from charformer.sampling import Ids
 from charformer.speculation import Draft
 from charformer.vocab import Vocab
-from export.graph import PRECISIONS, fused
+from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
 from export.verify import CHARACTERS, Comparison, compare, reference_logits
 
@@ -55,14 +55,11 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
         table = corpus.table(vocab)
         draft = Draft.of(table[corpus.train], len(vocab))
     description = Description(config, vocab, precision, portable, metadata["sha256"], draft)
-    build = portable_graph if portable else fused
-    model = build(config, tensors, PRECISIONS[precision])
-    onnx.helper.set_model_props(model, description.to_metadata())
-    onnx.checker.check_model(model)
+    content = file_content(description, tensors, PRECISIONS[precision])
     ids = _windows(config, vocab, corpus)
     wanted = reference_logits(config, tensors, ids[:, :-1])
     with atomic_path(out) as temporary:
-        temporary.write_bytes(sealed(model.SerializeToString()))
+        temporary.write_bytes(content)
         comparison = compare(OnnxEngine(temporary), ids, wanted)
         if precision == "fp32" and not comparison.max_logit_error <= MOST_LOGIT_ERROR:
             raise UserError(
@@ -72,6 +69,15 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
         size = temporary.stat().st_size
     text = f"{corpus.name}'s validation split" if corpus is not None else "random characters"
     return Export(out, size, precision, portable, text, comparison)
+
+
+def file_content(description: Description, tensors: Tensors, precision: Precision) -> bytes:
+    """The bytes of a .onnx file, which onnx's own checker passes."""
+    build = portable_graph if description.portable else fused
+    model = build(description.config, tensors, precision)
+    onnx.helper.set_model_props(model, description.to_metadata())
+    onnx.checker.check_model(model)
+    return sealed(model.SerializeToString())
 
 
 def _windows(config: ModelConfig, vocab: Vocab, corpus: Corpus | None) -> Ids:
