@@ -15,17 +15,7 @@ import torch
 from charformer.rundir import make_folder, write_text
 
 SCHEMA = 1
-PACKAGES = (
-    "charformer",
-    "torch",
-    "numpy",
-    "triton",
-    "onnx",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "ctranslate2",
-)
+PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu", "onnxruntime")
 
 
 def machine() -> dict[str, Any]:

@@ -60,9 +60,9 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
     corpus = recall(run.read_section("corpus"))
     if corpus is None:
         raise UserError(f"the text of {run.path} is not at hand")
-    split = corpus.table(vocab)[corpus.validation]
+    split = corpus.validation
     starts = np.arange(0, len(split) - config.block_size, config.block_size)
-    ids = split[starts[:, None] + np.arange(config.block_size + 1)]
+    ids = corpus.table(vocab)[split[starts[:, None] + np.arange(config.block_size + 1)]]
     wanted = reference_logits(config, tensors, ids[:, :-1])
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(VARIANTS) * (2 + rounds))

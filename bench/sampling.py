@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -32,7 +34,6 @@ from charformer.corpus import recall
 from charformer.errors import UserError
 from charformer.rundir import RunDir
 from export.exporter import export
-from export.graph import PRECISIONS
 
 VOCAB_SIZE = 87  # of the baseline's two texts
 SHOWN = ("fp32", "int8", "int4")
@@ -77,22 +78,24 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     else:
         shape = replace(PRESETS["baseline"].model, vocab_size=VOCAB_SIZE)
         run, preset = random_run(folder / "run", shape), "baseline"
+    config, _ = run.read_shape()
+    if args.characters >= config.block_size:
+        raise UserError(f"the peers cannot go past the context of {config.block_size}; take fewer --characters")
     corpus = recall(run.read_section("corpus")) if args.run else None
     for precision in SHOWN:
         export(run, folder / f"{precision}.onnx", precision, portable=False, corpus=corpus)
 
-    def onnx(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> Sampler:
+    def ours(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> Sampler:
         file, how = str(folder / f"{precision}.onnx"), "speculative" if speculative else "plain"
         tail = ["onnx", file, "{threads}", str(batch), str(args.characters), str(temperature), how]
         command = [sys.executable, "-m", "bench.samplers.with_charformer", *tail]
         return Sampler("charformer-onnx", precision, command, batch, temperature, speculative)
 
-    racing = [*_engines(args, run, folder), *map(onnx, SHOWN), *_peers(args, run, folder)]
+    racing = [*_engines(args, run, folder), *map(ours, SHOWN), *_peers(args, run, folder)]
     if corpus is not None:
-        racing += [onnx(precision, speculative=True) for precision in SHOWN]
-        racing += [onnx("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
-    grid = [onnx(precision, batch) for precision in SHOWN for batch in BATCHES]
-    config, _ = run.read_shape()
+        racing += [ours(precision, speculative=True) for precision in SHOWN]
+        racing += [ours("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
+    grid = [ours(precision, batch) for precision in SHOWN for batch in BATCHES]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(racing) * (1 + args.rounds) + len(grid) * len(THREADS))
 
@@ -108,7 +111,8 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     facts = {
         "greedy_characters_like_pytorch": _agreement(processes),
         "first_character_seconds": _first_character(folder / "int8.onnx", args.rounds),
-        "floor": [_floor(config.weight_shapes(), precision, threads) for precision in SHOWN for threads in THREADS],
+        "floor": [_floor(folder / f"{precision}.onnx", rows, threads) for precision in SHOWN for threads in THREADS],
+        "peers": _versions(args.peers),
     }
     return rows, facts
 
@@ -154,12 +158,12 @@ def _imports(python: Path, module: str) -> bool:
 
 def _agreement(processes: list[Process]) -> dict[str, int]:
     """How many greedy characters of each sampler are PyTorch's, before the first that is not."""
-    wanted = np.array(processes[0].greedy)
+    wanted = next(process.greedy for process in processes if process.sampler.engine == "charformer-torch")
     agreed: dict[str, int] = {}
     for process in processes:
-        differs = np.flatnonzero(np.array(process.greedy) != wanted)
-        name = f"{process.sampler.engine} {process.sampler.precision}"
-        agreed.setdefault(name, int(differs[0]) if len(differs) else len(wanted))
+        if process.sampler.engine != "baseline":  # which has other weights
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(process.greedy, wanted, strict=False))
+            agreed.setdefault(f"{process.sampler.engine} {process.sampler.precision}", len(list(same)))
     return agreed
 
 
@@ -176,25 +180,46 @@ def _first_character(file: Path, rounds: int) -> dict[str, list[float]]:
     return {name: samples[1:] for name, samples in seconds.items()}  # the first one warmed the file cache
 
 
-def _floor(shapes: dict[str, tuple[int, ...]], precision: str, threads: int) -> dict[str, Any]:
-    """The bytes of weights that a character reads, and how fast this machine reads as many over and over."""
-    of = PRECISIONS[precision].of
-    counts = {name: int(np.prod(shape)) for name, shape in shapes.items() if len(shape) == 2 and "_emb" not in name}
-    size = sum(count * of(name.removesuffix(".weight")) // 8 for name, count in counts.items())
-    script = "import sys, time, numpy as np\nx = np.ones(int(sys.argv[1]) // 4, np.float32)\nbest = 1e9\n"
-    script += "for _ in range(200):\n    t = time.perf_counter(); x.dot(x); best = min(best, time.perf_counter() - t)\n"
-    script += "print(x.nbytes / best)"
+def _floor(file: Path, rows: list[Row], threads: int) -> dict[str, Any]:
+    """The bytes that a character reads of a file's weights, how fast this machine reads as many over and over, and what
+    share of that speed sampling has."""
+    graph = onnx.load(file).graph
+    size = sum(len(tensor.raw_data) for tensor in graph.initializer if "_emb" not in tensor.name)
     environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", script, str(size)]
-    found = subprocess.run(command, env=environment, capture_output=True, check=True, encoding="utf-8")
-    bandwidth = float(found.stdout)
-    return {
-        "precision": precision,
-        "threads": threads,
+    command = [sys.executable, "-c", READ_OVER_AND_OVER, str(size)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True, encoding="utf-8")
+    found = {"precision": file.stem, "threads": threads, "batch": 1}
+    speeds = [_median(row) for row in rows if row["part"] == "grid" and found.items() <= row.items()]
+    bandwidth = float(done.stdout)
+    return found | {
         "weight_bytes": size,
         "read_bytes_per_second": bandwidth,
         "chars_per_second": bandwidth / size,
+        "reached": speeds[0] * size / bandwidth,
     }
+
+
+READ_OVER_AND_OVER = """
+import sys, time
+import numpy as np
+x = np.ones(int(sys.argv[1]) // 4, np.float32)
+seconds = []
+for _ in range(200):
+    began = time.perf_counter()
+    x.dot(x)
+    seconds.append(time.perf_counter() - began)
+print(x.nbytes / np.median(seconds))
+"""
+
+
+def _versions(python: Path) -> dict[str, str]:
+    """Of the peers' packages."""
+    if not python.is_file():
+        return {}
+    command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    listed = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
+    wanted = ("ctranslate2", "onnxruntime", "onnxruntime-genai", "numpy")
+    return {entry["name"]: entry["version"] for entry in listed if entry["name"] in wanted}
 
 
 def _print(rows: list[Row], facts: dict[str, Any]) -> None:
@@ -209,8 +234,8 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             str(row["threads"]),
             f"{speed['p50']:,.0f}",
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}",
-            f"{ratio(row, others['baseline']):.1f}",
-            f"{ratio(row, others['charformer-torch']):.1f}",
+            f"{_ratio(row, others['baseline']):.1f}",
+            f"{_ratio(row, others['charformer-torch']):.1f}",
             f"{memory / 2**20:,.0f}" if memory else "",
         )
     console.print(table)
@@ -223,7 +248,7 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             speeds = [f"{_median(row):,.0f}" for row in cells if row["threads"] == threads]
             table.add_row(precision, str(threads), *speeds)
     console.print(table)
-    table = Table("weights", "threads", "MB", "read GB/s", "chars/s if that were all", title="the floor")
+    table = Table("weights", "threads", "MB", "read GB/s", "chars/s if that were all", "reached", title="the floor")
     for floor in facts["floor"]:
         table.add_row(
             floor["precision"],
@@ -231,6 +256,7 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             f"{floor['weight_bytes'] / 1e6:.1f}",
             f"{floor['read_bytes_per_second'] / 1e9:.0f}",
             f"{floor['chars_per_second']:,.0f}",
+            f"{floor['reached']:.0%}",
         )
     console.print(table)
     first = {name: float(np.median(samples)) for name, samples in facts["first_character_seconds"].items()}
@@ -248,7 +274,7 @@ def _median(row: Row) -> float:
     return float(row["chars_per_second"]["p50"])
 
 
-def ratio(row: Row, other: Row) -> float:
+def _ratio(row: Row, other: Row) -> float:
     """Of two rows' speeds: the median over rounds, since both ran in each."""
     return float(np.median(np.array(row["samples"]) / np.array(other["samples"])))
 

@@ -138,8 +138,12 @@ def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -
     alphabet, ids = _cached(cache_folder() / f"{sha256}.json", cache_folder() / f"{sha256}.npy")
     if ids is not None:
         return Corpus(name, source, sha256, alphabet, ids)
+    download = cache_folder() / f"{sha256}.txt"
     try:
-        found = load(name if name in STAND_INS else source, on_progress)
+        if download.is_file():
+            found = _load_file(name, download, source, on_progress)
+        else:
+            found = load(name if name in STAND_INS else source, on_progress)
     except UserError:
         return None
     return found if found.sha256 == sha256 else None

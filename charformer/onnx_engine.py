@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import os
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +22,12 @@ from charformer.vocab import Vocab
 
 FORMAT = 1
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+METADATA = 14  # the field of a ModelProto
 FATAL = 4  # the only severity that onnxruntime prints
-THREADS = 2  # one text has no work for more (docs/onnx.md)
+SHORT = 8  # characters a run; longer ones are prompts, which seldom have the same length again
+THREADS = {"fp32": 2, "fp16": 2}  # fewer bits leave too little work for a second one (docs/onnx.md)
 
 # A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
 HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
@@ -43,6 +48,48 @@ def unsealed(content: bytes) -> bytes:
 
 class UnusableFileError(UserError):
     """A file that another tool or another version wrote, or that is damaged."""
+
+
+def read_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a serialized ModelProto, without a look at its graph. Raises ValueError for other bytes.
+
+    Protocol buffers: a message is a row of fields, each a key, which is 8 x its number + its type, and a value.
+    """
+    found = {}
+    for number, entry in _fields(content):
+        if number == METADATA:
+            pair = {part: bytes(text).decode() for part, text in _fields(entry)}
+            found[pair.get(1, "")] = pair.get(2, "")
+    return found
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a message that are strings or messages, by number."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        if key & 7 == 0:
+            _, place = _varint(message, place)
+        elif key & 7 == 2:
+            length, place = _varint(message, place)
+            if place + length > len(message):
+                raise ValueError("it ends too early")
+            yield key >> 3, message[place : place + length]
+            place += length
+        else:
+            raise ValueError("it is no ONNX model")
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place behind it."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = message[place] if place < len(message) else 0
+        value |= (byte & 127) << shift
+        place += 1
+        if byte < 128:
+            return value, place
+    raise ValueError("it is no ONNX model")
 
 
 @dataclass(frozen=True)
@@ -74,7 +121,9 @@ class Description:
         try:
             values = json.loads(metadata["charformer"])
             if values["format"] != FORMAT:
-                raise UserError(f"its format is {values['format']!r}, and this version reads {FORMAT}")
+                raise UserError(
+                    f"its format is {values['format']!r} and this version reads {FORMAT}; update charformer"
+                )
             config, vocab = ModelConfig.from_dict(values["model"]), Vocab.from_dict(values["vocab"])
             if len(vocab) != config.vocab_size:
                 raise UserError(f"it has {len(vocab)} characters and says {config.vocab_size}")
@@ -82,7 +131,7 @@ class Description:
             precision, weights_sha256 = str(values["precision"]), str(values["weights_sha256"])
             return cls(config, vocab, precision, bool(values["portable"]), weights_sha256, draft)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"its description is damaged: {error!r}") from error
+            raise UserError(f"its description is damaged: {error!r}; charformer-export writes it anew") from error
 
 
 class _Cache(Protocol):
@@ -99,7 +148,7 @@ class OnnxEngine:
 
     Args:
         path: a file that charformer-export wrote.
-        threads: of one operator; None takes two where there are as many cores.
+        threads: of one operator; None takes one in 8 and 4 bits, else two where there are as many processors.
         provider: cpu, cuda, or auto: a GPU for a 16-bit file where onnxruntime finds one, else the CPU.
 
     Raises:
@@ -110,7 +159,7 @@ class OnnxEngine:
     def __init__(self, path: Path, threads: int | None = None, provider: str = "auto") -> None:
         try:
             content = unsealed(path.read_bytes())
-            session = _session(content, threads, cuda=False)
+            metadata = read_metadata(content)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:
@@ -118,16 +167,10 @@ class OnnxEngine:
                 f"{path} is no file of charformer-export's, or is damaged: {error}; charformer-export writes it anew"
             ) from error
         try:
-            self.description = Description.from_metadata(session.get_modelmeta().custom_metadata_map)
+            self.description = Description.from_metadata(metadata)
+            session, self.device = _session(content, threads, provider, self.description.precision)
         except UserError as error:
-            raise UnusableFileError(f"cannot use {path}: {error}; charformer-export writes it anew") from error
-        self.device = "cpu"
-        if self.description.precision == "fp16" and provider != "cpu":
-            on_cuda = _session(content, threads, cuda=True)
-            if "CUDAExecutionProvider" in on_cuda.get_providers():
-                session, self.device = on_cuda, "cuda"
-        if provider == "cuda" and self.device == "cpu":
-            raise UserError(_why_no_cuda(path, self.description.precision))
+            raise UnusableFileError(f"cannot use {path}: {error}") from error
         self._session = session
         self._block_size = self.description.config.block_size
         self._context = np.zeros((0, self._block_size), np.int64)
@@ -151,6 +194,8 @@ class OnnxEngine:
         return self.read(ids[:, -self._block_size :])[:, -1]
 
     def extend(self, ids: Ids) -> Logits:
+        """Append (B, T) characters, T > 1 of one text alone and with room for them; return logits (B, T, V)."""
+        assert ids.shape[1] == 1 or (len(ids) == 1 and ids.shape[1] <= self.room), "more than fits at once"
         if self._length == self._block_size:
             kept = self._context[:, self._block_size - self._block_size // 2 :]
             return self.read(np.concatenate([kept, ids], axis=1))[:, -ids.shape[1] :]
@@ -169,17 +214,17 @@ class OnnxEngine:
 
     def _new_cache(self, batch: int) -> _Cache:
         if self.description.portable:
-            return _GrowingCache(self._session, batch)
-        return _SharedCache(self._session, batch, self.description.config, self.device)
+            return GrowingCache(self._session, batch)
+        return SharedCache(self._session, batch, self.description.config, self.device)
 
 
-class _SharedCache:
+class SharedCache:
     """The cache of a fused graph: buffers of ``block_size`` positions that each run reads and writes in place."""
 
     def __init__(self, session: ort.InferenceSession, batch: int, config: ModelConfig, device: str) -> None:
         self._session = session
         self._vocab_size = config.vocab_size
-        self._device = device
+        self.rebinds = device != "cpu"  # a binding copies to another device when it is made, not when it runs
         self._buffers: dict[str, Any] = {}
         for past in _pasts(session):
             zeros = np.zeros((batch, *past.shape[1:]), DTYPES[past.type])
@@ -190,7 +235,9 @@ class _SharedCache:
         batch, time = ids.shape
         run = self._runs.get(time)
         if run is None:
-            run = self._runs[time] = _Run(self._session, self._buffers, batch, time, self._vocab_size, self._device)
+            run = _Run(self._session, self._buffers, batch, time, self._vocab_size, self.rebinds)
+            if time <= SHORT:
+                self._runs[time] = run
         return run(ids, length)
 
 
@@ -204,7 +251,7 @@ class _Run:
         batch: int,
         time: int,
         vocab_size: int,
-        device: str,
+        rebinds: bool,
     ) -> None:
         self._inputs: dict[str, NDArray[Any]] = {
             "ids": np.zeros((batch, time), np.int64),
@@ -217,7 +264,7 @@ class _Run:
         self._logits = np.zeros((batch, time, vocab_size), np.float32)
         self._session = session
         self._binding = session.io_binding()
-        self._copies_inputs = device != "cpu"
+        self._rebinds = rebinds
         self._bind_inputs()
         self._binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
         for name, buffer in buffers.items():
@@ -230,7 +277,7 @@ class _Run:
         np.add(self._offsets, length, out=self._positions)
         self._lengths[...] = end - 1
         self._total[...] = end
-        if self._copies_inputs:  # a binding copies to another device when it is made, not when it runs
+        if self._rebinds:
             self._bind_inputs()
         self._session.run_with_iobinding(self._binding)
         return self._logits
@@ -240,7 +287,7 @@ class _Run:
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-class _GrowingCache:
+class GrowingCache:
     """The cache of a portable graph, whose outputs are the next run's inputs."""
 
     def __init__(self, session: ort.InferenceSession, batch: int) -> None:
@@ -262,25 +309,29 @@ def _pasts(session: ort.InferenceSession) -> list[Any]:
     return [entry for entry in session.get_inputs() if entry.name.startswith("past_")]
 
 
-def _session(content: bytes, threads: int | None, cuda: bool) -> ort.InferenceSession:
-    """A session on the CPU, or on CUDA as far as it is there. Raises ValueError for bytes that are no model."""
-    ort.set_default_logger_severity(FATAL)  # what it says on stderr is no line for a user; errors come as exceptions
+def _session(content: bytes, threads: int | None, provider: str, precision: str) -> tuple[ort.InferenceSession, str]:
+    """A session, and the device that it runs on. Raises UserError where there can be none."""
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
-    options.intra_op_num_threads = threads or min(THREADS, os.cpu_count() or 1)
+    options.intra_op_num_threads = threads or min(THREADS.get(precision, 1), _processors())
     options.inter_op_num_threads = 1
-    providers = ["CPUExecutionProvider"]
-    if cuda and "CUDAExecutionProvider" in ort.get_available_providers():
-        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+    ort.set_default_logger_severity(FATAL)  # what it says on stderr is no line for a user; errors come as exceptions
+    if provider != "cpu" and precision == "fp16" and CUDA in ort.get_available_providers():
+        with redirect_stdout(io.StringIO()), suppress(Exception):  # it prints what it does not find
             ort.preload_dlls()
-        providers.insert(0, "CUDAExecutionProvider")
+            session = ort.InferenceSession(content, options, providers=[CUDA, CPU])
+            if CUDA in session.get_providers():
+                return session, "cuda"
+    if provider == "cuda" and precision == "fp16":
+        raise UserError("onnxruntime finds no CUDA; it takes a GPU and `pip install 'onnxruntime-gpu[cuda,cudnn]'`")
+    if provider == "cuda":
+        raise UserError(f"it is for the CPU ({precision}); `charformer-export --precision fp16` makes one for CUDA")
     try:
-        return ort.InferenceSession(content, options, providers=providers)
+        return ort.InferenceSession(content, options, providers=[CPU]), "cpu"
     except Exception as error:  # onnxruntime's own share no other base, and name the files it was built from
-        raise ValueError("onnxruntime cannot load it") from error
+        raise UserError("onnxruntime cannot load its graph; charformer-export writes it anew") from error
 
 
-def _why_no_cuda(path: Path, precision: str) -> str:
-    if precision != "fp16":
-        return f"{path} is for the CPU ({precision}); `charformer-export --precision fp16` makes one for CUDA"
-    return "onnxruntime finds no CUDA: it takes an NVIDIA GPU and `pip install 'onnxruntime-gpu[cuda,cudnn]'`"
+def _processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

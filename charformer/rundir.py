@@ -215,7 +215,10 @@ class RunDir:
     def weights_sha256(self) -> str:
         """The hash that model.safetensors states, without a look at its tensors. Raises UserError without one."""
         self._require_weights()
-        return read_metadata(self.weights).get("sha256", "")
+        sha256 = read_metadata(self.weights).get("sha256")
+        if sha256 is None:
+            raise UserError(f"{self.weights} states no hash; another program wrote it")
+        return sha256
 
     def _require_weights(self) -> None:
         self.read_config()  # whose error says that there is no run at all

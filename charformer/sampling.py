@@ -14,7 +14,7 @@ Ids = NDArray[np.int64]
 Logits = NDArray[np.floating[Any]]
 
 NOISE_ROWS = 128
-GREEDY_BELOW = 1e-300  # a temperature that would overflow float64, and that no noise could make itself felt at
+GREEDY_BELOW = 1e-280  # temperatures at which float64 would overflow, and no noise could make itself felt
 
 
 class Engine(Protocol):
@@ -24,7 +24,7 @@ class Engine(Protocol):
         """Begin with ``ids``, (B, T), of which the last ``block_size`` count; return logits (B, V)."""
 
     def extend(self, ids: Ids) -> Logits:
-        """Append characters to each text, (B, T); return the logits behind each of them, (B, T, V)."""
+        """Append a character to each text, (B, 1); return the logits behind it, (B, 1, V)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Speculative sampling: an n-gram table proposes characters, one run of the model checks them all.
 
 After Leviathan et al. 2023, with noise in common in place of rejection: a proposal stands if it is what the model's
-logits and the seeded noise at its position pick, so the text is the one that plain sampling gives.
+logits and the seeded noise at its position pick, so the text is the one that plain sampling gives, as far as the
+logits do not depend on how many characters are read at once: in 8 and 4 bits they do, a little (docs/onnx.md).
 """
 
 import base64
@@ -19,11 +20,11 @@ PROPOSALS = 4  # in 8 bits five rows cost the model less than one and a half tim
 ORDER = 3  # characters of context: more predict the text better, and the model's choice worse (NOTES.md)
 ORDER_BYTES = 1 << 20  # of rows for each length of context; the most frequent ones are kept
 STEPS_PER_NAT = 24  # of the 8-bit log-probabilities
-MOST_CHARACTERS = 2_000_000  # of the text that a table is made of
+MOST_CHARACTERS = 2_000_000  # of a text that are worth counting
 
 
 class RewindableEngine(Engine, Protocol):
-    """An engine that can forget."""
+    """An engine that can forget, and of one text can take up to ``room`` characters at once."""
 
     @property
     def room(self) -> int:
@@ -49,13 +50,13 @@ class Draft:
     @classmethod
     def of(cls, ids: NDArray[np.integer], vocab_size: int) -> Self:
         """Made of the text ``ids``, (N,), N >= 1, by interpolation with Witten-Bell weights (Witten & Bell 1991)."""
-        ids = ids[:MOST_CHARACTERS].astype(np.int64)
+        ids = ids.astype(np.int64)
         base = vocab_size + 1
         single = np.bincount(ids, minlength=vocab_size) + 1.0
         keys, tables = [np.zeros(1, np.int64)], [(single / single.sum())[None]]
         contexts = np.zeros(len(ids), np.int64)  # of each character but the first few, by their last characters
         for order in range(1, ORDER + 1):
-            if len(ids) <= order or base ** (order + 1) >= 2**63:
+            if len(ids) <= order or base**order >= 2**63:
                 break
             contexts = contexts[1:] + (ids[:-order] + 1) * base ** (order - 1)
             found, place, frequency = np.unique(contexts, return_inverse=True, return_counts=True)
@@ -126,7 +127,10 @@ def _shorter(
 
 
 def speculate(engine: RewindableEngine, draft: Draft, prompt: Ids, config: SamplingConfig) -> Iterator[Ids]:
-    """What ``sampling.generate`` yields for one text, (1,) at a time, in fewer runs of the model."""
+    """What ``sampling.generate`` yields for one text, (1,) at a time, in fewer runs of the model.
+
+    With an engine whose logits depend on what is read beside a character, another text that is as likely.
+    """
     if config.max_new_tokens == 0:
         return
     logits = engine.start(prompt[None])

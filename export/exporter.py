@@ -1,5 +1,6 @@
 """A run -> a verified .onnx file, which holds all that sampling needs."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from charformer.errors import UserError
 from charformer.onnx_engine import Description, OnnxEngine, sealed
 from charformer.rundir import RunDir, Tensors, atomic_path
 from charformer.sampling import Ids
-from charformer.speculation import Draft
+from charformer.speculation import MOST_CHARACTERS, Draft
 from charformer.vocab import Vocab
 from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
@@ -31,12 +32,13 @@ class Export:
     precision: str
     portable: bool
     text: str
+    on_text: bool
     comparison: Comparison
 
     @property
     def costs_too_much(self) -> bool:
-        """Whether the file's loss is worth a warning."""
-        return not self.comparison.loss - self.comparison.checkpoint_loss <= MOST_LOSS
+        """Whether the file's loss is worth a warning; that on random characters is not."""
+        return self.on_text and self.comparison.loss - self.comparison.checkpoint_loss > MOST_LOSS
 
 
 def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpus | None) -> Export:
@@ -50,10 +52,11 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise UserError(f"{name} in {run.weights} holds values that are not finite; train the run anew")
+    if corpus is not None and min(len(corpus.train), len(corpus.validation)) < 2:
+        raise UserError(f"{corpus.name} is too short to check an export on; take a text of some hundred characters")
     draft = None
     if corpus is not None:
-        table = corpus.table(vocab)
-        draft = Draft.of(table[corpus.train], len(vocab))
+        draft = Draft.of(corpus.table(vocab)[corpus.train[:MOST_CHARACTERS]], len(vocab))
     description = Description(config, vocab, precision, portable, metadata["sha256"], draft)
     content = file_content(description, tensors, PRECISIONS[precision])
     ids = _windows(config, vocab, corpus)
@@ -61,14 +64,16 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
         comparison = compare(OnnxEngine(temporary), ids, wanted)
-        if precision == "fp32" and not comparison.max_logit_error <= MOST_LOGIT_ERROR:
+        if not math.isfinite(comparison.max_logit_error):
+            raise UserError(f"{precision} is too coarse for these weights: logits overflow; take --precision fp32")
+        if precision == "fp32" and comparison.max_logit_error > MOST_LOGIT_ERROR:
             raise UserError(
                 f"the file's logits are off by {comparison.max_logit_error:.1e}, more than {MOST_LOGIT_ERROR:.0e}; "
                 f"{out} was not written"
             )
         size = temporary.stat().st_size
     text = f"{corpus.name}'s validation split" if corpus is not None else "random characters"
-    return Export(out, size, precision, portable, text, comparison)
+    return Export(out, size, precision, portable, text, corpus is not None, comparison)
 
 
 def file_content(description: Description, tensors: Tensors, precision: Precision) -> bytes:

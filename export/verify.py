@@ -11,11 +11,11 @@ from charformer.config import ModelConfig
 from charformer.onnx_engine import OnnxEngine
 from charformer.rundir import Tensors
 from charformer.sampling import Ids, SamplingConfig, generate
+from charformer.speculation import PROPOSALS
 
 Doubles = NDArray[np.float64]
 
 CHARACTERS = 4096  # that an export is checked on
-STEPS = 32  # of them read one by one, as sampling does
 TIMED = 128  # characters of one text, to say how fast the file is
 
 
@@ -34,23 +34,29 @@ class Comparison:
 def compare(engine: OnnxEngine, ids: Ids, wanted: Doubles) -> Comparison:
     """The file behind ``engine`` against reference logits ``wanted`` (N, T, V) of ``ids``, (N, T + 1).
 
-    T is at most block_size. The first window's first characters are also read one at a time, as sampling does.
+    T is at most block_size. Windows are read as sampling reads them, since the rounding of 8-bit products depends on
+    how many rows there are: in turn as speculation does, a character at a time, and all at once, as a prompt.
     """
     inputs, targets = ids[:, :-1], ids[:, 1:, None]
-    found = np.concatenate([engine.read(row[None]).astype(np.float64) for row in inputs])
-    errors = [np.abs(found - wanted).max()]
-    engine.read(inputs[:1, :1])
-    for place in range(1, min(STEPS, inputs.shape[1])):
-        errors.append(np.abs(engine.extend(inputs[:1, [place]])[0, 0] - wanted[0, place]).max())
+    ways = (PROPOSALS + 1, 1, inputs.shape[1])
+    found = np.stack([_read(engine, row, ways[number % 3]) for number, row in enumerate(inputs)])
     log_p, log_q = log_softmax(wanted), log_softmax(found)
     return Comparison(
         characters=targets.size,
-        max_logit_error=float(np.max(errors)),
+        max_logit_error=float(np.abs(found - wanted).max()),
         kl=float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()),
         checkpoint_loss=-float(np.take_along_axis(log_p, targets, axis=-1).mean()),
         loss=-float(np.take_along_axis(log_q, targets, axis=-1).mean()),
         chars_per_second=_speed(engine, inputs[0, :1]),
     )
+
+
+def _read(engine: OnnxEngine, ids: Ids, at_once: int) -> Doubles:
+    """Logits (T, V) of one text, (T,), its first character alone and the others ``at_once`` at a time."""
+    logits = [engine.read(ids[None, :1])[0].astype(np.float64)]
+    for start in range(1, len(ids), at_once):
+        logits.append(engine.extend(ids[None, start : start + at_once])[0].astype(np.float64))
+    return np.concatenate(logits)
 
 
 def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles:

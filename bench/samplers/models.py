@@ -16,7 +16,7 @@ from charformer.config import ModelConfig
 from charformer.model import GPT
 from charformer.rundir import RunDir
 from charformer.vocab import Vocab
-from export.graph import PRECISIONS, fused
+from export.graph import HEAD_MULTIPLE, PRECISIONS, fused
 
 
 def random_run(folder: Path, config: ModelConfig) -> RunDir:
@@ -87,7 +87,7 @@ def _genai_config(config: ModelConfig) -> dict[str, Any]:
         outputs[f"present_{short}_names"] = f"present_{kind}.%d"
     decoder = {
         "filename": "model.onnx",
-        "head_size": config.n_embd // config.n_head,
+        "head_size": -(-config.n_embd // config.n_head // HEAD_MULTIPLE) * HEAD_MULTIPLE,
         "hidden_size": config.n_embd,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_head,

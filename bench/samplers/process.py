@@ -42,7 +42,12 @@ class Process:
         command = [part.format(threads=self.threads) for part in self.sampler.command]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", cwd=ROOT)
-        self.greedy = self._ask("greedy")["ids"]  # which also warms it up
+        try:
+            self.greedy = self._ask("greedy")["ids"]  # which also warms it up
+        except UserError:
+            self._process.kill()
+            self._process.communicate()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

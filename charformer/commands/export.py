@@ -86,13 +86,15 @@ def export_run(
         console.print(f"  validation loss           {found.loss:.4f} ({found.loss - found.checkpoint_loss:+.4f})")
     console.print(f"  speed                     {found.chars_per_second:,.0f} characters/s, one text")
     if done.costs_too_much:
+        better = "fp32" if precision == "int8" else "int8"
         console.print(
             f"warning: {precision} costs {found.loss - found.checkpoint_loss:.4f} nats a character, more than "
-            f"{MOST_LOSS}; --precision int8 or fp32 costs less"
+            f"{MOST_LOSS}; --precision {better} costs less"
         )
     if as_json:
-        values = asdict(done) | {"path": str(out), "run": str(run.path)}
-        print(json.dumps(values | values.pop("comparison")))
+        values = {"run": str(run.path)} | asdict(done) | asdict(found) | {"path": str(out)}
+        del values["comparison"]
+        print(json.dumps(values))
 
 
 if __name__ == "__main__":

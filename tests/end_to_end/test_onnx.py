@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from charformer.rundir import read_tensors, write_tensors
 from tests.end_to_end.test_commands import run
 
 
@@ -111,16 +112,34 @@ def test_portable_files_sample_too(folder: Path, precision: str) -> None:
     ],
 )
 def test_mistakes_get_one_line(folder: Path, command: str, message: str) -> None:
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "model.onnx"}
+    exported = run("charformer-export", cwd=folder)
+    assert exported.returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     done = run(*command.split(), cwd=folder)
     assert done.returncode == 2
     assert message in done.stderr
-    assert (
-        len([line for line in done.stderr.splitlines() if not line.startswith(("exporting", "runs/", "  ", "checked"))])
-        == 1
-    )
+    assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
-    files = [path for path in folder.rglob("*") if path.name != "model.onnx"]
-    assert {path: path.stat().st_mtime_ns for path in files if path.is_file()} == {
-        path: time for path, time in before.items() if path.is_file()
-    }
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_was_exported_before_decides_how_it_is_exported_again(folder: Path) -> None:
+    assert run("charformer-export", "--precision", "fp32", "--portable", cwd=folder).returncode == 0
+    assert run("charformer-train", "--resume", "--out", "runs/pretrain", "--steps", "60", cwd=folder).returncode == 0
+    again = run("charformer-sample", "--onnx", "--seed", "1", cwd=folder)
+    assert again.returncode == 0
+    assert "fp32, portable" in again.stderr
+
+
+def test_a_costly_precision_is_said_to_be_one(folder: Path) -> None:
+    """In each row one weight is so large that 4 bits have no room for the others."""
+    weights = folder / "runs" / "pretrain" / "model.safetensors"
+    tensors, metadata = read_tensors(weights)
+    for name in ("blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight", "blocks.1.attn.qkv.weight"):
+        tensors[name][:, 0] *= 300
+    write_tensors(weights, tensors, metadata)
+    assert "warning" not in run("charformer-export", "--precision", "fp32", cwd=folder).stdout
+    costly = run("charformer-export", "--precision", "int4", cwd=folder)
+    assert costly.returncode == 0
+    assert "warning: int4 costs" in costly.stdout
+    assert "--precision int8 costs less" in costly.stdout

@@ -77,6 +77,19 @@ def test_a_text_with_strange_characters_is_refused(trained_run: Path, tmp_path: 
         export(RunDir(trained_run), tmp_path / "m.onnx", "fp32", False, corpus.load(str(tmp_path / "greek.txt")))
 
 
+def test_a_text_of_a_few_characters_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.txt").write_text("def f()", encoding="utf-8")
+    with pytest.raises(UserError, match="too short"):
+        export(RunDir(trained_run), tmp_path / "m.onnx", "int8", False, corpus.load(str(tmp_path / "tiny.txt")))
+
+
+def test_16_bits_that_overflow_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    run = copy_of(trained_run, tmp_path / "run", blocks__0__mlp__proj__weight=1e9)
+    with pytest.raises(UserError, match="fp16 is too coarse"):
+        export(run, run.onnx, "fp16", portable=False, corpus=None)
+    assert not run.onnx.exists()
+
+
 def test_a_folder_that_is_not_there(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         export(RunDir(trained_run), tmp_path / "no" / "m.onnx", "fp32", portable=False, corpus=None)

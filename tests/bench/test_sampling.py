@@ -1,0 +1,90 @@
+"""The yardstick's arithmetic, the samplers' protocol, and one small run of the bench itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from bench.baseline import Baseline
+from bench.chart import write_bars
+from bench.samplers.process import Process, Sampler, alone, contest
+from charformer.config import ModelConfig
+from charformer.errors import UserError
+
+WORKER = "from bench.samplers.worker import serve; import sys; serve(lambda greedy: [int({threads}), int(greedy)])"
+
+
+def test_the_baseline_has_the_parameters_that_its_page_says() -> None:
+    model = Baseline(ModelConfig(vocab_size=87))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 10_854_999
+
+
+def test_the_baseline_reads_only_what_came_before_and_writes_on() -> None:
+    torch.manual_seed(0)
+    model = Baseline(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=7)).eval()
+    ids = torch.arange(8)[None] % 7
+    changed = ids.clone()
+    changed[0, 5] = 6
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids)[:, :5], model(changed)[:, :5])
+        assert (model(ids)[:, 5:] != model(changed)[:, 5:]).any()
+    made = model.generate(ids[:, :3], 12)  # past the context
+    assert made.shape == (1, 15)
+    assert (made[:, :3] == ids[:, :3]).all()
+
+
+def test_samplers_take_turns_at_their_best_threads() -> None:
+    command = [sys.executable, "-c", WORKER]
+    done: list[str] = []
+    processes = contest([Sampler("a", "x", command), Sampler("b", "y", command, batch=4)], 3, done.append)
+    assert [len(process.samples) for process in processes] == [3, 3]
+    assert all(process.greedy == [process.threads, 1] for process in processes)
+    assert len(done) == 2 + 3 * 2
+    row = processes[1].row("contest", "preset", 8)
+    assert row["chars_per_second"]["p20"] <= row["chars_per_second"]["p50"] <= row["chars_per_second"]["p80"]
+    assert row["samples"] == processes[1].samples
+    assert (row["engine"], row["precision"], row["batch"], row["context"]) == ("b", "y", 4, 8)
+
+
+def test_speed_is_characters_of_all_texts_over_seconds() -> None:
+    script = WORKER.replace("serve(lambda", "import time; serve(lambda").replace("[int({", "time.sleep(0.2) or [int({")
+    process = alone(Sampler("a", "x", [sys.executable, "-c", script], batch=3), 1, 2)
+    assert 3 * 2 / 0.4 < max(process.samples) <= 3 * 2 / 0.2
+
+
+def test_a_sampler_that_dies_is_named() -> None:
+    with pytest.raises(UserError, match="a x stopped"), Process(Sampler("a", "x", [sys.executable, "-c", "0"]), 1):
+        pass
+
+
+def test_bars_are_a_picture(tmp_path: Path) -> None:
+    speed = {"p20": 1.0, "p50": 2.0, "p80": 4.0}
+    write_bars(tmp_path / "bars.png", "title", [("one", speed, True), ("two", speed, False)])
+    picture = matplotlib.image.imread(tmp_path / "bars.png")
+    assert picture.shape[1] > 800
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10
+
+
+def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
+    flags = ["--run", str(trained_run), "--characters", "20", "--rounds", "2", "--peers", "nowhere/bin/python"]
+    outputs = ["--json", str(tmp_path / "r.json"), "--chart", str(tmp_path / "r.png")]
+    command = [sys.executable, "-m", "bench.sampling", *flags, *outputs]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "ctranslate2 is missing" in done.stdout
+    result = json.loads((tmp_path / "r.json").read_text("utf-8"))
+    assert result["schema"] == 1
+    assert {row["engine"] for row in result["rows"]} == {"charformer-onnx", "charformer-torch", "baseline"}
+    assert all(len(row["samples"]) == 2 for row in result["rows"])
+    assert result["greedy_characters_like_pytorch"]["charformer-onnx fp32"] == 20
+    assert all(floor["reached"] > 0 for floor in result["floor"])
+    assert len(result["first_character_seconds"]["sample"]) == 2
+    assert (tmp_path / "r.png").is_file()
+    too_many = subprocess.run([*command, "--characters", "24"], capture_output=True, encoding="utf-8")
+    assert too_many.returncode == 2
+    assert "fewer --characters" in too_many.stderr
