@@ -19,7 +19,8 @@ from bench import measure
 from bench.samplers.process import Sampler, contest
 from charformer.corpus import recall
 from charformer.errors import UserError
-from charformer.onnx_engine import Description, OnnxEngine
+from charformer.onnx_engine import OnnxEngine
+from charformer.onnx_file import Description
 from charformer.rundir import RunDir
 from export.exporter import file_content
 from export.graph import PRECISIONS, Precision

@@ -8,6 +8,7 @@ import codecs
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,18 +136,23 @@ def load_or_stand_in(
 def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
     """The text that a run's config.json sums up, if it is at hand: encoded in the cache, or unchanged where it lay."""
     name, source, sha256 = (str(summary.get(key)) for key in ("name", "source", "sha256"))
+    if not re.fullmatch("[0-9a-f]{64}", sha256):  # a stranger's, and part of a path below
+        return None
     alphabet, ids = _cached(cache_folder() / f"{sha256}.json", cache_folder() / f"{sha256}.npy")
     if ids is not None:
         return Corpus(name, source, sha256, alphabet, ids)
-    download = cache_folder() / f"{sha256}.txt"
     try:
-        if download.is_file():
-            found = _load_file(name, download, source, on_progress)
-        else:
-            found = load(name if name in STAND_INS else source, on_progress)
-    except UserError:
-        return None
-    return found if found.sha256 == sha256 else None
+        if name in STAND_INS:
+            found = load(name, on_progress)
+            return found if found.sha256 == sha256 else None
+        for path in (cache_folder() / f"{sha256}.txt", Path(source)):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    same = _hash(file) == sha256  # before a copy of whatever it is goes to the cache
+                return _load_file(name, path, source, on_progress) if same else None
+    except (UserError, OSError, ValueError):  # ValueError: a path with NUL in it
+        pass
+    return None
 
 
 def _load_download(name: str, on_progress: OnProgress) -> Corpus:
@@ -208,7 +214,8 @@ def _cached(alphabet_path: Path, ids_path: Path) -> tuple[str, NDArray[np.unsign
         ids = np.load(ids_path, mmap_mode="r")
     except (OSError, EOFError, ValueError, UserError):
         return "", None
-    return (alphabet, ids) if ids.shape == (header.get("characters"),) else ("", None)
+    fits = ids.shape == (header.get("characters"),) and ids.dtype == np.min_scalar_type(max(0, len(alphabet) - 1))
+    return (alphabet, ids) if fits and ids.max(initial=0) < len(alphabet) else ("", None)
 
 
 def _pieces(name: str, file: io.BufferedIOBase, size: int, on_bytes: Callable[[int], None]) -> Iterator[str]:

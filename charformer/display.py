@@ -28,6 +28,10 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, with a stranger's control characters as visible escapes."""
+        super().print(*(printable(item) if isinstance(item, str) else item for item in objects), **options)
+
     def on_broken_pipe(self) -> None:
         """Let the command end as it ends for any closed pipe, its work saved; rich would leave at once."""
         raise BrokenPipeError

@@ -1,137 +1,29 @@
 """Next-character logits from a .onnx file that charformer-export wrote, by onnxruntime."""
 
-import hashlib
 import io
-import json
 import os
-from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it keeps a device id and a log of events
+import onnxruntime as ort
 
 from charformer.config import ModelConfig
 from charformer.errors import UserError
+from charformer.onnx_file import HEAD_MULTIPLE, Description, read_metadata, unsealed
 from charformer.sampling import Ids, Logits
-from charformer.speculation import Draft
-from charformer.vocab import Vocab
 
-FORMAT = 1
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-METADATA = 14  # the field of a ModelProto
 FATAL = 4  # the only severity that onnxruntime prints
 SHORT = 8  # characters a run; longer ones are prompts, which seldom have the same length again
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 THREADS = {"fp32": 2, "fp16": 2}  # fewer bits leave too little work for a second one (docs/onnx.md)
-
-# A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
-HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
-
-
-def sealed(content: bytes) -> bytes:
-    """A serialized ModelProto with the hash of itself appended as one more metadata entry."""
-    return content + HASH_ENTRY + hashlib.sha256(content).hexdigest().encode()
-
-
-def unsealed(content: bytes) -> bytes:
-    """What ``sealed`` was given. Raises ValueError for other bytes."""
-    body, entry, digest = content[: -len(HASH_ENTRY) - 64], content[-len(HASH_ENTRY) - 64 : -64], content[-64:]
-    if entry != HASH_ENTRY or digest != hashlib.sha256(body).hexdigest().encode():
-        raise ValueError("the hash at its end is missing or another one")
-    return body
-
-
-class UnusableFileError(UserError):
-    """A file that another tool or another version wrote, or that is damaged."""
-
-
-def read_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a serialized ModelProto, without a look at its graph. Raises ValueError for other bytes.
-
-    Protocol buffers: a message is a row of fields, each a key, which is 8 x its number + its type, and a value.
-    """
-    found = {}
-    for number, entry in _fields(content):
-        if number == METADATA:
-            pair = {part: bytes(text).decode() for part, text in _fields(entry)}
-            found[pair.get(1, "")] = pair.get(2, "")
-    return found
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a message that are strings or messages, by number."""
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
-        if key & 7 == 0:
-            _, place = _varint(message, place)
-        elif key & 7 == 2:
-            length, place = _varint(message, place)
-            if place + length > len(message):
-                raise ValueError("it ends too early")
-            yield key >> 3, message[place : place + length]
-            place += length
-        else:
-            raise ValueError("it is no ONNX model")
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the place behind it."""
-    value = 0
-    for shift in range(0, 64, 7):
-        byte = message[place] if place < len(message) else 0
-        value |= (byte & 127) << shift
-        place += 1
-        if byte < 128:
-            return value, place
-    raise ValueError("it is no ONNX model")
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a file's metadata say of its model."""
-
-    config: ModelConfig
-    vocab: Vocab
-    precision: str
-    portable: bool
-    weights_sha256: str
-    draft: Draft | None
-
-    def to_metadata(self) -> dict[str, str]:
-        """For the file."""
-        values = {
-            "format": FORMAT,
-            "model": self.config.to_dict(),
-            "vocab": self.vocab.to_dict(),
-            "precision": self.precision,
-            "portable": self.portable,
-            "weights_sha256": self.weights_sha256,
-        }
-        return {"charformer": json.dumps(values), "draft": self.draft.to_text() if self.draft else ""}
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, str]) -> "Description":
-        """What ``to_metadata`` wrote. Raises UserError for anything else, or of another version."""
-        try:
-            values = json.loads(metadata["charformer"])
-            if values["format"] != FORMAT:
-                raise UserError(
-                    f"its format is {values['format']!r} and this version reads {FORMAT}; update charformer"
-                )
-            config, vocab = ModelConfig.from_dict(values["model"]), Vocab.from_dict(values["vocab"])
-            if len(vocab) != config.vocab_size:
-                raise UserError(f"it has {len(vocab)} characters and says {config.vocab_size}")
-            draft = Draft.from_text(metadata["draft"], config.vocab_size) if metadata["draft"] else None
-            precision, weights_sha256 = str(values["precision"]), str(values["weights_sha256"])
-            return cls(config, vocab, precision, bool(values["portable"]), weights_sha256, draft)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"its description is damaged: {error!r}; charformer-export writes it anew") from error
 
 
 class _Cache(Protocol):
@@ -152,8 +44,8 @@ class OnnxEngine:
         provider: cpu, cuda, or auto: a GPU for a 16-bit file where onnxruntime finds one, else the CPU.
 
     Raises:
-        UnusableFileError: when the file is another tool's, damaged or of another version.
-        UserError: when it cannot be read, or there is no CUDA where it is asked for.
+        UserError: when the file cannot be read, is another tool's, damaged or of another version, or there is no CUDA
+            where it is asked for.
     """
 
     def __init__(self, path: Path, threads: int | None = None, provider: str = "auto") -> None:
@@ -163,14 +55,15 @@ class OnnxEngine:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:
-            raise UnusableFileError(
+            raise UserError(
                 f"{path} is no file of charformer-export's, or is damaged: {error}; charformer-export writes it anew"
             ) from error
         try:
             self.description = Description.from_metadata(metadata)
             session, self.device = _session(content, threads, provider, self.description.precision)
+            _check_ends(session, self.description)
         except UserError as error:
-            raise UnusableFileError(f"cannot use {path}: {error}") from error
+            raise UserError(f"cannot use {path}: {error}") from error
         self._session = session
         self._block_size = self.description.config.block_size
         self._context = np.zeros((0, self._block_size), np.int64)
@@ -313,6 +206,7 @@ def _session(content: bytes, threads: int | None, provider: str, precision: str)
     """A session, and the device that it runs on. Raises UserError where there can be none."""
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
+    options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)  # else weights may come from files beside this one
     options.intra_op_num_threads = threads or min(THREADS.get(precision, 1), _processors())
     options.inter_op_num_threads = 1
     ort.set_default_logger_severity(FATAL)  # what it says on stderr is no line for a user; errors come as exceptions
@@ -330,6 +224,30 @@ def _session(content: bytes, threads: int | None, provider: str, precision: str)
         return ort.InferenceSession(content, options, providers=[CPU]), "cpu"
     except Exception as error:  # onnxruntime's own share no other base, and name the files it was built from
         raise UserError("onnxruntime cannot load its graph; charformer-export writes it anew") from error
+
+
+def _check_ends(session: ort.InferenceSession, description: Description) -> None:
+    """Raise UserError unless the graph takes and gives what its description promises."""
+    config, kind = description.config, "tensor(float16)" if description.precision == "fp16" else "tensor(float)"
+    width = config.n_embd // config.n_head
+    if description.portable:
+        places: int | str = "P"
+        wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)"}
+    else:
+        places, width = config.block_size, -(-width // HEAD_MULTIPLE) * HEAD_MULTIPLE
+        wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)", "lengths": "tensor(int32)"}
+        wanted["total"] = "tensor(int32)"
+    inputs = {entry.name: entry for entry in session.get_inputs()}
+    names = [f"{part}.{layer}" for layer in range(min(config.n_layer, len(inputs))) for part in ("keys", "values")]
+    wanted |= {f"past_{name}": kind for name in names}
+    outputs = [("logits", "tensor(float)"), *((f"present_{name}", kind) for name in names)]
+    if (
+        {name: entry.type for name, entry in inputs.items()} != wanted
+        or [(entry.name, entry.type) for entry in session.get_outputs()] != outputs
+        or any(inputs[f"past_{name}"].shape != ["B", config.n_head, places, width] for name in names)
+        or session.get_outputs()[0].shape != ["B", "T", config.vocab_size]
+    ):
+        raise UserError("its graph is not the one that it describes; charformer-export writes it anew")
 
 
 def _processors() -> int:

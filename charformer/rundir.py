@@ -97,6 +97,8 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     with _open_tensors(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    if any(array.dtype.kind not in "biuf" for array in tensors.values()):
+        raise UserError(f"cannot read {path}: it holds numbers of a kind that no run has")
     if metadata.get("sha256") != tensors_sha256(tensors):
         raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
     return tensors, metadata
@@ -207,6 +209,8 @@ class RunDir:
         """
         self._require_weights()
         tensors, metadata = read_tensors(self.weights)
+        if any(array.dtype != np.float32 for array in tensors.values()):
+            raise UserError(f"the weights in {self.path} are not float32, as charformer-train writes them")
         shapes = {name: array.shape for name, array in tensors.items()}
         if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # a giant that is declared is not listed
             raise UserError(f"the weights in {self.path} do not fit its config.json")

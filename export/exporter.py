@@ -10,11 +10,12 @@ import onnx
 from charformer.config import ModelConfig
 from charformer.corpus import Corpus
 from charformer.errors import UserError
-from charformer.onnx_engine import Description, OnnxEngine, sealed
+from charformer.onnx_engine import OnnxEngine
+from charformer.onnx_file import Description, sealed
 from charformer.rundir import RunDir, Tensors, atomic_path
 from charformer.sampling import Ids
 from charformer.speculation import MOST_CHARACTERS, Draft
-from charformer.vocab import Vocab
+from charformer.vocab import Vocab, describe
 from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
 from export.verify import CHARACTERS, Comparison, compare, reference_logits
@@ -56,13 +57,17 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
         raise UserError(f"{corpus.name} is too short to check an export on; take a text of some hundred characters")
     draft = None
     if corpus is not None:
+        if unknown := vocab.unknown(corpus.alphabet):
+            raise UserError(
+                f"{corpus.name} has characters that the run has not: {describe(unknown)}; take another text"
+            )
         draft = Draft.of(corpus.table(vocab)[corpus.train[:MOST_CHARACTERS]], len(vocab))
     description = Description(config, vocab, precision, portable, metadata["sha256"], draft)
-    content = file_content(description, tensors, PRECISIONS[precision])
-    ids = _windows(config, vocab, corpus)
-    wanted = reference_logits(config, tensors, ids[:, :-1])
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(content)
+    with atomic_path(out) as temporary, np.errstate(all="ignore"):  # what overflows is found by the comparison
+        temporary.touch()  # before the work, so that a folder that cannot be written to is known at once
+        temporary.write_bytes(file_content(description, tensors, PRECISIONS[precision]))
+        ids = _windows(config, vocab, corpus)
+        wanted = reference_logits(config, tensors, ids[:, :-1])
         comparison = compare(OnnxEngine(temporary), ids, wanted)
         if not math.isfinite(comparison.max_logit_error):
             raise UserError(f"{precision} is too coarse for these weights: logits overflow; take --precision fp32")
@@ -72,7 +77,7 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
                 f"{out} was not written"
             )
         size = temporary.stat().st_size
-    text = f"{corpus.name}'s validation split" if corpus is not None else "random characters"
+    text = f"characters of {corpus.name}'s validation split" if corpus is not None else "random characters"
     return Export(out, size, precision, portable, text, corpus is not None, comparison)
 
 
@@ -93,5 +98,6 @@ def _windows(config: ModelConfig, vocab: Vocab, corpus: Corpus | None) -> Ids:
         return np.random.default_rng(0).integers(len(vocab), size=(count, length))
     split = corpus.validation
     length = min(length, len(split))
+    count = min(count, len(split) // length)
     starts = np.linspace(0, len(split) - length, count).astype(np.int64)
     return corpus.table(vocab)[split[starts[:, None] + np.arange(length)]]

@@ -14,13 +14,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from charformer.config import ModelConfig
+from charformer.onnx_file import HEAD_MULTIPLE
 from charformer.rundir import Tensors
 from export.quantize import quantize
 
 OPSET = 21  # the first with scales for blocks of a matrix
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
-HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants a head's width to be
 MOST_SAFE = 64  # of 127: two products with 8-bit activations then fit the 16 bits in which older processors add them
 EPSILON = 1e-5  # of PyTorch's layer norms
 

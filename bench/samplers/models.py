@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from charformer.checkpoint import save_weights
 from charformer.config import ModelConfig
 from charformer.model import GPT
+from charformer.onnx_file import HEAD_MULTIPLE
 from charformer.rundir import RunDir
 from charformer.vocab import Vocab
-from export.graph import HEAD_MULTIPLE, PRECISIONS, fused
+from export.graph import PRECISIONS, fused
 
 
 def random_run(folder: Path, config: ModelConfig) -> RunDir:

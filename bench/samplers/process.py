@@ -1,6 +1,7 @@
 """Samplers as processes that take turns."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -39,9 +40,10 @@ class Process:
     peak_memory_bytes: int | None = None
 
     def __enter__(self) -> Self:
-        command = [part.format(threads=self.threads) for part in self.sampler.command]
+        command = [part.replace("{threads}", str(self.threads)) for part in self.sampler.command]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", cwd=ROOT)
+        quiet = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}  # genai's too
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", cwd=ROOT, env=quiet)
         try:
             self.greedy = self._ask("greedy")["ids"]  # which also warms it up
         except UserError:

@@ -8,6 +8,8 @@ from pathlib import Path
 from charformer import corpus as corpora
 from charformer.commands.common import Parser, choose_run, execute
 from charformer.display import PlainConsole, progress_bar
+from charformer.errors import UserError
+from charformer.onnx_file import PRECISIONS
 from charformer.rundir import RunDir
 
 DEFAULT_PRECISION = "int8"
@@ -34,7 +36,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", metavar="FILE", help="where to write (default: model.onnx in the run)")
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8", "int4"),
+        choices=PRECISIONS,
         default=DEFAULT_PRECISION,
         help="of the weights; fp16 is for CUDA (default: %(default)s)",
     )
@@ -51,6 +53,10 @@ def _parser() -> Parser:
 def _run(args: argparse.Namespace) -> int:
     run = choose_run(args.run)
     out = run.onnx if args.out is None else Path(args.out)
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is no file; --out takes the name of one")
+    if out.parent.resolve() == run.path.resolve() and out.name != run.onnx.name and out.exists():
+        raise UserError(f"{out} is another file of the run; take another --out")
     export_run(run, out, args.precision, args.portable, args.data, PlainConsole(), args.json)
     return 0
 
@@ -67,19 +73,21 @@ def export_run(
     """Export, and say how it went. Raises what ``export.exporter.export`` does."""
     from export.exporter import MOST_LOSS, export  # onnx takes a while, and most sampling does without
 
-    summary = run.read_section("corpus")
     with progress_bar(console) as on_progress:
-        corpus = corpora.recall(summary, on_progress) if data is None else corpora.load(data, on_progress)
+        if data is None:
+            corpus = corpora.recall(run.read_section("corpus"), on_progress)
+        else:
+            corpus = corpora.load(data, on_progress)
     if corpus is None:
         console.print(
-            f"note: {summary.get('source')} is not at hand, so the file is checked on random characters and has "
-            "no table for speculative sampling; --data names a text"
+            f"note: {run.read_section('corpus').get('source')} is not at hand, so the file is checked on random "
+            "characters and has no table for speculative sampling; --data names a text"
         )
     done = export(run, out, precision, portable, corpus)
     found = done.comparison
     size = f"{done.bytes / 1e6:,.2f} MB"
     console.print(f"{out}: {precision}{', portable' if portable else ''}, {size}")
-    console.print(f"checked on {found.characters:,} characters of {done.text}:")
+    console.print(f"checked on {found.characters:,} {done.text}:")
     console.print(f"  largest error of a logit  {found.max_logit_error:.1e}")
     console.print(f"  KL divergence             {found.kl:.1e} nats a character")
     if corpus is not None:

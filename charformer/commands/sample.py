@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from charformer.onnx_engine import OnnxEngine
 
 BETWEEN_SAMPLES = "\n---\n"
+RUNS_OWN = "\0"  # what --onnx means without a file; no file has that name
+MOST_THREADS = 1024
+MOST_SAMPLES = 1_000_000
 
 EXAMPLES = """\
 examples:
@@ -82,7 +85,7 @@ def _parser() -> Parser:
     fast.add_argument(
         "--onnx",
         nargs="?",
-        const="",
+        const=RUNS_OWN,
         metavar="FILE",
         help="sample from this file, or from the run's model.onnx, which is exported first if missing or out of date",
     )
@@ -100,10 +103,12 @@ def _parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.num_samples < 1:
-        raise UserError(f"--num-samples is {args.num_samples}; it must be 1 or more")
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads is {args.threads}; it must be 1 or more")
+    if not 1 <= args.num_samples <= MOST_SAMPLES:
+        raise UserError(f"--num-samples is {args.num_samples}; it must be from 1 to {MOST_SAMPLES:,}")
+    if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
+        raise UserError(f"--threads is {args.threads}; it must be from 1 to {MOST_THREADS}")
+    if args.onnx == "":
+        raise UserError("--onnx was given an empty name; leave it out to take the run's model.onnx")
     _check_group(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     config = sampling.SamplingConfig(args.max_new_tokens, args.temperature, args.top_k, args.top_p, seed)
@@ -147,7 +152,7 @@ def _check_group(args: argparse.Namespace) -> None:
     else:
         strangers = {"--device": args.device, "--dtype": args.dtype}
         reason = "does not go with --onnx"
-        if args.onnx and args.run:
+        if args.onnx != RUNS_OWN and args.run:
             strangers, reason = {"--run": args.run}, "does not go with --onnx FILE, which is enough; leave one out"
     for flag, value in strangers.items():
         if value:
@@ -175,7 +180,7 @@ def _pytorch(args: argparse.Namespace) -> Source:
 def _onnx(args: argparse.Namespace) -> Source:
     from charformer.speculation import speculate
 
-    run = None if args.onnx else choose_run(args.run)
+    run = choose_run(args.run) if args.onnx == RUNS_OWN else None
     path = Path(args.onnx) if run is None else run.onnx
     engine = _engine(path, args) if run is None else _up_to_date(run, args)
     named = {"run": str(run.path) if run else None, "onnx": str(path)}
@@ -194,21 +199,17 @@ def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
 def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
     """An engine on the run's model.onnx, exported first unless it is there and of the weights that are there."""
     from charformer.commands.export import DEFAULT_PRECISION, export_run
-    from charformer.onnx_engine import UnusableFileError
 
     weights = run.weights_sha256()
     precision, portable = "fp16" if args.provider == "cuda" else DEFAULT_PRECISION, False
     reason = "there is no such file yet"
     if run.onnx.exists():
-        try:
-            engine = _engine(run.onnx, args)
-            found = engine.description
-            if found.weights_sha256 == weights:
-                return engine
-            precision, portable = found.precision, found.portable
-            reason = "the run has other weights by now"
-        except UnusableFileError:
-            reason = "the one that is there cannot be used"
+        engine = _engine(run.onnx, args)
+        found = engine.description
+        if found.weights_sha256 == weights:
+            return engine
+        precision, portable = found.precision, found.portable
+        reason = "the run has other weights by now"
     notices = PlainConsole(stderr=True)
     notices.print(f"exporting {run.onnx}: {reason}")
     export_run(run, run.onnx, precision, portable, data=None, console=notices)

@@ -132,3 +132,48 @@ def test_a_large_text_stays_out_of_memory(tmp_path: Path) -> None:
     grown, characters = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(characters) == 100 * 32_000 * 33
     assert int(grown) < 40e6  # the text has 109 MB
+
+
+def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_folder: Path) -> None:
+    path = Path(write(tmp_path / "text.txt", b"some text " * 20))
+    summary = corpus.load(str(path)).summary()
+    again = corpus.recall(summary)
+    assert again is not None
+    assert decoded(again) == "some text " * 20
+    for file in cache_folder.iterdir():
+        file.unlink()
+    assert corpus.recall(summary) is not None  # from where it lay
+    path.write_bytes(b"another text")
+    for file in cache_folder.iterdir():
+        file.unlink()
+    assert corpus.recall(summary) is None
+    assert not list(cache_folder.iterdir())  # no copy of what was not asked for
+    (cache_folder / f"{summary['sha256']}.txt").write_bytes(b"some text " * 20)  # a download
+    assert corpus.recall(summary) is not None
+    stand_in = corpus.load("python-docs").summary()
+    assert corpus.recall(stand_in) is not None
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {},
+        {"name": "x", "source": "/dev/zero", "sha256": "0" * 64},
+        {"name": "x", "source": "a\0b", "sha256": "0" * 64},
+        {"name": "x", "source": "\ud800", "sha256": "0" * 64},
+        {"name": "x", "source": "nowhere", "sha256": "../../somewhere"},
+        {"name": "python-docs", "source": "", "sha256": "0" * 64},
+        {"name": 3, "source": None, "sha256": ["0" * 64]},
+    ],
+    ids=str,
+)
+def test_a_stranger_s_summary_recalls_nothing(summary: dict[str, object]) -> None:
+    assert corpus.recall(summary) is None
+
+
+def test_a_cache_that_does_not_fit_its_alphabet_is_made_anew(tmp_path: Path, cache_folder: Path) -> None:
+    path = write(tmp_path / "text.txt", b"abab" * 9)
+    sha256 = corpus.load(path).sha256
+    for strange in (np.full(36, 0.5), np.zeros(36, np.int64), np.full(36, 200, np.uint8)):
+        np.save(cache_folder / f"{sha256}.npy", strange)
+        assert decoded(corpus.load(path)) == "abab" * 9

@@ -111,3 +111,9 @@ def test_the_plot_is_a_picture_of_every_stage(tmp_path: Path) -> None:
         assert pixels.std() > 0.01
         widths.append(pixels.shape[1])
     assert widths[1] == 2 * widths[0]
+
+
+def test_a_stranger_s_text_does_not_steer_the_terminal() -> None:
+    console = PlainConsole(file=io.StringIO(), force_terminal=True, _environ={})
+    console.print("a\x1b]0;title\x07b")
+    assert console.file.getvalue() == "a\\x1b]0;title\\x07b\n"  # type: ignore[attr-defined]

@@ -1,6 +1,9 @@
 """The engine against PyTorch's, and files that are not what they should be."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,8 @@ import torch
 
 from charformer.checkpoint import load_model
 from charformer.errors import UserError
-from charformer.onnx_engine import OnnxEngine, SharedCache, sealed, unsealed
+from charformer.onnx_engine import OnnxEngine, SharedCache
+from charformer.onnx_file import read_metadata, sealed, unsealed
 from charformer.rundir import RunDir
 from charformer.sampling import SamplingConfig, generate
 from charformer.torch_engine import TorchEngine
@@ -103,6 +107,8 @@ def edited(files: dict[str, Path], **values: object) -> bytes:
     for name, value in values.items():
         if name in metadata:
             metadata[name] = str(value)
+        elif isinstance(value, dict) and name == "model":
+            described[name] |= value
         else:
             described[name] = value
     metadata["charformer"] = json.dumps(described)
@@ -113,12 +119,21 @@ def edited(files: dict[str, Path], **values: object) -> bytes:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": 2}, "its format is 2, and this version reads 1"),
+        ({"format": 2}, "its format is 2 and this version reads 1; update"),
         ({"vocab": {"code_points": [65, 66]}}, "it has 2 characters"),
         ({"vocab": {"code_points": [65, 65]}}, "twice"),
         ({"model": {"n_layer": "many"}}, "n_layer"),
         ({"model": []}, "damaged"),
         ({"draft": "!!!"}, "table of proposals"),
+        ({"precision": "fp7"}, "does not write"),
+        ({"precision": "fp16"}, "not the one that it describes"),
+        ({"portable": True}, "not the one that it describes"),
+        ({"portable": "no"}, "does not write"),
+        ({"weights_sha256": 3}, "does not write"),
+        ({"model": {"block_size": 48}}, "not the one that it describes"),
+        ({"model": {"n_layer": 2**30}}, "not the one that it describes"),
+        ({"model": {"vocab_size": 0}, "vocab": {"code_points": []}}, "does not write"),
+        ({"model": {"vocab_size": 2}, "vocab": {"code_points": [65, 66]}}, "not the one that it describes"),
     ],
     ids=str,
 )
@@ -133,6 +148,46 @@ def test_descriptions_that_are_not_ours(
         OnnxEngine(path)
 
 
+def test_metadata_are_read_as_onnx_reads_them(files: dict[str, Path]) -> None:
+    for path in files.values():
+        content = unsealed(path.read_bytes())
+        wanted = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+        assert read_metadata(content) == wanted
+
+
+def test_a_graph_that_could_run_forever_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load_from_string(unsealed(files["fused"].read_bytes()))
+    model.graph.node.append(onnx.helper.make_node("Loop", [], []))
+    (tmp_path / "m.onnx").write_bytes(sealed(model.SerializeToString()))
+    with pytest.raises(UserError, match="operators that are not ours: Loop"):
+        OnnxEngine(tmp_path / "m.onnx")
+
+
+def test_weights_beside_the_file_are_not_read(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load_from_string(unsealed(files["fused"].read_bytes()))
+    tensor = next(entry for entry in model.graph.initializer if entry.name == "tok_emb.weight")
+    (tmp_path / "secret.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    (tmp_path / "m.onnx").write_bytes(sealed(model.SerializeToString()))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot load its graph"):
+        OnnxEngine(tmp_path / "m.onnx")
+
+
+def test_onnxruntime_keeps_no_log_of_its_users(files: dict[str, Path], tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from charformer.onnx_engine import OnnxEngine; "
+    script += "OnnxEngine(Path(sys.argv[1]))"
+    quiet = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = quiet | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", script, files["fused"]], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_other_tools(tmp_path: Path, files: dict[str, Path]) -> None:
     path = tmp_path / "model.onnx"
     nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
@@ -145,7 +200,7 @@ def test_files_of_other_tools(tmp_path: Path, files: dict[str, Path]) -> None:
         (sealed(other), "description is damaged"),
         (b"", "no file of charformer-export's"),
         (b"\n" * 100, "no file of charformer-export's"),
-        (sealed(b"not a graph at all"), "onnxruntime cannot load it"),
+        (sealed(b"not a graph at all"), "it is no ONNX model"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):

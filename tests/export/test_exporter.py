@@ -11,7 +11,8 @@ from charformer import corpus
 from charformer.errors import UserError
 from charformer.onnx_engine import OnnxEngine
 from charformer.rundir import RunDir, write_tensors
-from export.exporter import export
+from export.exporter import Export, export
+from export.verify import Comparison
 
 
 def copy_of(run: Path, folder: Path, **changed: float) -> RunDir:
@@ -35,7 +36,7 @@ def test_what_is_exported_is_measured(trained_run: Path, text_file: Path, tmp_pa
     for precision, most in (("fp32", 1e-5), ("fp16", 1e-3), ("int8", 0.01), ("int4", 0.5)):
         done = export(RunDir(trained_run), tmp_path / "model.onnx", precision, portable=False, corpus=text)
         assert done.bytes == (tmp_path / "model.onnx").stat().st_size
-        assert done.text == "docs.txt's validation split"
+        assert done.text == "characters of docs.txt's validation split"
         assert 3000 < done.comparison.characters <= 4096
         assert 0 <= done.comparison.kl < most
         assert not done.costs_too_much or precision == "int4"
@@ -73,8 +74,15 @@ def test_weights_that_are_no_numbers_are_refused(trained_run: Path, tmp_path: Pa
 
 def test_a_text_with_strange_characters_is_refused(trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "greek.txt").write_text("αβγ" * 100, encoding="utf-8")
-    with pytest.raises(UserError, match=r"the vocabulary lacks .*U\+03B1"):
+    with pytest.raises(UserError, match=r"greek.txt has characters that the run has not: .*U\+03B1"):
         export(RunDir(trained_run), tmp_path / "m.onnx", "fp32", False, corpus.load(str(tmp_path / "greek.txt")))
+
+
+def test_what_costs_more_than_a_hundredth_is_warned_of(tmp_path: Path) -> None:
+    figures = {"characters": 100, "max_logit_error": 0.5, "kl": 0.02, "checkpoint_loss": 1.5, "chars_per_second": 1.0}
+    for loss, on_text, wanted in ((1.509, True, False), (1.511, True, True), (1.6, False, False), (1.4, True, False)):
+        comparison = Comparison(loss=loss, **figures)
+        assert Export(tmp_path, 1, "int4", False, "text", on_text, comparison).costs_too_much == wanted
 
 
 def test_a_text_of_a_few_characters_is_refused(trained_run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from onnx.reference import ReferenceEvaluator
 
 from charformer.config import ModelConfig
 from charformer.model import GPT
-from charformer.onnx_engine import Description, OnnxEngine, sealed
+from charformer.onnx_engine import OnnxEngine
+from charformer.onnx_file import OPERATORS, Description, sealed
 from charformer.vocab import Vocab
 from export.graph import PRECISIONS, fused
 from export.portable import portable
@@ -74,6 +75,7 @@ def test_the_portable_graph_is_standard_onnx(precision: str) -> None:
     model = build(config)
     graph = portable(config, tensors_of(model), PRECISIONS[precision])
     assert {node.domain for node in graph.graph.node} == {""}
+    assert {node.op_type for node in graph.graph.node} <= OPERATORS
     assert [entry.domain for entry in graph.opset_import] == [""]
     evaluator = ReferenceEvaluator(graph)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(2, 10))
@@ -95,6 +97,7 @@ def test_a_block_is_nine_nodes_or_fewer() -> None:
     config = ModelConfig(n_layer=6, vocab_size=87)
     graph = fused(config, tensors_of(GPT(config)), PRECISIONS["int8"])
     assert len(graph.graph.node) <= 54
+    assert {node.op_type for node in graph.graph.node} <= OPERATORS
 
 
 CUDA_FP16 = {  # of the CUDA provider's kernels in onnxruntime's list of operators (docs/OperatorKernels.md, 1.23-1.31)
