@@ -74,7 +74,7 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
         losses, samplers = [], []
         for number, (name, precision) in enumerate(VARIANTS.items()):
             file = Path(folder) / f"{number}.onnx"
-            description = Description(config, vocab, name, False, metadata["sha256"], None)
+            description = Description(config, vocab, name.partition(",")[0], False, metadata["sha256"], None)
             file.write_bytes(file_content(description, tensors, precision))
             losses.append(asdict(compare(OnnxEngine(file), ids, wanted)) | {"bytes": file.stat().st_size})
             tail = ["onnx", str(file), "{threads}", "1", str(CHARACTERS), "1.0", "plain"]
