@@ -83,7 +83,7 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
         processes = contest(samplers, rounds, done)
     preset = str(run.read_config().get("preset"))
     return [
-        process.row("precision", preset, config.block_size) | loss
+        loss | process.row("precision", preset, config.block_size)
         for process, loss in zip(processes, losses, strict=True)
     ]
 
