@@ -1,0 +1,94 @@
+"""Where the time of a run of the graph goes, operator by operator, by onnxruntime's own profiler.
+
+    python -m bench.onnx_profile model.onnx --json bench/results/onnx-profile.json
+
+The profiler itself costs about two microseconds a node: the shares are what to read.
+"""
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure
+from charformer.errors import UserError
+from charformer.onnx_engine import SharedCache, ort
+from charformer.onnx_file import Description, read_metadata, unsealed
+from charformer.speculation import PROPOSALS
+
+ROUNDS = 4
+SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation
+
+
+def main() -> None:
+    """The entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bench.onnx_profile", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="from charformer-export, not --portable")
+    parser.add_argument("--characters", type=int, default=256, help="of each text (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    args = parser.parse_args()
+    try:
+        content = unsealed(args.file.read_bytes())
+        description = Description.from_metadata(read_metadata(content))
+    except (OSError, ValueError, UserError) as error:
+        parser.error(f"cannot use {args.file}: {error}")
+    rows = [row for time in SHAPES for row in _profile(content, description, time, args.characters, args.threads)]
+    for time in SHAPES:
+        _print(time, [row for row in rows if row["characters_a_run"] == time])
+    if args.json:
+        config = {"precision": description.precision, "model": description.config.to_dict()}
+        config |= {"characters": args.characters, "threads": args.threads}
+        measure.write_result(args.json, measure.result("onnx_profile", config, rows))
+
+
+def _profile(
+    content: bytes, description: Description, time: int, characters: int, threads: int
+) -> list[dict[str, Any]]:
+    """Microseconds of each operator in a run of ``time`` characters, the mean over a text's positions."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        cache = SharedCache(session, 1, description.config, "cpu")
+        last = min(characters, description.config.block_size) - time
+        for _ in range(ROUNDS):
+            for place in range(0, last + 1, time):
+                cache.run(np.zeros((1, time), np.int64), place)
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    runs = ROUNDS * len(range(0, last + 1, time))
+    spent: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]].append(event["dur"])
+    total = sum(map(sum, spent.values()))
+    rows = [
+        {
+            "characters_a_run": time,
+            "operator": operator,
+            "nodes": round(len(durations) / runs),
+            "microseconds": sum(durations) / runs,
+            "share": sum(durations) / total,
+        }
+        for operator, durations in spent.items()
+    ]
+    return sorted(rows, key=lambda row: -row["share"])
+
+
+def _print(time: int, rows: list[dict[str, Any]]) -> None:
+    table = Table("operator", "nodes", "us a run", "share", title=f"{time} characters a run")
+    for row in rows:
+        table.add_row(row["operator"], str(row["nodes"]), f"{row['microseconds']:.1f}", f"{row['share']:.0%}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
