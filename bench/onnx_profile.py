@@ -7,18 +7,22 @@ The profiler itself costs about two microseconds a node: the shares are what to 
 
 import argparse
 import json
+import os
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
 
 from bench import measure
 from charformer.errors import UserError
-from charformer.onnx_engine import SharedCache, ort
+from charformer.onnx_engine import SharedCache
 from charformer.onnx_file import Description, read_metadata, unsealed
 from charformer.speculation import PROPOSALS
 
