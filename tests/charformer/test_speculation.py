@@ -122,6 +122,16 @@ def test_proposals_follow_one_another() -> None:
     assert draft.propose([], np.zeros((1, 4)), 0)[0] in range(4)
 
 
+def test_several_proposals_are_what_one_at_a_time_gives() -> None:
+    text = np.random.default_rng(0).integers(4, size=4000)
+    draft = Draft.of(text, 4)
+    noise = gumbel_noise(1, 0, 0, 200, 4)
+    context = [1, 2, 3]
+    for place in range(200):
+        context += draft.propose(context, noise[place : place + 1], 1.0)
+    assert draft.propose([1, 2, 3], noise, 1.0) == context[3:]
+
+
 def test_a_table_of_many_symbols_stays_small() -> None:
     text = np.random.default_rng(0).integers(3000, size=50_000)
     draft = Draft.of(text, 3000)

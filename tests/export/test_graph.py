@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from charformer.config import ModelConfig
@@ -98,6 +99,15 @@ def test_a_block_is_nine_nodes_or_fewer() -> None:
     graph = fused(config, tensors_of(GPT(config)), PRECISIONS["int8"])
     assert len(graph.graph.node) <= 54
     assert {node.op_type for node in graph.graph.node} <= OPERATORS
+
+
+def test_8_bit_sums_fit_the_processors_without_vnni() -> None:
+    """They add two products of an unsigned and a signed byte in 16 bits."""
+    config = SHAPES[0]
+    graph = fused(config, tensors_of(build(config)), PRECISIONS["int8"]).graph
+    weights = [numpy_helper.to_array(entry) for entry in graph.initializer if entry.data_type == onnx.TensorProto.INT8]
+    assert len(weights) == 4 * config.n_layer + 1
+    assert 2 * 255 * max(int(np.abs(array.astype(int)).max()) for array in weights) < 2**15
 
 
 CUDA_FP16 = {  # of the CUDA provider's kernels in onnxruntime's list of operators (docs/OperatorKernels.md, 1.23-1.31)
