@@ -1,9 +1,113 @@
 """The public ops: every model and trainer calls these, never a backend by name.
 
-Today each op is plain PyTorch on every device. A kernel takes an op over here, behind the same signature, so
-that no caller changes.
+``kernels.backend`` says when an op is a Triton kernel, behind ``kernels.registered``, and when plain PyTorch.
+
+A dropout seed is a tensor of one int64, so that drawing it does not wait for a GPU; the same seed drops the same
+elements in the forward and in the backward pass, on every backend.
+
+Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary.
 """
 
-from kernels.reference import add_dropout_layer_norm, attention, cross_entropy, layer_norm
+import torch
+from torch import Tensor
+
+from kernels import reference, registered
+from kernels.backend import runs_registered_op
 
 __all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm"]
+
+MAX_HEAD_WIDTH = 128
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None) -> Tensor:
+    """Causal scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        q: (B, H, T, D), or (B, H, 1, D) for the last position alone, which sees every key. Any strides; packed ones,
+            as views of a (B, T, 3, H, D), are read without a copy.
+        k, v: (B, H, T, D), in q's dtype: float32, float16 or bfloat16. Scores are scaled by ``D ** -0.5``.
+        dropout_p: probability, below 1, of dropping an attention weight; survivors are scaled by
+            ``1 / (1 - dropout_p)``.
+        seed: (1,) int64; which weights are dropped. None draws one.
+
+    Returns:
+        The shape and dtype of ``q``; a kernel's result lies as (B, T, H, D).
+
+    Raises:
+        ValueError: for a ``dropout_p`` outside [0, 1).
+    """
+    reference.dropout_threshold(dropout_p)
+    whole = q.shape == k.shape and q.shape[3] <= MAX_HEAD_WIDTH
+    if not (whole and runs_registered_op(q)):
+        return reference.attention(q, k, v, dropout_p, seed)
+    out: Tensor = registered.attention(q, k, v, dropout_p, _seed(q, dropout_p, seed))[0]
+    return out
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer normalisation over the last dimension (Ba et al. 2016).
+
+    Args:
+        x: (..., C). weight, bias: (C,). eps: added to the variance.
+
+    Returns:
+        (..., C) in x's dtype, computed in float32.
+    """
+    if not runs_registered_op(x):
+        return reference.layer_norm(x, weight, bias, eps)
+    y: Tensor = registered.layer_norm(x, weight, bias, eps)[0]
+    return y
+
+
+def add_dropout_layer_norm(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream and normalise the sum: the joint between two branches of a pre-LN block.
+
+    Args:
+        residual, x: (..., C); ``x`` is the branch, dropped out with probability ``dropout_p`` before the sum. Under
+            autocast the stream is float32 and the branch 16 bits wide.
+        weight, bias: (C,) of the layer norm that the next branch reads through.
+        seed: (1,) int64; which elements are dropped. None draws one.
+
+    Returns:
+        The new residual, in residual's dtype, and its layer norm, in x's dtype; both (..., C).
+
+    Raises:
+        ValueError: for a ``dropout_p`` outside [0, 1).
+    """
+    reference.dropout_threshold(dropout_p)
+    if not runs_registered_op(x):
+        return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
+    total, y, _, _ = registered.add_dropout_layer_norm(
+        residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps
+    )
+    return total, y
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """Mean softmax cross-entropy in nats, computed in float32.
+
+    Args:
+        logits: (N, V), any floating dtype.
+        targets: (N,) int64 in [0, V), or ``ignore_index`` for rows that do not count.
+
+    Returns:
+        A float32 scalar (float64 for float64 logits); NaN where no row counts.
+    """
+    if not runs_registered_op(logits):
+        return reference.cross_entropy(logits, targets, ignore_index)
+    loss: Tensor = registered.cross_entropy(logits, targets, ignore_index)[0]
+    return loss
+
+
+def _seed(like: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | None:
+    if not dropout_p:
+        return None
+    return torch.randint(2**63 - 1, (1,), device=like.device) if seed is None else seed

@@ -1,62 +1,191 @@
-"""Every op in plain PyTorch: its meaning, and the fallback where no kernel runs.
+"""Every op in plain PyTorch: its meaning, the fallback where no kernel runs, and what tests check kernels against.
 
-Shapes: B batch, H heads, T time, D head width, C channels, V vocabulary.
+An op without a seed is PyTorch's own function. With a seed it is written out, and drops exactly what the kernel of the
+same seed drops. Forward passes are differentiable; the ``_backward`` functions are the same gradients written out, for
+devices on which the registered op has no kernel.
+
+Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_UINT32 = 0xFFFFFFFF
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Causal scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
-    Args:
-        q: (B, H, T, D), or (B, H, 1, D) for the last position alone, which sees every key.
-        k, v: (B, H, T, D), in q's dtype. Scores are scaled by ``D ** -0.5``.
-        dropout_p: probability of dropping an attention weight; survivors are scaled by ``1 / (1 - dropout_p)``.
-
-    Returns:
-        The shape and dtype of ``q``.
-    """
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None) -> Tensor:
+    """See ``kernels.ops.attention``."""
+    if dropout_p and seed is not None:
+        return attention_forward(q, k, v, dropout_p, seed)[0]
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=q.shape[2] > 1)
 
 
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of T queries to T keys, (B, H, T, D), and the log-sum-exp of each query's scores, (B, H, T)."""
+    q, k, v, dtype = _wide(q), _wide(k), _wide(v), q.dtype
+    scores = _causal_scores(q, k)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp() * _attention_mask(scores, dropout_p, seed)
+    return (weights @ v).to(dtype), lse
+
+
+def attention_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, (B, H, T, D) (Dao et al. 2022, "FlashAttention", appendix B.4)."""
+    d_out, q, k, v, out, dtype = _wide(d_out), _wide(q), _wide(k), _wide(v), _wide(out), q.dtype
+    scores = _causal_scores(q, k)
+    weights = (scores - lse[..., None]).exp()
+    mask = _attention_mask(scores, dropout_p, seed)
+    d_v = (weights * mask).transpose(2, 3) @ d_out
+    d_scores = weights * ((d_out @ v.transpose(2, 3)) * mask - (d_out * out).sum(-1, keepdim=True))
+    d_scores = d_scores * q.shape[3] ** -0.5
+    return (d_scores @ k).to(dtype), (d_scores.transpose(2, 3) @ q).to(dtype), d_v.to(dtype)
+
+
+def _causal_scores(q: Tensor, k: Tensor) -> Tensor:
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+
+
+def _attention_mask(scores: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+    rows = scores.shape[0] * scores.shape[1] * scores.shape[2]
+    return _dropout(rows, scores.shape[3], dropout_p, seed, scores).view_as(scores)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Layer normalisation over the last dimension (Ba et al. 2016).
+    """See ``kernels.ops.layer_norm``."""
+    wide = _wide(x)
+    return F.layer_norm(wide, weight.shape, weight.to(wide.dtype), bias.to(wide.dtype), eps).to(x.dtype)
 
-    Args:
-        x: (..., C). weight, bias: (C,). eps: added to the variance.
 
-    Returns:
-        (..., C).
-    """
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+def layer_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer norm of (..., C) in ``dtype``, and each row's mean and reciprocal deviation, (N,)."""
+    wide = _wide(x)
+    variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
+    rstd = (variance + eps).rsqrt()
+    y = (wide - mean) * rstd * _wide(weight) + _wide(bias)
+    return y.to(dtype), mean.flatten(), rstd.flatten()
+
+
+def layer_norm_backward(
+    d_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, (..., C), in float32 or wider, and of weight and bias, (C,)."""
+    d_y, x = _wide(d_y), _wide(x)
+    shape = (*x.shape[:-1], 1)
+    normed = (x - mean.view(shape)) * rstd.view(shape)
+    d_normed = d_y * _wide(weight)
+    d_x = d_normed - d_normed.mean(-1, keepdim=True) - normed * (d_normed * normed).mean(-1, keepdim=True)
+    d_weight = (d_y * normed).flatten(0, -2).sum(0)
+    return d_x * rstd.view(shape), d_weight.to(weight.dtype), d_y.flatten(0, -2).sum(0).to(weight.dtype)
 
 
 def add_dropout_layer_norm(
-    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout_p: float = 0.0, eps: float = 1e-5
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream and normalise the sum: the joint between two branches of a pre-LN block.
+    """See ``kernels.ops.add_dropout_layer_norm``."""
+    if dropout_p and seed is not None:
+        total = add_dropout(residual, x, dropout_p, seed)
+    else:
+        total = residual + F.dropout(x, dropout_p, training=dropout_p > 0.0)
+    return total, layer_norm(total, weight, bias, eps).to(x.dtype)
+
+
+def add_dropout(residual: Tensor, x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """``residual`` + the dropped-out ``x``, both (..., C), in ``residual``'s dtype."""
+    return (_wide(residual) + dropout(_wide(x), dropout_p, seed)).to(residual.dtype)
+
+
+def dropout(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """(..., C) with the elements dropped that ``seed`` drops; its own backward, given the gradient."""
+    return x * _dropout(x.numel() // x.shape[-1], x.shape[-1], dropout_p, seed, x).view_as(x)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """See ``kernels.ops.cross_entropy``."""
+    return F.cross_entropy(_wide(logits), targets, ignore_index=ignore_index)
+
+
+def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean loss, each row's log-sum-exp, (N,), and the number of rows that count."""
+    logits = _wide(logits)
+    lse = logits.logsumexp(-1)
+    counts = targets != ignore_index
+    losses = lse - logits.gather(1, targets.where(counts, 0)[:, None])[:, 0]
+    count = counts.sum().to(logits.dtype)
+    return losses.where(counts, 0).sum() / count, lse, count
+
+
+def cross_entropy_backward(
+    d_loss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignore_index: int
+) -> Tensor:
+    """The gradient of ``logits``, (N, V)."""
+    counts = targets != ignore_index
+    d_logits = (_wide(logits) - lse[:, None]).exp()
+    d_logits = d_logits - F.one_hot(targets.where(counts, 0), logits.shape[1])
+    return (d_logits.where(counts[:, None], 0) * (d_loss / count)).to(logits.dtype)
+
+
+def dropout_threshold(dropout_p: float) -> int:
+    """The signed 32-bit number below which a hash means "drop". Raises ValueError outside 0 <= p < 1."""
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and below 1")
+    return round(dropout_p * 2**32) - 2**31
+
+
+def keep_mask(rows: int, columns: int, dropout_p: float, seed: Tensor) -> Tensor:
+    """What ``kernels.dropout`` keeps, (rows, columns) of bool: the same arithmetic on int64 with 32 bits kept.
 
     Args:
-        residual, x: (..., C); ``x`` is the branch, dropped out with probability ``dropout_p`` before the sum.
-        weight, bias: (C,) of the layer norm that the next branch reads through.
-
-    Returns:
-        The new residual and its layer norm, both (..., C).
+        seed: (1,) int64; the mask lies on its device.
     """
-    residual = residual + F.dropout(x, dropout_p, training=dropout_p > 0.0)
-    return residual, layer_norm(residual, weight, bias, eps)
+    low, high = _mix(seed & _UINT32), (seed >> 32) & _UINT32
+    high = _mix(high ^ low)
+    row = torch.arange(rows, device=seed.device)
+    column = torch.arange(columns, device=seed.device)
+    keys = _mix(_mix(row ^ low) ^ high)
+    bits = keys[:, None] ^ (column * 0x9E3779B1 & _UINT32)
+    bits = bits * 0x85EBCA6B & _UINT32
+    bits = (bits ^ (bits >> 15)) * 0xC2B2AE35 & _UINT32
+    signed = bits - (bits >> 31 << 32)
+    return signed >= dropout_threshold(dropout_p)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean softmax cross-entropy in nats, computed in float32.
+def _mix(bits: Tensor) -> Tensor:
+    """MurmurHash3's 32-bit finalizer (Appleby 2011): a bijection in which every bit sways every other."""
+    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B & _UINT32
+    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 & _UINT32
+    return bits ^ (bits >> 16)
 
-    Args:
-        logits: (N, V), any floating dtype. targets: (N,) int64 in [0, V).
 
-    Returns:
-        A float32 scalar (float64 for float64 logits).
-    """
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+def _dropout(rows: int, columns: int, dropout_p: float, seed: Tensor | None, like: Tensor) -> Tensor:
+    """(rows, columns) in ``like``'s dtype: 0 where dropped, else 1 / (1 - p)."""
+    if not dropout_p:
+        return like.new_ones(rows, columns)
+    assert seed is not None, "dropout needs a seed"
+    return keep_mask(rows, columns, dropout_p, seed).to(like.dtype) / (1.0 - dropout_p)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,22 @@
+"""How results lie in memory, where the matrix products behind them prefer it to PyTorch's default."""
+
+from torch import Tensor
+
+ALIGNMENT = 16  # elements: of 16 bits, two of the widest loads
+
+
+def empty_heads(q: Tensor) -> Tensor:
+    """An empty (B, H, T, D) that lies as (B, T, H, D), which the projection behind attention reads as it is."""
+    batch, heads, time, width = q.shape
+    return q.new_empty(batch, time, heads, width).transpose(1, 2)
+
+
+def as_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D) that lies as (B, T, H, D): a copy where it does not already."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def empty_padded(logits: Tensor) -> Tensor:
+    """An empty (N, V) whose rows begin at multiples of ``ALIGNMENT``, for wide loads and the head's matrix products."""
+    rows, vocab = logits.shape
+    return logits.new_empty(rows, -(-vocab // ALIGNMENT) * ALIGNMENT)[:, :vocab]

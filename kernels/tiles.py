@@ -1,0 +1,60 @@
+"""Block sizes, warps and stages by kernel, width, dtype and card: data that ``kernels.aot`` checks."""
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """What one program works on.
+
+    Attributes:
+        rows: queries (forward, dq), keys (dkv), or rows of a matrix.
+        columns: keys (forward, dq), queries (dkv), or the columns that are read at a time.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+# By kernel, head width to the next power of two, and bytes of an element.
+ATTENTION = {
+    ("forward", 16, 2): Tile(64, 64, 4, 1),
+    ("forward", 32, 2): Tile(64, 64, 4, 1),
+    ("forward", 64, 2): Tile(64, 64, 4, 1),
+    ("forward", 128, 2): Tile(64, 32, 4, 1),
+    ("forward", 16, 4): Tile(32, 32, 4, 1),
+    ("forward", 32, 4): Tile(32, 32, 4, 1),
+    ("forward", 64, 4): Tile(32, 32, 4, 1),
+    ("forward", 128, 4): Tile(16, 32, 4, 1),
+    ("dq", 16, 2): Tile(64, 32, 4, 2),
+    ("dq", 32, 2): Tile(64, 32, 4, 2),
+    ("dq", 64, 2): Tile(64, 32, 4, 2),
+    ("dq", 128, 2): Tile(64, 32, 8, 1),
+    ("dq", 16, 4): Tile(32, 32, 4, 1),
+    ("dq", 32, 4): Tile(32, 32, 4, 1),
+    ("dq", 64, 4): Tile(32, 16, 4, 1),
+    ("dq", 128, 4): Tile(16, 16, 4, 1),
+    ("dkv", 16, 2): Tile(64, 32, 4, 2),
+    ("dkv", 32, 2): Tile(64, 32, 4, 2),
+    ("dkv", 64, 2): Tile(64, 32, 4, 2),
+    ("dkv", 128, 2): Tile(64, 32, 8, 1),
+    ("dkv", 16, 4): Tile(32, 32, 4, 1),
+    ("dkv", 32, 4): Tile(32, 32, 4, 1),
+    ("dkv", 64, 4): Tile(32, 16, 4, 1),
+    ("dkv", 128, 4): Tile(16, 16, 4, 1),
+}
+
+# Rows of the partial sums of d_weight and d_bias: enough to fill a large card, few enough to add up at no cost.
+LAYER_NORM_PROGRAMS = 256
+
+
+def layer_norm(block_c: int) -> Tile:
+    """For rows of up to ``block_c`` channels, a power of two."""
+    return Tile(1, block_c, max(1, min(16, block_c // 256)), 1)
+
+
+def cross_entropy(block_v: int) -> Tile:
+    """For a vocabulary of up to ``block_v`` symbols, a power of two."""
+    columns = min(block_v, 4096)
+    return Tile(max(1, 2048 // columns), columns, 4, 1)

@@ -1,0 +1,79 @@
+"""Triton: a kernel in two variants, one for aligned memory and one for any.
+
+Loads are 128 bits wide only where the compiler knows that pointers and strides are multiples of 16. Triton by itself
+would compile a variant for every combination that it meets; here there are two, which ``kernels.aot`` compiles and
+checks beforehand.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from kernels.layouts import ALIGNMENT
+from kernels.tiles import Tile
+
+
+class Kernel:
+    """A Triton kernel whose launcher picks the variant.
+
+    Args:
+        function: the kernel's body.
+        aligned: names of the pointers and strides that the aligned variant takes to be multiples of ``ALIGNMENT``.
+    """
+
+    def __init__(self, function: Callable[..., Any], aligned: Sequence[str]) -> None:
+        annotations = inspect.get_annotations(function)  # those of constants, which are not specialized by value
+        names = [name for name in inspect.signature(function).parameters if name not in annotations]
+        self.name = function.__name__.strip("_")
+        self.aligned_names = frozenset(aligned)
+        self.aligned = triton.jit(function, do_not_specialize=[name for name in names if name not in aligned])
+        self.general = triton.jit(function, do_not_specialize=names)
+
+    def launch(self, programs: int, tile: Tile, arguments: dict[str, Any]) -> None:
+        """Run ``programs`` instances on the current device."""
+        is_aligned = all(_is_aligned(arguments[name]) for name in self.aligned_names)
+        if _recorded is not None:
+            _recorded.append(Launch(self, is_aligned, tile, arguments))
+            return
+        function = self.aligned if is_aligned else self.general
+        function[(programs,)](**arguments, num_warps=tile.num_warps, num_stages=tile.num_stages)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher chose."""
+
+    kernel: Kernel
+    is_aligned: bool
+    tile: Tile
+    arguments: dict[str, Any]
+
+
+def kernel(*aligned: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """A decorator that makes a ``Kernel`` of a function."""
+    return lambda function: Kernel(function, aligned)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collect launches instead of running them: on meta tensors, what the launcher would choose without a GPU."""
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
+
+
+_recorded: list[Launch] | None = None
+
+
+def _is_aligned(value: Tensor | int | None) -> bool:
+    if value is None:
+        return True
+    return (value.data_ptr() if isinstance(value, Tensor) else value) % ALIGNMENT == 0
