@@ -1,9 +1,9 @@
-"""Compile every kernel for a card that is not there, and report what it would use: ``python -m kernels.aot --card sm_86``.
+"""Compile every kernel for a card that need not be there: ``python -m kernels.aot --card sm_86``.
 
 The launchers run on tensors without memory and say what they would launch, so that what is compiled here is what a GPU
 would get. Registers and stack are read with cuobjdump, instructions with nvdisasm, both of which come with Triton. The
-gate: no kernel spills registers, none takes more shared memory than a block may have, and an aligned 16-bit one multiplies
-matrices on tensor cores and loads 128 bits at a time.
+gate: no kernel spills registers, none takes more shared memory than a block may have, and an aligned 16-bit one
+multiplies matrices on tensor cores, or else loads 128 bits at a time.
 
 Without ``TRITON_INTERPRET``: the interpreter replaces the compiler.
 """

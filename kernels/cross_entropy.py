@@ -78,7 +78,7 @@ def _with_rows(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
-@kernel("logits_ptr", "stride")
+@kernel("logits_ptr", "stride", "vocab")
 def _forward_kernel(
     logits_ptr,  # (N, V), rows ``stride`` apart
     targets_ptr,  # (N,) int64
@@ -115,7 +115,7 @@ def _forward_kernel(
     tl.store(count_ptr + program, tl.sum(counts.to(tl.float32), 0))
 
 
-@kernel("logits_ptr", "d_logits_ptr", "stride", "d_stride")
+@kernel("logits_ptr", "d_logits_ptr", "stride", "d_stride", "vocab")
 def _backward_kernel(
     d_loss_ptr,  # () float32
     logits_ptr,  # (N, V), rows ``stride`` apart

@@ -14,7 +14,7 @@ def row_keys(seed_ptr, rows):
     """32-bit keys of ``rows``, a block of row numbers below 2**32; seed_ptr: (1,) int64."""
     seed = tl.load(seed_ptr)
     low = _mix(seed.to(tl.uint32))
-    high = _mix((seed >> 32).to(tl.uint32) ^ low)
+    high = _mix((seed >> 32).to(tl.uint32) ^ low ^ 0x9E3779B9)
     return _mix(_mix(rows.to(tl.uint32) ^ low) ^ high)
 
 

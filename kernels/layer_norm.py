@@ -201,7 +201,7 @@ def _backward_kernel(
         d_normed = d_y * weight
         along_normed = tl.sum(d_normed * normed, 0) / channels
         along_ones = tl.sum(d_normed, 0) / channels
-        d_x = (d_normed - normed * along_normed - along_ones) * rstd
+        d_x = rstd * (d_normed - (normed * along_normed + along_ones))
         if TOTAL:
             d_x += tl.load(d_total_ptr + start + columns, mask=inside, other=0.0).to(tl.float32)
         tl.store(d_x_ptr + start + columns, d_x.to(d_x_ptr.dtype.element_ty), mask=inside)

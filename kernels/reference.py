@@ -160,8 +160,8 @@ def keep_mask(rows: int, columns: int, dropout_p: float, seed: Tensor) -> Tensor
     Args:
         seed: (1,) int64; the mask lies on its device.
     """
-    low, high = _mix(seed & _UINT32), (seed >> 32) & _UINT32
-    high = _mix(high ^ low)
+    low = _mix(seed & _UINT32)
+    high = _mix((seed >> 32 & _UINT32) ^ low ^ 0x9E3779B9)  # not what row 0 makes of low, which would cancel it
     row = torch.arange(rows, device=seed.device)
     column = torch.arange(columns, device=seed.device)
     keys = _mix(_mix(row ^ low) ^ high)

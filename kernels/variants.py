@@ -6,6 +6,7 @@ checks beforehand.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from typing import Any
 import triton
 from torch import Tensor
 
+from kernels import interpreter
 from kernels.layouts import ALIGNMENT
 from kernels.tiles import Tile
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.mend()
 
 
 class Kernel:

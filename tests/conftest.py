@@ -1,8 +1,11 @@
 """Fixtures: a cache folder of the test's own, real text without network, and one small trained run."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton; `make gpu` sets 0
 
 from charformer import standins
 from charformer.commands import train

@@ -1,0 +1,212 @@
+"""How far each kernel is from float64, beside plain PyTorch in the same dtype: ``python -m kernels.accuracy``.
+
+On a GPU the kernels themselves are measured, elsewhere what Triton's interpreter makes of them. A result passes whose
+largest error, over the largest exact value, is within its dtype's tolerance, and whose root mean square error is at
+most twice that of plain PyTorch, or a rounding or so where that is more.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from kernels import backend, ops, reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+ROUNDING = {torch.float32: 5e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # four of float32, one of 16 bits
+SEED = 2**40 + 7
+
+
+class Case(NamedTuple):
+    """One call of an op.
+
+    Attributes:
+        time: positions, or rows that begin at no multiple of a tile.
+        width: of a head, a row or a vocabulary.
+        packed: attention on views of a packed (B, T, 3, H, D); otherwise each input on its own.
+    """
+
+    op: str
+    dtype: torch.dtype
+    time: int
+    width: int
+    dropout_p: float = 0.0
+    packed: bool = False
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        packed = "-packed" if self.packed else ""
+        return f"{self.op}-{name}-{self.time}x{self.width}-{self.dropout_p}{packed}"
+
+
+def cases() -> Iterator[Case]:
+    """Ragged and whole tiles, widths that are and are not powers of two, with and without dropout, in each dtype."""
+    for dtype in TOLERANCE:
+        for number, time in enumerate((1, 33, 64, 100)):
+            for width in (16, 48, 64, 128):
+                number += 1
+                yield Case("attention", dtype, time, width, 0.0, packed=number % 2 == 0)
+                yield Case("attention", dtype, time, width, 0.2, packed=number % 2 == 1)
+        for width in (16, 35, 128, 384, 1025):
+            yield Case("layer_norm", dtype, 7, width)
+            yield Case("add_dropout_layer_norm", dtype, 7, width)
+            yield Case("add_dropout_layer_norm", dtype, 7, width, 0.2)
+        for time, width in ((1, 1), (33, 65), (19, 87), (16, 96), (5, 5000)):
+            yield Case("cross_entropy", dtype, time, width)
+
+
+def measure(case: Case, device: torch.device) -> list[dict[str, Any]]:
+    """A row for each result and each gradient of the op: its error, and plain PyTorch's."""
+    names, inputs = _inputs(case, device)
+    kernel, plain = _functions(case, device)
+    exact = _results(plain, [x.double() if x.is_floating_point() else x for x in inputs], names, case.dtype)
+    eager = _results(plain, inputs, names, case.dtype)
+    with backend.force("triton"):
+        found = _results(kernel, inputs, names, case.dtype)
+    rows = []
+    for name, value in found.items():
+        errors = {
+            "error": _error(value, exact[name], torch.inf),
+            "rms_error": _error(value, exact[name], 2),
+            "pytorch_rms_error": _error(eager[name], exact[name], 2),
+        }
+        about = {"op": case.op, "case": str(case), "dtype": str(case.dtype).removeprefix("torch.")}
+        rows.append(about | {"result": name, "result_dtype": str(value.dtype).removeprefix("torch.")} | errors)
+    return rows
+
+
+def complaint(row: dict[str, Any]) -> str | None:
+    """What is wrong with a row; None if nothing is. NaN is always wrong."""
+    dtype = getattr(torch, row["dtype"])
+    rms_limit = max(2 * row["pytorch_rms_error"], ROUNDING[dtype])
+    if row["error"] <= TOLERANCE[dtype] and row["rms_error"] <= rms_limit:
+        return None
+    limits = f"at most {TOLERANCE[dtype]:.1e} and {rms_limit:.1e}"
+    return f"{row['case']} {row['result']}: error {row['error']:.1e}, root mean square {row['rms_error']:.1e}; {limits}"
+
+
+def _inputs(case: Case, device: torch.device) -> tuple[list[str], list[Tensor]]:
+    """The op's tensors and their names; as in training, the stream is float32 whatever the branch is."""
+    generator = torch.Generator().manual_seed(case.time * 1000 + case.width)
+
+    def draw(*shape: int, dtype: torch.dtype = case.dtype) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    if case.op == "attention":
+        if case.packed:
+            packed = draw(2, case.time, 3, 2, case.width)
+            return ["q", "k", "v"], list(packed.permute(2, 0, 3, 1, 4))
+        return ["q", "k", "v"], [draw(2, 2, case.time, case.width) for _ in range(3)]
+    if case.op == "cross_entropy":
+        targets = torch.randint(case.width, (case.time,), generator=generator).to(device)
+        targets[1::5] = -100
+        return ["logits"], [4 * draw(case.time, case.width), targets]
+    weights = [draw(case.width, dtype=torch.float32) for _ in range(2)]
+    if case.op == "layer_norm":
+        return ["x", "weight", "bias"], [draw(3, case.time, case.width), *weights]
+    residual = draw(3, case.time, case.width, dtype=torch.float32)
+    return ["residual", "x", "weight", "bias"], [residual, draw(3, case.time, case.width), *weights]
+
+
+def _functions(case: Case, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The op and the same in plain PyTorch, dtype by dtype as a user would write it, with the seed's own mask."""
+    p, seed = case.dropout_p, torch.tensor([SEED], device=device)
+
+    def mask(x: Tensor) -> Tensor:
+        if not p:
+            return torch.ones_like(x)
+        return reference.keep_mask(x.numel() // x.shape[-1], x.shape[-1], p, seed).view_as(x).to(x.dtype) / (1 - p)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(2, 3) * case.width**-0.5
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        weights = scores.softmax(-1)
+        return (weights * mask(weights)) @ v
+
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype))
+
+    def joint(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = residual + x * mask(x)
+        return total, F.layer_norm(total, weight.shape, weight, bias).to(x.dtype)
+
+    functions: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        "attention": (lambda q, k, v: ops.attention(q, k, v, p, seed), attention),
+        "layer_norm": (ops.layer_norm, layer_norm),
+        "add_dropout_layer_norm": (lambda r, x, w, b: ops.add_dropout_layer_norm(r, x, w, b, p, seed), joint),
+        "cross_entropy": (ops.cross_entropy, lambda logits, targets: F.cross_entropy(logits, targets)),
+    }
+    return functions[case.op]
+
+
+def _results(
+    function: Callable[..., Any], inputs: list[Tensor], names: list[str], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The function's results, and the gradients of its inputs for gradients that are the same in every dtype."""
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(y.shape, generator=generator).to(dtype).to(y) for y in outputs]
+    torch.autograd.backward(outputs, gradients)
+    found = {f"out{number}": y.detach() for number, y in enumerate(outputs)}
+    return found | {f"d_{name}": leaf.grad for name, leaf in zip(names, leaves, strict=False) if leaf.grad is not None}
+
+
+def _error(value: Tensor, exact: Tensor, order: float) -> float:
+    """The norm of the difference over that of the exact value; without the latter where all of it is zero."""
+    scale = torch.linalg.vector_norm(exact, order)
+    if not scale:
+        scale = torch.linalg.vector_norm(torch.ones_like(exact), order)
+    return float(torch.linalg.vector_norm(value.double() - exact, order) / scale)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """The worst errors of each op, dtype and result, beside plain PyTorch's worst."""
+    table = Table()
+    for column in ("op", "dtype", "result"):
+        table.add_column(column)
+    for column in ("largest error", "root mean square", "PyTorch's"):
+        table.add_column(column, justify="right")
+    for key in dict.fromkeys((row["op"], row["dtype"], row["result"]) for row in rows):
+        group = [row for row in rows if (row["op"], row["dtype"], row["result"]) == key]
+        worst = [f"{max(row[name] for row in group):.1e}" for name in ("error", "rms_error", "pytorch_rms_error")]
+        table.add_row(*key, *worst, style="red" if any(map(complaint, group)) else None)
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and return 1 if a kernel does not pass."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.accuracy", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton is not imported yet
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    console = Console(stderr=True)
+    everything = list(cases())
+    rows = [row for case in track(everything, "measuring", console=console) for row in measure(case, device)]
+    Console().print(_table(rows))
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "Triton's interpreter"
+    if options.json:
+        content = {"versions": {name: version(name) for name in ("triton", "torch")}, "device": where, "rows": rows}
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    complaints = list(filter(None, map(complaint, rows)))
+    print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)
+    print(f"{len(rows)} results on {where}, {len(complaints)} complaints")
+    return bool(complaints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

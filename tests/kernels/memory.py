@@ -1,0 +1,73 @@
+"""A checker of every access to memory that an interpreted kernel makes.
+
+An access outside every tensor that the kernel was given is an error, and so is a load of what nothing wrote: while it
+checks, PyTorch fills new tensors with NaN, so a NaN that is loaded was never written, where the inputs have none.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from triton.runtime import interpreter
+
+from kernels import variants
+
+
+class MemoryError_(AssertionError):  # noqa: N801, N818 - MemoryError is Python's own
+    pass
+
+
+class _Memory:
+    """Stands where the interpreter's own loads and stores are, checks, and passes on."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self.allowed: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._memory, name)
+
+    def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self._check(pointers, mask, np.dtype(dtype).itemsize, "load")
+        values = self._memory.load(pointers, mask, other, dtype)
+        loaded = values[np.broadcast_to(mask, values.shape)]
+        if np.issubdtype(loaded.dtype, np.floating) and np.isnan(loaded).any():
+            raise MemoryError_("a load of what nothing wrote")
+        return values
+
+    def store(self, pointers: Any, values: Any, mask: Any) -> Any:
+        self._check(pointers, mask, values.dtype.itemsize, "store")
+        return self._memory.store(pointers, values, mask)
+
+    def _check(self, pointers: Any, mask: Any, size: int, what: str) -> None:
+        addresses = pointers[np.broadcast_to(mask, pointers.shape)].astype(np.uint64)
+        inside = np.zeros(addresses.shape, bool)
+        for start, end in self.allowed:
+            inside |= (addresses >= start) & (addresses + np.uint64(size) <= end)
+        if not inside.all():
+            raise MemoryError_(f"a {what} outside of every tensor, {np.count_nonzero(~inside)} times")
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Check what kernels do to memory in here."""
+    memory = _Memory(interpreter._interpreter)
+    launch = variants.Kernel.launch
+
+    def checked_launch(self: Any, programs: int, tile: Any, arguments: dict[str, Any]) -> None:
+        storages = [x.untyped_storage() for x in arguments.values() if isinstance(x, torch.Tensor)]
+        memory.allowed = [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages]
+        launch(self, programs, tile, arguments)
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    with patch.object(interpreter, "_interpreter", memory), patch.object(variants.Kernel, "launch", checked_launch):
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,0 +1,48 @@
+"""Every kernel, forward and every gradient, against float64 and against plain PyTorch in the same dtype."""
+
+import pytest
+import torch
+
+from kernels import accuracy
+from kernels.accuracy import Case
+from tests.kernels.gpu import needs_gpu, needs_interpreter
+
+CASES = list(accuracy.cases())
+
+
+@needs_interpreter
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_interpreted(case: Case) -> None:
+    rows = accuracy.measure(case, torch.device("cpu"))
+    assert [complaint for complaint in map(accuracy.complaint, rows) if complaint] == []
+
+
+@needs_gpu
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
+def test_on_a_gpu(op: str) -> None:
+    rows = [row for case in CASES if case.op == op for row in accuracy.measure(case, torch.device("cuda"))]
+    assert [complaint for complaint in map(accuracy.complaint, rows) if complaint] == []
+
+
+def test_every_result_and_gradient_is_looked_at() -> None:
+    found = {
+        case.op: {row["result"] for row in accuracy.measure(case, torch.device("cpu"))}
+        for case in CASES
+        if case.dtype == torch.float32 and case.width in (16, 96)
+    }
+    assert found == {
+        "attention": {"out0", "d_q", "d_k", "d_v"},
+        "layer_norm": {"out0", "d_x", "d_weight", "d_bias"},
+        "add_dropout_layer_norm": {"out0", "out1", "d_residual", "d_x", "d_weight", "d_bias"},
+        "cross_entropy": {"out0", "d_logits"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "rms_error", "complains"),
+    [(1e-6, 1e-7, False), (2e-5, 1e-7, True), (1e-6, 2e-6, True), (float("nan"), 1e-7, True)],
+)
+def test_what_is_complained_about(error: float, rms_error: float, complains: bool) -> None:
+    row = {"case": "case", "result": "d_q", "dtype": "float32"}
+    row |= {"error": error, "rms_error": rms_error, "pytorch_rms_error": 3e-7}
+    assert (accuracy.complaint(row) is not None) == complains
