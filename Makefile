@@ -8,12 +8,14 @@ DEMO := runs/demo
 
 PEERS := .peers
 
-.PHONY: help demo test lint peers clean
+.PHONY: help demo test lint gates gpu peers clean
 
 help:
 	@echo "make demo   pretrain, fine-tune with --freeze and sample, into $(DEMO)"
 	@echo "make test   the test suite"
 	@echo "make lint   formatting, lint and types"
+	@echo "make gates  compile every kernel for every card, and check what the compiler made; needs no GPU"
+	@echo "make gpu    the kernels' tests and timings on an NVIDIA GPU (sm_80 or newer)"
 	@echo "make peers  CTranslate2 and onnxruntime-genai, for python -m bench.sampling, into $(PEERS)"
 	@echo "make clean  remove .venv, .peers and caches; runs/ stays"
 
@@ -42,6 +44,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gates: $(INSTALLED)
+	$(BIN)/python -W ignore -m kernels.aot --card all --json bench/results/kernels-aot.json
+
+# `make test` interprets the kernels; here they run.
+gpu: $(INSTALLED)
+	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
+	! command -v compute-sanitizer >/dev/null || compute-sanitizer --error-exitcode 1 $(BIN)/python -m kernels.accuracy
+	$(BIN)/python -m kernels.accuracy --json bench/results/kernels-accuracy-gpu.json
+	$(BIN)/python -m bench.kernels --json bench/results/kernels-gpu.json
 
 # Of their own, since onnxruntime-genai brings the plain onnxruntime.
 peers:

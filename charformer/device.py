@@ -9,15 +9,24 @@ from typing import Any
 import torch
 
 from charformer.errors import UserError
+from kernels import backend
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Raises UserError for a GPU that is not there."""
+    """``auto`` is the GPU where there is one.
+
+    Raises UserError for a GPU that is not there, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU here; pass --device cpu, or install a CUDA build of torch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    device = torch.device(name)
+    try:
+        backend.check(device)
+    except backend.KernelsUnavailableError as error:
+        raise UserError(str(error)) from error
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

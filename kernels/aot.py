@@ -89,10 +89,10 @@ def cases() -> list[Case]:
     return found
 
 
-def launches(case: Case) -> list[Launch]:
-    """What the launchers of ``case``'s op would run, forward and backward."""
-    with recorded() as found:
-        globals()[f"_call_{case.op}"](case)
+def launches(case: Case, card: str) -> list[Launch]:
+    """What the launchers of ``case``'s op would run on ``card``, forward and backward."""
+    with recorded(card) as found:
+        _CALLS[case.op](case)
     assert all(launch.is_aligned == case.aligned for launch in found), f"{case}: the launcher chose another variant"
     return found
 
@@ -134,9 +134,17 @@ def _call_cross_entropy(case: Case) -> None:
     cross_entropy.backward(loss, logits, targets, lse, count, -100)
 
 
+_CALLS = {
+    "attention": _call_attention,
+    "layer_norm": _call_layer_norm,
+    "add_dropout_layer_norm": _call_add_dropout_layer_norm,
+    "cross_entropy": _call_cross_entropy,
+}
+
+
 def compile_case(case: Case, card: str) -> list[dict[str, Any]]:
     """A row for each kernel of ``case``, as DESIGN's contract has them."""
-    return [{"op": case.op, "variant": str(case)} | compile_launch(launch, card) for launch in launches(case)]
+    return [{"op": case.op, "variant": str(case)} | compile_launch(launch, card) for launch in launches(case, card)]
 
 
 def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget("cuda", int(card.removeprefix("sm_")), 32),
-        options={"num_warps": launch.tile.num_warps, "num_stages": launch.tile.num_stages},
+        options=launch.tile.options(),
     )
     seconds = time.perf_counter() - start
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

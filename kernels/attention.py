@@ -14,7 +14,7 @@ from kernels import tiles
 from kernels.dropout import keep, row_keys
 from kernels.layouts import as_heads, empty_heads
 from kernels.reference import dropout_threshold
-from kernels.variants import Kernel, kernel
+from kernels.variants import Kernel, card, kernel
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 QKV = ("q_ptr", "k_ptr", "v_ptr", "q_stride_b", "q_stride_h", "q_stride_t", "kv_stride_b", "kv_stride_h", "kv_stride_t")
@@ -51,7 +51,7 @@ def _launch(
     if k.stride(3) != 1 or k.stride() != v.stride():
         k, v = as_heads(k), as_heads(v)
     block_d = max(16, triton.next_power_of_2(width))
-    tile = tiles.ATTENTION[name, block_d, q.element_size()]
+    tile = tiles.attention(name, block_d, q.element_size(), card(q.device))
     function.launch(
         batch * heads * triton.cdiv(time, tile.rows),
         tile,
@@ -150,15 +150,15 @@ def _forward_kernel(
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    # Scores are kept in units of log2(e), so that exp2, which the hardware has, serves for exp.
+    # exp2, which the hardware has, serves for exp.
     scale_log2 = scale * LOG2_E
     for first in range(0, tl.minimum((block + 1) * ROWS, time), COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         k = _load(k_ptr, kv_stride_t, columns, time, WIDTH, BLOCK_D)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = tl.where(columns[None, :] <= rows[:, None], scores, float("-inf"))
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.math.exp2(scores - new_highest[:, None])
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale_log2)
+        weights = tl.math.exp2(scores * scale_log2 - new_highest[:, None])
         shrink = tl.math.exp2(highest - new_highest)
         highest = new_highest
         total = total * shrink + tl.sum(weights, 1)

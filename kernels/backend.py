@@ -52,18 +52,23 @@ def runs_registered_op(x: Tensor) -> bool:
 
 def runs_kernel(x: Tensor) -> bool:
     """Whether a registered op on ``x`` runs its kernel. Raises KernelsUnavailableError where it must and cannot."""
+    check(x.device)
+    return chosen() == "triton" or (chosen() == "auto" and x.is_cuda)
+
+
+def check(device: torch.device) -> None:
+    """Raise KernelsUnavailableError where kernels are asked for and cannot run on ``device``."""
     if chosen() != "triton":
-        return chosen() == "auto" and x.is_cuda
+        return
     if not TRITON:
         raise KernelsUnavailableError("CHARFORMER_KERNELS=triton, but Triton is not installed: it comes for Linux only")
-    if x.is_cuda:
-        if _capability(x.device) < OLDEST_CARD:
+    if device.type == "cuda":
+        if _capability(device) < OLDEST_CARD:
             raise KernelsUnavailableError("CHARFORMER_KERNELS=triton needs an NVIDIA GPU of sm_80 or newer")
     elif os.environ.get("TRITON_INTERPRET") != "1":
         raise KernelsUnavailableError(
             "CHARFORMER_KERNELS=triton needs an NVIDIA GPU, or TRITON_INTERPRET=1 for Triton's interpreter"
         )
-    return True
 
 
 def describe(device: torch.device) -> str:

@@ -94,7 +94,9 @@ def _forward_kernel(
 ):
     program = tl.program_id(0)
     row = program * ROWS + tl.arange(0, ROWS)
-    start = row.to(tl.int64) * stride
+    # Only a program's first row can lie beyond 32 bits; offsets from there would double the registers with 64.
+    logits_ptr += (program * ROWS).to(tl.int64) * stride
+    start = tl.arange(0, ROWS) * stride
     highest = tl.full((ROWS,), LOWEST, tl.float32)  # not -inf, for columns of nothing but -inf
     total = tl.zeros((ROWS,), tl.float32)
     for first in range(0, vocab, COLUMNS):
@@ -131,18 +133,23 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    program = tl.program_id(0)
+    row = program * ROWS + tl.arange(0, ROWS)
+    logits_ptr += (program * ROWS).to(tl.int64) * stride
+    d_logits_ptr += (program * ROWS).to(tl.int64) * d_stride
+    local_row = tl.arange(0, ROWS)
     target = tl.load(targets_ptr + row, mask=row < rows, other=ignore_index)
     lse = tl.load(lse_ptr + row, mask=row < rows, other=0.0)
     counts = target != ignore_index
     scale = tl.load(d_loss_ptr) / tl.load(count_ptr)
-    start = row.to(tl.int64)
     for first in range(0, vocab, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         inside = (row[:, None] < rows) & (columns[None, :] < vocab)
-        logits = tl.load(logits_ptr + (start * stride)[:, None] + columns[None, :], mask=inside, other=float("-inf"))
+        logits = tl.load(
+            logits_ptr + (local_row * stride)[:, None] + columns[None, :], mask=inside, other=float("-inf")
+        )
         d_logits = tl.exp(logits.to(tl.float32) - lse[:, None])
         d_logits = (d_logits - tl.where(columns[None, :] == target[:, None], 1.0, 0.0)) * scale
         d_logits = tl.where(counts[:, None], d_logits, 0.0)
-        pointers = d_logits_ptr + (start * d_stride)[:, None] + columns[None, :]
+        pointers = d_logits_ptr + (local_row * d_stride)[:, None] + columns[None, :]
         tl.store(pointers, d_logits.to(d_logits_ptr.dtype.element_ty), mask=inside)

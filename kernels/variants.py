@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
@@ -42,11 +43,11 @@ class Kernel:
     def launch(self, programs: int, tile: Tile, arguments: dict[str, Any]) -> None:
         """Run ``programs`` instances on the current device."""
         is_aligned = all(_is_aligned(arguments[name]) for name in self.aligned_names)
-        if _recorded is not None:
-            _recorded.append(Launch(self, is_aligned, tile, arguments))
+        if _recording is not None:
+            _recording.launches.append(Launch(self, is_aligned, tile, arguments))
             return
         function = self.aligned if is_aligned else self.general
-        function[(programs,)](**arguments, num_warps=tile.num_warps, num_stages=tile.num_stages)
+        function[(programs,)](**arguments, **tile.options())
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,33 @@ def kernel(*aligned: str) -> Callable[[Callable[..., Any]], Kernel]:
     return lambda function: Kernel(function, aligned)
 
 
+def card(device: torch.device) -> str | None:
+    """The architecture that kernels are for, such as ``sm_86``; None in the interpreter."""
+    if _recording is not None:
+        return _recording.card
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them: on meta tensors, what the launcher would choose without a GPU."""
-    global _recorded
-    _recorded = []
+def recorded(card: str) -> Iterator[list[Launch]]:
+    """Collect launches instead of running them: on meta tensors, what the launcher would choose on that card."""
+    global _recording
+    _recording = _Recording(card, [])
     try:
-        yield _recorded
+        yield _recording.launches
     finally:
-        _recorded = None
+        _recording = None
 
 
-_recorded: list[Launch] | None = None
+class _Recording(NamedTuple):
+    card: str
+    launches: list[Launch]
+
+
+_recording: _Recording | None = None
 
 
 def _is_aligned(value: Tensor | int | None) -> bool:

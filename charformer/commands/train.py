@@ -96,6 +96,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
     parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
+    parser.add_argument("--verbose", action="store_true", help="say which code runs attention, layer norm and loss")
     for title, items in (
         ("model (default: the preset's)", fields(ModelConfig)),
         ("training (default: the preset's)", fields(TrainConfig)),
@@ -122,6 +123,7 @@ def _run(args: argparse.Namespace) -> int:
     from charformer.device import memory_bytes
     from charformer.freeze import count_parameters
     from charformer.outcome import conclude, draw
+    from kernels.backend import describe as describe_kernels
 
     counters, corpus, record = trainer.counters, trainer.corpus, start.record
     trainable, frozen = count_parameters(start.model)
@@ -132,6 +134,8 @@ def _run(args: argparse.Namespace) -> int:
         f"{trainer.device.type}, {str(trainer.dtype).removeprefix('torch.')}"
     )
     console.print(printable(about))
+    if args.verbose:
+        notices.print(describe_kernels(trainer.device))
     if len(corpus.alphabet) == 1:
         notices.print("warning: the text has one distinct character; there is nothing to learn")
 
