@@ -76,7 +76,10 @@ def _parser() -> Parser:
         "--num-samples", type=int, default=1, metavar="N", help="texts to make, with --- between them (default: 1)"
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="processor threads (default: PyTorch's choice; with --onnx 1 in 8 and 4 bits, else 2)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="processor threads (default: PyTorch's choice; with --onnx 1 in 8 and 4 bits, else 2)",
     )
     pytorch = parser.add_argument_group("with PyTorch")
     pytorch.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there (default: auto)")

@@ -24,6 +24,7 @@ def test_on_a_gpu(op: str) -> None:
     assert [complaint for complaint in map(accuracy.complaint, rows) if complaint] == []
 
 
+@needs_interpreter
 def test_every_result_and_gradient_is_looked_at() -> None:
     found = {
         case.op: {row["result"] for row in accuracy.measure(case, torch.device("cpu"))}
