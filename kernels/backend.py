@@ -46,7 +46,7 @@ def chosen() -> str:
 def runs_registered_op(x: Tensor) -> bool:
     """Whether an op on ``x`` goes through its registered form, not PyTorch's own functions."""
     if chosen() == "auto":
-        return x.is_cuda and TRITON and x.dtype != torch.float64 and _capability(x.device) >= OLDEST_CARD
+        return x.is_cuda and TRITON and x.dtype != torch.float64 and _has_kernels(x.device)
     return True
 
 
@@ -63,7 +63,7 @@ def check(device: torch.device) -> None:
     if not TRITON:
         raise KernelsUnavailableError("CHARFORMER_KERNELS=triton, but Triton is not installed: it comes for Linux only")
     if device.type == "cuda":
-        if _capability(device) < OLDEST_CARD:
+        if not _has_kernels(device):
             raise KernelsUnavailableError("CHARFORMER_KERNELS=triton needs an NVIDIA GPU of sm_80 or newer")
     elif os.environ.get("TRITON_INTERPRET") != "1":
         raise KernelsUnavailableError(
@@ -79,10 +79,11 @@ def describe(device: torch.device) -> str:
         return "kernels: PyTorch's own functions (Triton kernels are for GPUs)"
     if not TRITON:
         return "kernels: PyTorch's own functions (Triton is not installed; on a GPU it would be faster)"
-    if _capability(device) < OLDEST_CARD:
+    if not _has_kernels(device):
         return "kernels: PyTorch's own functions (Triton kernels need an NVIDIA GPU of sm_80 or newer)"
     return "kernels: Triton"
 
 
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _has_kernels(device: torch.device) -> bool:
+    """Whether a GPU is one that the kernels were compiled for; AMD's call themselves CUDA devices too."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= OLDEST_CARD

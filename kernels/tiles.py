@@ -27,7 +27,7 @@ class Tile(NamedTuple):
 ATTENTION = {
     ("forward", 16, 2): Tile(64, 64, 4, 1),
     ("forward", 32, 2): Tile(64, 64, 4, 1),
-    ("forward", 64, 2): Tile(64, 64, 4, 1),
+    ("forward", 64, 2): Tile(64, 32, 4, 2),
     ("forward", 128, 2): Tile(32, 64, 8, 1),
     ("forward", 16, 4): Tile(32, 32, 4, 1),
     ("forward", 32, 4): Tile(32, 32, 4, 1, 255),

@@ -47,7 +47,10 @@ class Kernel:
             _recording.launches.append(Launch(self, is_aligned, tile, arguments))
             return
         function = self.aligned if is_aligned else self.general
-        function[(programs,)](**arguments, **tile.options())
+        tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+        # Triton launches on the current device, wherever the tensors are.
+        with torch.cuda.device_of(next(tensors)):  # type: ignore[no-untyped-call]
+            function[(programs,)](**arguments, **tile.options())
 
 
 @dataclass(frozen=True)
