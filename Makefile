@@ -49,10 +49,12 @@ gates: $(INSTALLED)
 	$(BIN)/python -W ignore -m kernels.aot --card all --json bench/results/kernels-aot.json
 
 # `make test` interprets the kernels; here they run.
+gpu: export TRITON_INTERPRET = 0
 gpu: $(INSTALLED)
-	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
-	! command -v compute-sanitizer >/dev/null || compute-sanitizer --error-exitcode 1 $(BIN)/python -m kernels.accuracy
-	$(BIN)/python -m kernels.accuracy --json bench/results/kernels-accuracy-gpu.json
+	$(BIN)/python -m kernels.accuracy --device cuda --json bench/results/kernels-accuracy-gpu.json
+	$(BIN)/pytest -m gpu
+	! command -v compute-sanitizer >/dev/null || PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+		compute-sanitizer --error-exitcode 1 $(BIN)/python -m kernels.accuracy --device cuda
 	$(BIN)/python -m bench.kernels --json bench/results/kernels-gpu.json
 
 # Of their own, since onnxruntime-genai brings the plain onnxruntime.

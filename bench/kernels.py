@@ -34,7 +34,7 @@ TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 SEED = 1337
 WARM_UP = 5
 FLUSH_BYTES = 2**29  # far more than any level-2 cache
-FLUSHES = 4  # so that the GPU is busy until Python has queued what is timed, and no launch is waited for
+FLUSHES = 8  # so that the GPU is busy until Python has queued what is timed, and no launch is waited for
 COPY_BYTES = 2**29
 MATMUL_SIZE = 8192
 
@@ -74,8 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.width > ops.MAX_HEAD_WIDTH:
         parser.error(f"--width is {args.width}; the kernels go up to {ops.MAX_HEAD_WIDTH}")
-    if not _has_gpu():
-        print("bench.kernels needs an NVIDIA GPU (sm_80 or newer)", file=sys.stderr)
+    reason = backend.missing(torch.device("cuda")) if torch.cuda.is_available() else "PyTorch finds no CUDA GPU here"
+    if reason:
+        print(f"bench.kernels needs an NVIDIA GPU (sm_80 or newer): {reason}", file=sys.stderr)
         return 2
     shape = roofline.Shape(args.batch, args.time, args.heads, args.width, args.vocab)
     try:
@@ -199,11 +200,6 @@ def row(
         "peak_share": flops / median / ceilings.peak if flops else None,
         "error": error,
     }
-
-
-def _has_gpu() -> bool:
-    is_nvidia = torch.cuda.is_available() and torch.version.hip is None
-    return is_nvidia and torch.cuda.get_device_capability() >= backend.OLDEST_CARD
 
 
 def _measure(shape: roofline.Shape, rounds: int) -> tuple[Ceilings, list[Row]]:

@@ -1,7 +1,7 @@
 """Which code an op runs: Triton kernels, the same arithmetic in PyTorch, or PyTorch's own functions.
 
 The environment variable ``CHARFORMER_KERNELS`` names it: ``auto`` (kernels on NVIDIA GPUs of sm_80 or newer where
-Triton is installed, PyTorch's own functions elsewhere), ``triton`` (kernels always: on CPU tensors they need Triton's
+Triton works, PyTorch's own functions elsewhere), ``triton`` (kernels always: on CPU tensors they need Triton's
 interpreter, ``TRITON_INTERPRET=1``) or ``reference`` (the kernels' arithmetic and dropout masks, in plain PyTorch).
 """
 
@@ -18,6 +18,8 @@ TRITON = importlib.util.find_spec("triton") is not None
 OLDEST_CARD = (8, 0)  # Triton has no path to the tensor cores of older ones
 
 _forced: str | None = None
+_driver_failure: str | None = None
+_driver_tried = False
 
 
 class KernelsUnavailableError(RuntimeError):
@@ -43,47 +45,63 @@ def chosen() -> str:
     return name
 
 
+def interpreted() -> bool:
+    """Whether Triton interprets kernels instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def runs_registered_op(x: Tensor) -> bool:
     """Whether an op on ``x`` goes through its registered form, not PyTorch's own functions."""
     if chosen() == "auto":
-        return x.is_cuda and TRITON and x.dtype != torch.float64 and _has_kernels(x.device)
+        return x.is_cuda and x.dtype != torch.float64 and missing(x.device) is None
     return True
 
 
 def runs_kernel(x: Tensor) -> bool:
     """Whether a registered op on ``x`` runs its kernel. Raises KernelsUnavailableError where it must and cannot."""
     check(x.device)
-    return chosen() == "triton" or (chosen() == "auto" and x.is_cuda)
+    return x.dtype != torch.float64 and (chosen() == "triton" or (chosen() == "auto" and x.is_cuda))
 
 
 def check(device: torch.device) -> None:
     """Raise KernelsUnavailableError where kernels are asked for and cannot run on ``device``."""
-    if chosen() != "triton":
+    if chosen() != "triton" or (TRITON and interpreted()):
         return
+    if reason := missing(device):
+        raise KernelsUnavailableError(f"CHARFORMER_KERNELS=triton, but {reason}")
+
+
+def missing(device: torch.device) -> str | None:
+    """What stands in the way of compiled kernels on ``device``; None if they run there."""
     if not TRITON:
-        raise KernelsUnavailableError("CHARFORMER_KERNELS=triton, but Triton is not installed: it comes for Linux only")
-    if device.type == "cuda":
-        if not _has_kernels(device):
-            raise KernelsUnavailableError("CHARFORMER_KERNELS=triton needs an NVIDIA GPU of sm_80 or newer")
-    elif os.environ.get("TRITON_INTERPRET") != "1":
-        raise KernelsUnavailableError(
-            "CHARFORMER_KERNELS=triton needs an NVIDIA GPU, or TRITON_INTERPRET=1 for Triton's interpreter"
-        )
+        return "Triton is not installed; it comes for Linux only"
+    if device.type != "cuda" or torch.version.hip is not None:  # AMD's call themselves CUDA devices too
+        return "the kernels need an NVIDIA GPU (on a CPU, TRITON_INTERPRET=1 interprets them)"
+    if torch.cuda.get_device_capability(device) < OLDEST_CARD:
+        return "the kernels need an NVIDIA GPU of sm_80 or newer"
+    if interpreted():
+        return "TRITON_INTERPRET=1 is set, under which Triton compiles nothing"
+    return _missing_driver()
 
 
 def describe(device: torch.device) -> str:
     """One line on what the ops run on ``device``, for people."""
     if chosen() != "auto":
         return f"kernels: {chosen()} (CHARFORMER_KERNELS)"
-    if device.type != "cuda":
-        return "kernels: PyTorch's own functions (Triton kernels are for GPUs)"
-    if not TRITON:
-        return "kernels: PyTorch's own functions (Triton is not installed; on a GPU it would be faster)"
-    if not _has_kernels(device):
-        return "kernels: PyTorch's own functions (Triton kernels need an NVIDIA GPU of sm_80 or newer)"
-    return "kernels: Triton"
+    reason = missing(device)
+    return "kernels: Triton" if reason is None else f"kernels: PyTorch's own functions ({reason})"
 
 
-def _has_kernels(device: torch.device) -> bool:
-    """Whether a GPU is one that the kernels were compiled for; AMD's call themselves CUDA devices too."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= OLDEST_CARD
+def _missing_driver() -> str | None:
+    """Triton builds its driver by the C compiler when it is first used, which a small container may lack."""
+    global _driver_failure, _driver_tried
+    if not _driver_tried and not torch.compiler.is_compiling():  # a compiler could not trace it
+        _driver_tried = True
+        try:
+            from triton.runtime import driver
+
+            driver.active.get_current_device()
+        except Exception as error:  # whatever is missing, PyTorch alone trains
+            reason = str(error).strip().partition("\n")[0]
+            _driver_failure = f"Triton cannot build its driver: {type(error).__name__}: {reason}"
+    return _driver_failure

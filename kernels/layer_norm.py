@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import tiles
 from kernels.dropout import keep, row_keys
 from kernels.reference import dropout_threshold
-from kernels.variants import kernel
+from kernels.variants import kernel, multiprocessors
 
 
 def forward(
@@ -45,8 +45,8 @@ def forward(
             "residual_ptr": None if residual is None else residual.contiguous(),
             "total_ptr": total,
             "y_ptr": y,
-            "weight_ptr": weight,
-            "bias_ptr": bias,
+            "weight_ptr": weight.contiguous(),
+            "bias_ptr": bias.contiguous(),
             "mean_ptr": mean,
             "rstd_ptr": rstd,
             "seed_ptr": seed,
@@ -86,7 +86,8 @@ def backward(
     rows, channels = x.numel() // x.shape[-1], x.shape[-1]
     d_x = torch.empty_like(x)
     d_branch = None if branch_dtype is None else torch.empty_like(x, dtype=branch_dtype)
-    programs = min(rows, tiles.LAYER_NORM_PROGRAMS)
+    wanted = tiles.LAYER_NORM_PROGRAMS_PER_SM * multiprocessors(x.device)
+    programs = min(rows, max(tiles.LAYER_NORM_PROGRAMS, wanted))
     d_weight = x.new_empty(programs, channels, dtype=torch.float32)
     d_bias = torch.empty_like(d_weight)
     tile = tiles.layer_norm(triton.next_power_of_2(channels))
@@ -97,7 +98,7 @@ def backward(
             "d_y_ptr": d_y,
             "d_total_ptr": None if d_total is None else d_total.contiguous(),
             "x_ptr": x,
-            "weight_ptr": weight,
+            "weight_ptr": weight.contiguous(),
             "mean_ptr": mean,
             "rstd_ptr": rstd,
             "seed_ptr": seed,

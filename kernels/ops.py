@@ -34,9 +34,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
         The shape and dtype of ``q``; a kernel's result lies as (B, T, H, D).
 
     Raises:
-        ValueError: for a ``dropout_p`` outside [0, 1).
+        ValueError: for a ``dropout_p`` outside [0, 1), or a seed of another shape or dtype.
     """
-    reference.dropout_threshold(dropout_p)
+    _check_dropout(dropout_p, seed)
     whole = q.shape == k.shape and q.shape[3] <= MAX_HEAD_WIDTH
     if not (whole and runs_registered_op(q)):
         return reference.attention(q, k, v, dropout_p, seed)
@@ -80,9 +80,9 @@ def add_dropout_layer_norm(
         The new residual, in residual's dtype, and its layer norm, in x's dtype; both (..., C).
 
     Raises:
-        ValueError: for a ``dropout_p`` outside [0, 1).
+        ValueError: for a ``dropout_p`` outside [0, 1), or a seed of another shape or dtype.
     """
-    reference.dropout_threshold(dropout_p)
+    _check_dropout(dropout_p, seed)
     if not runs_registered_op(x):
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
     total, y, _, _ = registered.add_dropout_layer_norm(
@@ -105,6 +105,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
         return reference.cross_entropy(logits, targets, ignore_index)
     loss: Tensor = registered.cross_entropy(logits, targets, ignore_index)[0]
     return loss
+
+
+def _check_dropout(dropout_p: float, seed: Tensor | None) -> None:
+    reference.dropout_threshold(dropout_p)
+    if seed is not None and (seed.dtype != torch.int64 or seed.shape != (1,)):
+        raise ValueError(f"seed is {tuple(seed.shape)} of {seed.dtype}; it must be (1,) of torch.int64")
 
 
 def _seed(like: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | None:

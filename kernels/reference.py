@@ -67,7 +67,7 @@ def _attention_mask(scores: Tensor, dropout_p: float, seed: Tensor | None) -> Te
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """See ``kernels.ops.layer_norm``."""
-    return F.layer_norm(x, weight.shape, weight, bias, eps).to(x.dtype)
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps).to(x.dtype)
 
 
 def layer_norm_forward(

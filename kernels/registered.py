@@ -50,9 +50,10 @@ def _(_d_out: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(q, k, v, *output, seed)
+    ctx.set_materialize_grads(False)  # no zeros for what nothing reads, such as lse; likewise below
 
 
-def _attention_gradient(ctx: Any, d_out: Tensor, _d_lse: Tensor) -> tuple[Tensor | None, ...]:
+def _attention_gradient(ctx: Any, d_out: Tensor, _d_lse: None) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, seed = ctx.saved_tensors
     return *attention_backward(d_out, q, k, v, out, lse, ctx.dropout_p, seed), None, None
 
@@ -96,9 +97,10 @@ def _layer_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     x, weight, _, _ = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, weight, mean, rstd)
+    ctx.set_materialize_grads(False)
 
 
-def _layer_norm_gradient(ctx: Any, d_y: Tensor, _d_mean: Tensor, _d_rstd: Tensor) -> tuple[Tensor | None, ...]:
+def _layer_norm_gradient(ctx: Any, d_y: Tensor, _d_mean: None, _d_rstd: None) -> tuple[Tensor | None, ...]:
     return *layer_norm_backward(d_y, *ctx.saved_tensors), None
 
 
@@ -126,7 +128,7 @@ def _(residual: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Ten
 
 @torch.library.custom_op("charformer::add_dropout_layer_norm_backward", mutates_args=())
 def add_dropout_layer_norm_backward(
-    d_total: Tensor,
+    d_total: Tensor | None,
     d_y: Tensor,
     total: Tensor,
     weight: Tensor,
@@ -144,7 +146,7 @@ def add_dropout_layer_norm_backward(
         assert d_x is not None
         return d_residual, d_x, d_weight, d_bias
     d_normed, d_weight, d_bias = reference.layer_norm_backward(d_y, total, weight, mean, rstd)
-    d_residual = d_normed + d_total
+    d_residual = d_normed if d_total is None else d_normed + d_total
     d_x = reference.dropout(d_residual, dropout_p, seed)
     return d_residual.to(total.dtype), d_x.to(d_y.dtype), d_weight, d_bias
 
@@ -156,14 +158,18 @@ def _(_d_total: Tensor, d_y: Tensor, total: Tensor, weight: Tensor, *_: Any) -> 
 
 def _add_dropout_layer_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, _, weight, _, ctx.dropout_p, seed, _ = inputs
-    total, _, mean, rstd = output
+    total, y, mean, rstd = output
     ctx.save_for_backward(total, weight, mean, rstd, seed)
+    ctx.y_dtype = y.dtype
+    ctx.set_materialize_grads(False)
 
 
 def _add_dropout_layer_norm_gradient(
-    ctx: Any, d_total: Tensor, d_y: Tensor, _d_mean: Tensor, _d_rstd: Tensor
+    ctx: Any, d_total: Tensor | None, d_y: Tensor | None, _d_mean: None, _d_rstd: None
 ) -> tuple[Tensor | None, ...]:
     total, weight, mean, rstd, seed = ctx.saved_tensors
+    if d_y is None:
+        d_y = torch.zeros_like(total, dtype=ctx.y_dtype)
     gradients = add_dropout_layer_norm_backward(d_total, d_y, total, weight, mean, rstd, ctx.dropout_p, seed)
     return *gradients, None, None, None
 
@@ -209,9 +215,10 @@ def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
     logits, targets, ctx.ignore_index = inputs
     _, lse, count = output
     ctx.save_for_backward(logits, targets, lse, count)
+    ctx.set_materialize_grads(False)
 
 
-def _cross_entropy_gradient(ctx: Any, d_loss: Tensor, _d_lse: Tensor, _d_count: Tensor) -> tuple[Tensor | None, ...]:
+def _cross_entropy_gradient(ctx: Any, d_loss: Tensor, _d_lse: None, _d_count: None) -> tuple[Tensor | None, ...]:
     return cross_entropy_backward(d_loss, *ctx.saved_tensors, ctx.ignore_index), None, None
 
 

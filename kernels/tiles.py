@@ -18,9 +18,14 @@ class Tile(NamedTuple):
     num_stages: int
     max_registers: int | None = None
 
-    def options(self) -> dict[str, int | None]:
+    def options(self) -> dict[str, int | bool | None]:
         """The compiler's options."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.max_registers}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.max_registers,
+            "enable_fp_fusion": True,  # said, since Triton is about to change its default
+        }
 
 
 # By kernel, head width to the next power of two, and bytes of an element.
@@ -57,8 +62,10 @@ ATTENTION_BY_CARD = {
     ("sm_90", "dkv", 128, 2): Tile(64, 16, 8, 1),
 }
 
-# Rows of the partial sums of d_weight and d_bias: enough to fill a large card, few enough to add up at no cost.
+# Rows of the partial sums of d_weight and d_bias, at least and for each multiprocessor: enough to fill a card, few
+# enough to add up at no cost.
 LAYER_NORM_PROGRAMS = 256
+LAYER_NORM_PROGRAMS_PER_SM = 8
 
 
 def attention(kernel: str, block_d: int, element_size: int, card: str | None) -> Tile:

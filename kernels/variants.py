@@ -78,6 +78,11 @@ def card(device: torch.device) -> str | None:
     return f"sm_{major}{minor}"
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many the GPU has; 0 in the interpreter, and while recording."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
 @contextmanager
 def recorded(card: str) -> Iterator[list[Launch]]:
     """Collect launches instead of running them: on meta tensors, what the launcher would choose on that card."""

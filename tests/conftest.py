@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton; `make gpu` sets 0
+# Before anything imports torch or triton: the tests are the CPU's, with kernels interpreted, but for `make gpu`, which
+# sets it to 0.
+if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from charformer import standins
 from charformer.commands import train

@@ -1,19 +1,36 @@
 """Which tests run where: kernels run in Triton's interpreter, or on a GPU under `make gpu`."""
 
-import os
+from typing import Any
 
 import pytest
 import torch
 
-from kernels.backend import OLDEST_CARD, TRITON
+from kernels import backend
 
-INTERPRETED = TRITON and os.environ.get("TRITON_INTERPRET") == "1"
-CARD = torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST_CARD
+INTERPRETED = backend.TRITON and backend.interpreted()
+CARD = torch.cuda.is_available() and backend.missing(torch.device("cuda")) is None
+DEVICE = torch.device("cuda" if CARD else "cpu")  # where kernels run in these tests
 
 needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs Triton (Linux) and TRITON_INTERPRET=1")
 
 
-def needs_gpu(test: object) -> object:
-    """Mark a test that `make gpu` runs."""
-    skip = pytest.mark.skipif(INTERPRETED or not CARD, reason="needs an NVIDIA GPU (sm_80 or newer)")
-    return pytest.mark.gpu(skip(test))
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not CARD, reason="needs an NVIDIA GPU (sm_80 or newer)")]
+# Interpreted by `make test`, on hardware by `make gpu`.
+NEEDS_KERNELS = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not (INTERPRETED or CARD), reason="needs Triton's interpreter or an NVIDIA GPU"),
+]
+
+
+def needs_gpu(test: Any) -> Any:
+    """Mark one test with ``NEEDS_GPU``."""
+    for mark in NEEDS_GPU:
+        test = mark(test)
+    return test
+
+
+def needs_kernels(test: Any) -> Any:
+    """Mark one test with ``NEEDS_KERNELS``."""
+    for mark in NEEDS_KERNELS:
+        test = mark(test)
+    return test

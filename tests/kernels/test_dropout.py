@@ -1,13 +1,21 @@
 """Which elements a seed drops: the statistics of the mask, and that kernels and reference drop the same."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from kernels import backend, ops, reference
-from tests.kernels.gpu import needs_interpreter
+from tests.kernels.gpu import DEVICE, NEEDS_KERNELS, needs_kernels
 
 ROWS, COLUMNS = 2048, 384
 SEEDS = (0, 1, 2**32, 2**62 + 12345)
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[None]:
+    with DEVICE:
+        yield
 
 
 def standardized(p: float, seed: int) -> torch.Tensor:
@@ -51,6 +59,13 @@ def test_rates_near_0_and_1(p: float) -> None:
     assert float(mask.double().mean()) == pytest.approx(1 - p, abs=5 * (p * (1 - p) / mask.numel()) ** 0.5)
 
 
+@pytest.mark.parametrize("seed", [torch.tensor([1], dtype=torch.int32), torch.tensor(1), torch.tensor([1, 2])])
+def test_a_seed_of_another_shape_or_dtype(seed: torch.Tensor) -> None:
+    x = torch.zeros(1, 1, 2, 16)
+    with pytest.raises(ValueError, match="seed"):
+        ops.attention(x, x, x, 0.1, seed)
+
+
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_probability_that_is_none(p: float) -> None:
     x = torch.zeros(1, 1, 2, 16)
@@ -60,7 +75,7 @@ def test_a_probability_that_is_none(p: float) -> None:
         ops.add_dropout_layer_norm(x, x, x[0, 0, 0], x[0, 0, 0], p)
 
 
-@pytest.mark.parametrize("name", [pytest.param("triton", marks=needs_interpreter), "reference"])
+@pytest.mark.parametrize("name", [pytest.param("triton", marks=NEEDS_KERNELS), "reference"])
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.97])
 def test_attention_drops_the_seeds_weights_forward_and_backward(name: str, p: float) -> None:
     """With equal scores and v the identity, the output is the dropped weights themselves; so is v's gradient."""
@@ -79,7 +94,7 @@ def test_attention_drops_the_seeds_weights_forward_and_backward(name: str, p: fl
     torch.testing.assert_close(v.grad[..., :time], weights.transpose(2, 3), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param("triton", marks=needs_interpreter), "reference"])
+@pytest.mark.parametrize("name", [pytest.param("triton", marks=NEEDS_KERNELS), "reference"])
 def test_joint_drops_the_seeds_elements_forward_and_backward(name: str) -> None:
     seed = torch.tensor([2**61])
     x = torch.ones(11, 3, 48, requires_grad=True)
@@ -93,14 +108,14 @@ def test_joint_drops_the_seeds_elements_forward_and_backward(name: str) -> None:
     torch.testing.assert_close(residual.grad, torch.ones_like(x))
 
 
-@needs_interpreter
+@needs_kernels
 def test_without_dropout_a_seed_changes_nothing() -> None:
-    q, k, v = torch.randn(3, 1, 2, 20, 16, generator=torch.Generator().manual_seed(0))
+    q, k, v = torch.randn(3, 1, 2, 20, 16)
     with backend.force("triton"):
         assert torch.equal(ops.attention(q, k, v, 0.0, torch.tensor([1])), ops.attention(q, k, v))
 
 
-@needs_interpreter
+@needs_kernels
 def test_each_call_without_a_seed_draws_one_from_torchs_generator() -> None:
     q = torch.zeros(1, 1, 30, 16)
     v = torch.ones(1, 1, 30, 16)

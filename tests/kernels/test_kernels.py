@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from kernels import backend, ops
-from tests.kernels.gpu import needs_interpreter
+from tests.kernels.gpu import DEVICE, NEEDS_KERNELS
 
-pytestmark = [needs_interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
+pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
 
 
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
-    with backend.force("triton"):
+    with backend.force("triton"), DEVICE:
         yield
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(DEVICE)
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v"])
@@ -100,6 +100,17 @@ def test_a_cache_with_other_strides_than_q() -> None:
     k, v = random(2, 2, 2, 50, 16, seed=1)[..., :20, :]
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(ops.attention(q, k, v), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_weights_of_any_stride() -> None:
+    x, weight, bias = random(5, 48), random(96)[::2], random(96, seed=1)[1::2]
+    torch.testing.assert_close(ops.layer_norm(x, weight, bias), F.layer_norm(x, (48,), weight, bias))
+
+
+def test_float64_is_computed_in_float64() -> None:
+    q, k, v = random(3, 1, 2, 9, 16).double()
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(ops.attention(q, k, v), expected, atol=1e-14, rtol=1e-14)
 
 
 def test_one_query_over_a_cache_sees_every_key() -> None:
@@ -187,6 +198,13 @@ def test_gradients_are_the_same_bits_every_time() -> None:
         return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     assert all(map(torch.equal, gradients(), gradients()))
+
+
+def test_a_norm_that_nothing_reads() -> None:
+    residual, x = (t.requires_grad_() for t in (random(6, 32), random(6, 32, seed=1)))
+    ops.add_dropout_layer_norm(residual, x, torch.ones(32), torch.zeros(32))[0].sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(6, 32))
+    torch.testing.assert_close(residual.grad, torch.ones(6, 32))
 
 
 def test_an_empty_batch() -> None:

@@ -37,7 +37,7 @@ def test_joint_keeps_its_stream_in_float32() -> None:
 
 
 def test_cross_entropy_reads_its_logits_once_a_pass() -> None:
-    assert STEP["cross_entropy", "forward"].fused_bytes == pytest.approx(N * (87 * 2 + 8 + 4), rel=0.01)
+    assert STEP["cross_entropy", "forward"].fused_bytes == pytest.approx(N * (87 * 2 + 8 + 4), rel=0.02)
     assert STEP["cross_entropy", "backward"].fused_bytes == N * (2 * 87 * 2 + 8 + 4)
 
 
