@@ -76,7 +76,7 @@ def measure(case: Case, device: torch.device) -> list[dict[str, Any]]:
     eager = _results(plain, inputs, names, case.dtype)
     with backend.force("triton"):
         found = _results(kernel, inputs, names, case.dtype)
-    largest = max(float(value.abs().max()) for value in exact.values())
+    largest = max(float(value.abs().max()) for value in exact.values()) or 1.0
     rows = []
     for name, value in found.items():
         errors = {
