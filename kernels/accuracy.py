@@ -7,12 +7,9 @@ most twice that of plain PyTorch, or a rounding or so where that is more.
 
 import argparse
 import itertools
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from kernels import backend, ops, reference
+from kernels.json_file import json_file, write_json
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 ROUNDING = {torch.float32: 5e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # four of float32, one of 16 bits
@@ -198,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where; cpu is Triton's interpreter (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cpu":
@@ -219,8 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     Console().print(_table(rows))
     where = torch.cuda.get_device_name() if device.type == "cuda" else "Triton's interpreter"
     if options.json:
-        content = {"versions": {name: version(name) for name in ("triton", "torch")}, "device": where, "rows": rows}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, {"device": where, "rows": rows})
     complaints = list(filter(None, map(complaint, rows)))
     print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)
     print(f"{len(rows)} results on {where}, {len(complaints)} complaints")

@@ -9,7 +9,6 @@ Without ``TRITON_INTERPRET``: the interpreter replaces the compiler.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -33,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import attention, cross_entropy, layer_norm
+from kernels.json_file import json_file, write_json
 from kernels.variants import Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -77,12 +77,13 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Every variant: each head width that has tiles of its own, one that needs masks, and widths of all tile sizes."""
+    """Every variant: head widths of each tile, whole and with a rest to mask, and rows of several lengths."""
     found = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for aligned in (True, False):
             for p in (0.0, 0.2):
-                found += [Case("attention", dtype, width, p, aligned) for width in (16, 32, 48, 64, 128)]
+                widths = (16, 32, 48, 64, 96, 128) if aligned else (16, 24, 32, 48, 64, 96, 128)
+                found += [Case("attention", dtype, width, p, aligned) for width in widths]
                 found += [Case("add_dropout_layer_norm", dtype, width, p, aligned) for width in (128, 384, 1024)]
             found += [Case("layer_norm", dtype, width, 0.0, aligned) for width in (128, 384, 1024)]
             found += [Case("cross_entropy", dtype, width, 0.0, aligned) for width in (96, 1024, 50304)]
@@ -260,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and return 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--card", choices=[*CARDS, "all"], default="sm_86", help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("kernels.aot compiles: unset TRITON_INTERPRET, under which Triton interprets", file=sys.stderr)
@@ -274,8 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(_table(rows, card))
             found += rows
     if options.json:
-        content = {"versions": {name: version(name) for name in ("triton", "torch")}, "kernels": found}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, {"kernels": found})
     failures = [(row, complaint) for row in found for complaint in complaints(row)]
     for row, complaint in failures:
         print(f"{row['card']} {row['op']} {row['kernel']} {row['variant']}: {complaint}", file=sys.stderr)

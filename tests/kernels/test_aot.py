@@ -103,6 +103,14 @@ def test_under_the_interpreter_it_says_what_to_do() -> None:
     assert "unset TRITON_INTERPRET" in process.stderr
 
 
+@pytest.mark.parametrize("path", ["missing/aot.json", "."])
+@pytest.mark.parametrize("program", ["kernels.aot", "kernels.accuracy"])
+def test_a_result_file_that_cannot_be_written_is_refused_at_once(program: str, path: str, tmp_path: Path) -> None:
+    process = python("-m", program, "--json", str(tmp_path / path))
+    assert process.returncode == 2
+    assert "cannot be written" in process.stderr
+
+
 def test_a_card_that_is_unknown() -> None:
     assert python("-m", "kernels.aot", "--card", "sm_75").returncode == 2
 
