@@ -26,7 +26,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of T queries to T keys, (B, H, T, D), and the log-sum-exp of each query's scores, (B, H, T)."""
+    """Attention, in q's shape and dtype, and the log-sum-exp of each query's scores, (B, H, T)."""
     q, k, v, dtype = _wide(q), _wide(k), _wide(v), q.dtype
     scores = _causal_scores(q, k)
     lse = scores.logsumexp(-1)
@@ -57,7 +57,8 @@ def attention_backward(
 
 def _causal_scores(q: Tensor, k: Tensor) -> Tensor:
     scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-    return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    later = torch.ones_like(scores, dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])  # a lone query is the last
+    return scores.masked_fill(later, -math.inf)
 
 
 def _attention_mask(scores: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:

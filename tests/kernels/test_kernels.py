@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import backend, ops
+from kernels import backend, ops, reference
 from tests.kernels.gpu import DEVICE, NEEDS_KERNELS
 
 pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
@@ -116,6 +116,13 @@ def test_float64_is_computed_in_float64() -> None:
 def test_one_query_over_a_cache_sees_every_key() -> None:
     q, k, v = random(1, 2, 1, 16), random(1, 2, 30, 16, seed=1), random(1, 2, 30, 16, seed=2)
     torch.testing.assert_close(ops.attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+def test_one_query_with_dropout_sees_every_key_that_its_seed_keeps() -> None:
+    q, v = torch.zeros(1, 1, 1, 32), torch.eye(30, 32)[None, None]
+    seed = torch.tensor([3])
+    expected = reference.keep_mask(1, 30, 0.4, seed)[0] / 30 / 0.6
+    torch.testing.assert_close(ops.attention(q, v, v, 0.4, seed)[0, 0, 0, :30], expected)
 
 
 def test_heads_wider_than_the_kernels_take() -> None:
