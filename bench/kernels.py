@@ -1,6 +1,6 @@
 """The GPU's ops against PyTorch's own, eager and compiled: seconds, and shares of what the card was found to reach.
 
-    python -m bench.kernels --json bench/results/kernels.json
+    python -m bench.kernels --json bench/results/kernels-gpu.json
 
 Inputs are those of a training step under bf16 autocast: branches are bf16, the residual stream, which layer norms read,
 is float32. Every engine is credited with the FLOPs and bytes of our kernels (``kernels.roofline``), so that shares
@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import measure
 from kernels import backend, ops, reference, roofline
+from kernels.program import guarded, json_file
 
 DROPOUTS = (0.0, 0.2)
 WITH_DROPOUT = ("attention", "add_dropout_layer_norm")
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=roofline.positive, default=50, help="calls of each that are timed (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="where the result goes")
     args = parser.parse_args(arguments)
     if args.width > ops.MAX_HEAD_WIDTH:
         parser.error(f"--width is {args.width}; the kernels go up to {ops.MAX_HEAD_WIDTH}")
@@ -88,11 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     except WrongResultError as error:
         print(f"bench.kernels: {error}", file=sys.stderr)
         return 1
-    _print(rows, ceilings)
     if args.json:
         config = {name: value for name, value in vars(args).items() if name != "json"}
         facts = {"measured": {"bytes_per_second": ceilings.bandwidth, "flops_per_second": ceilings.peak}}
         measure.write_result(args.json, measure.result("kernels", config, rows) | facts)
+    _print(rows, ceilings)
     return 0
 
 
@@ -192,6 +192,7 @@ def row(
         "precision": shape.dtype,
         "batch": shape.batch,
         "context": shape.time,
+        **dict.fromkeys(("preset", "threads", "freeze", "chars_per_second", "peak_memory_bytes", "mfu", "parts")),
         "seconds": measure.percentiles(samples),
         "samples": samples,
         "bytes": moved,
@@ -293,4 +294,4 @@ def _print(rows: list[Row], ceilings: Ceilings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("bench.kernels", main))

@@ -17,12 +17,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from kernels.backend import TRITON
+
+if not TRITON:
+    print("kernels.aot needs Triton, which comes for Linux on x86-64", file=sys.stderr)
+    raise SystemExit(2)
+
 import triton
 from rich.console import Console
 from rich.progress import track
@@ -32,12 +38,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import attention, cross_entropy, layer_norm
-from kernels.json_file import json_file, write_json
+from kernels.program import guarded, json_file, write_json
 from kernels.variants import Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
-MATRIX_KERNELS = "attention"
 
 
 class Card(NamedTuple):
@@ -49,6 +54,7 @@ class Card(NamedTuple):
     blocks_per_sm: int
 
 
+NORM_WIDTHS = (48, 128, 384, 768, 2048)
 KIB = 1024
 CARDS = {
     "sm_80": Card(163 * KIB, 164 * KIB, 64, 32),
@@ -84,9 +90,9 @@ def cases() -> list[Case]:
             for p in (0.0, 0.2):
                 widths = (16, 32, 48, 64, 96, 128) if aligned else (16, 24, 32, 48, 64, 96, 128)
                 found += [Case("attention", dtype, width, p, aligned) for width in widths]
-                found += [Case("add_dropout_layer_norm", dtype, width, p, aligned) for width in (128, 384, 1024)]
-            found += [Case("layer_norm", dtype, width, 0.0, aligned) for width in (128, 384, 1024)]
-            found += [Case("cross_entropy", dtype, width, 0.0, aligned) for width in (96, 1024, 50304)]
+                found += [Case("add_dropout_layer_norm", dtype, width, p, aligned) for width in NORM_WIDTHS]
+            found += [Case("layer_norm", dtype, width, 0.0, aligned) for width in NORM_WIDTHS]
+            found += [Case("cross_entropy", dtype, width, 0.0, aligned) for width in (16, 96, 256, 1024, 50304)]
     return found
 
 
@@ -94,7 +100,8 @@ def launches(case: Case, card: str) -> list[Launch]:
     """What the launchers of ``case``'s op would run on ``card``, forward and backward."""
     with recorded(card) as found:
         _CALLS[case.op](case)
-    assert all(launch.is_aligned == case.aligned for launch in found), f"{case}: the launcher chose another variant"
+    if any(launch.is_aligned != case.aligned for launch in found):
+        raise RuntimeError(f"{case}: the launcher chose another variant")
     return found
 
 
@@ -115,7 +122,7 @@ def _call_attention(case: Case) -> None:
 
 def _call_layer_norm(case: Case) -> None:
     channels = case.width - (not case.aligned)
-    x, weight = _empty(100, channels, dtype=case.dtype), _empty(channels)
+    x, weight = _empty(100, channels, dtype=case.dtype), _empty(channels, dtype=case.dtype)
     _, y, mean, rstd = layer_norm.forward(x, None, weight, weight, 1e-5)
     layer_norm.backward(y, None, x, weight, mean, rstd, None)
 
@@ -125,7 +132,11 @@ def _call_add_dropout_layer_norm(case: Case) -> None:
     x, residual, weight = _empty(100, channels, dtype=case.dtype), _empty(100, channels), _empty(channels)
     total, y, mean, rstd = layer_norm.forward(x, residual, weight, weight, 1e-5, case.dropout_p, _seed(case))
     assert total is not None
-    layer_norm.backward(y, total, total, weight, mean, rstd, case.dtype, case.dropout_p, _seed(case))
+    for d_total in (total, None):  # nothing reads the last joint's sum
+        layer_norm.backward(y, d_total, total, weight, mean, rstd, case.dtype, case.dropout_p, _seed(case))
+    if case.dtype != torch.float32 and not case.dropout_p:  # sampling with 16-bit weights
+        weight = weight.to(case.dtype)
+        layer_norm.forward(x, x, weight, weight, 1e-5)
 
 
 def _call_cross_entropy(case: Case) -> None:
@@ -144,8 +155,19 @@ _CALLS = {
 
 
 def compile_case(case: Case, card: str) -> list[dict[str, Any]]:
-    """A row for each kernel of ``case``, as DESIGN's contract has them."""
-    return [{"op": case.op, "variant": str(case)} | compile_launch(launch, card) for launch in launches(case, card)]
+    """A row for each kernel of ``case``: what it is, and the figures of ``compile_launch``."""
+    return [
+        {"op": case.op, "variant": _variant(case, launch)} | compile_launch(launch, card)
+        for launch in launches(case, card)
+    ]
+
+
+def _variant(case: Case, launch: Launch) -> str:
+    residual = launch.arguments.get("residual_ptr")
+    if residual is not None and residual.dtype != torch.float32:
+        return f"{case} 16-bit stream"
+    is_last = launch.arguments.get("BRANCH") and launch.arguments["d_total_ptr"] is None
+    return f"{case} last" if is_last else str(case)
 
 
 def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
@@ -205,9 +227,11 @@ def complaints(row: dict[str, Any]) -> list[str]:
     if row["shared"] > CARDS[row["card"]].shared_per_block:
         found.append(f"{row['shared']} bytes of shared memory, {CARDS[row['card']].shared_per_block} at most")
     aligned_16_bits = row["variant"][:4] in ("fp16", "bf16") and "general" not in row["variant"]
-    if aligned_16_bits and row["op"] == MATRIX_KERNELS and not row["mma"]:
+    if aligned_16_bits and row["op"] == "attention" and not row["mma"]:
         found.append("no matrix instruction")
-    if aligned_16_bits and row["op"] != MATRIX_KERNELS and not row["wide_loads"]:
+    # In a row of less than 256, a warp's 32 lanes have no eight elements each.
+    is_short = (width := re.search(r" C(\d+)", row["variant"])) and int(width[1]) < 256
+    if aligned_16_bits and row["op"] != "attention" and not is_short and not row["wide_loads"]:
         found.append("no 128-bit load")
     return found
 
@@ -235,7 +259,7 @@ def _count(opcode: str, code: str) -> int:
 
 
 def _table(rows: list[dict[str, Any]], card: str) -> Table:
-    table = Table(title=f"{card}, Triton {version('triton')}")
+    table = Table(title=f"{card}, Triton {triton.__version__}")
     for column in ("op", "kernel", "variant"):
         table.add_column(column)
     for column in ("registers", "stack", "spills", "shared", "blocks", "occupancy", "mma", "wide loads", "seconds"):
@@ -266,16 +290,16 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("kernels.aot compiles: unset TRITON_INTERPRET, under which Triton interprets", file=sys.stderr)
         return 2
-    console = Console()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # so that compile times are those of compiling
         for card in CARDS if options.card == "all" else [options.card]:
             rows = list(_rows(card, Console(stderr=True)))
-            console.print(_table(rows, card))
             found += rows
     if options.json:
         write_json(options.json, {"kernels": found})
+    for card in dict.fromkeys(row["card"] for row in found):
+        Console().print(_table([row for row in found if row["card"] == card], card))
     failures = [(row, complaint) for row in found for complaint in complaints(row)]
     for row, complaint in failures:
         print(f"{row['card']} {row['op']} {row['kernel']} {row['variant']}: {complaint}", file=sys.stderr)
@@ -284,4 +308,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("kernels.aot", main))

@@ -74,7 +74,7 @@ def check(device: torch.device) -> None:
 def missing(device: torch.device) -> str | None:
     """What stands in the way of compiled kernels on ``device``; None if they run there."""
     if not TRITON:
-        return "Triton is not installed; it comes for Linux only"
+        return "Triton is not installed; it comes for Linux on x86-64"
     if device.type != "cuda" or torch.version.hip is not None:  # AMD's call themselves CUDA devices too
         return "the kernels need an NVIDIA GPU (on a CPU, TRITON_INTERPRET=1 interprets them)"
     if torch.cuda.get_device_capability(device) < OLDEST_CARD:

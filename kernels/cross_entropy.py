@@ -137,7 +137,8 @@ def _backward_kernel(
     row = program * ROWS + tl.arange(0, ROWS)
     logits_ptr += (program * ROWS).to(tl.int64) * stride
     d_logits_ptr += (program * ROWS).to(tl.int64) * d_stride
-    local_row = tl.arange(0, ROWS)
+    start = tl.arange(0, ROWS) * stride
+    d_start = tl.arange(0, ROWS) * d_stride
     target = tl.load(targets_ptr + row, mask=row < rows, other=ignore_index)
     lse = tl.load(lse_ptr + row, mask=row < rows, other=0.0)
     counts = target != ignore_index
@@ -145,11 +146,9 @@ def _backward_kernel(
     for first in range(0, vocab, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         inside = (row[:, None] < rows) & (columns[None, :] < vocab)
-        logits = tl.load(
-            logits_ptr + (local_row * stride)[:, None] + columns[None, :], mask=inside, other=float("-inf")
-        )
+        logits = tl.load(logits_ptr + start[:, None] + columns[None, :], mask=inside, other=float("-inf"))
         d_logits = tl.exp(logits.to(tl.float32) - lse[:, None])
         d_logits = (d_logits - tl.where(columns[None, :] == target[:, None], 1.0, 0.0)) * scale
         d_logits = tl.where(counts[:, None], d_logits, 0.0)
-        pointers = d_logits_ptr + (local_row * d_stride)[:, None] + columns[None, :]
+        pointers = d_logits_ptr + d_start[:, None] + columns[None, :]
         tl.store(pointers, d_logits.to(d_logits_ptr.dtype.element_ty), mask=inside)

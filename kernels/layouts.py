@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-ALIGNMENT = 16  # elements: of 16 bits, two of the widest loads
+ALIGNMENT = 16  # bytes of an address, and elements of a stride, as Triton's compiler counts both
 
 
 def empty_heads(q: Tensor) -> Tensor:
@@ -17,6 +17,6 @@ def as_heads(x: Tensor) -> Tensor:
 
 
 def empty_padded(logits: Tensor) -> Tensor:
-    """An empty (N, V) whose rows begin at multiples of ``ALIGNMENT``, for wide loads and the head's matrix products."""
+    """An empty (N, V) whose rows begin at multiples of ``ALIGNMENT``, as matrix products want them."""
     rows, vocab = logits.shape
     return logits.new_empty(rows, -(-vocab // ALIGNMENT) * ALIGNMENT)[:, :vocab]

@@ -17,6 +17,7 @@ from kernels.backend import runs_registered_op
 __all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm"]
 
 MAX_HEAD_WIDTH = 128
+MAX_CHANNELS = 2048  # of a row that a kernel keeps in registers; wider ones go to PyTorch
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None) -> Tensor:
@@ -34,9 +35,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
         The shape and dtype of ``q``; a kernel's result lies as (B, T, H, D).
 
     Raises:
-        ValueError: for a ``dropout_p`` outside [0, 1), or a seed of another shape or dtype.
+        ValueError: for shapes or dtypes that do not fit, or a ``dropout_p`` outside [0, 1).
     """
     _check_dropout(dropout_p, seed)
+    fits = q.shape[2] in (1, k.shape[2]) and (*q.shape[:2], q.shape[3]) == (*k.shape[:2], k.shape[3])
+    if not (fits and k.shape == v.shape and q.dtype == k.dtype == v.dtype):
+        raise ValueError(f"q, k and v do not fit: {_about(q)}, {_about(k)}, {_about(v)}")
     whole = q.shape == k.shape and q.shape[3] <= MAX_HEAD_WIDTH
     if not (whole and runs_registered_op(q)):
         return reference.attention(q, k, v, dropout_p, seed)
@@ -52,8 +56,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 
     Returns:
         (..., C) in x's dtype, computed in float32.
+
+    Raises:
+        ValueError: for shapes that do not fit.
     """
-    if not runs_registered_op(x):
+    _check_norm(x, weight, bias)
+    if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
         return reference.layer_norm(x, weight, bias, eps)
     y: Tensor = registered.layer_norm(x, weight, bias, eps)[0]
     return y
@@ -80,10 +88,13 @@ def add_dropout_layer_norm(
         The new residual, in residual's dtype, and its layer norm, in x's dtype; both (..., C).
 
     Raises:
-        ValueError: for a ``dropout_p`` outside [0, 1), or a seed of another shape or dtype.
+        ValueError: for shapes that do not fit, or a ``dropout_p`` outside [0, 1).
     """
     _check_dropout(dropout_p, seed)
-    if not runs_registered_op(x):
+    _check_norm(x, weight, bias)
+    if residual.shape != x.shape:
+        raise ValueError(f"residual and x do not fit: {_about(residual)}, {_about(x)}")
+    if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
     total, y, _, _ = registered.add_dropout_layer_norm(
         residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps
@@ -100,7 +111,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 
     Returns:
         A float32 scalar (float64 for float64 logits); NaN where no row counts.
+
+    Raises:
+        ValueError: for shapes or a dtype of ``targets`` that do not fit.
     """
+    if logits.dim() != 2 or targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"logits and targets do not fit: {_about(logits)}, {_about(targets)}")
     if not runs_registered_op(logits):
         return reference.cross_entropy(logits, targets, ignore_index)
     loss: Tensor = registered.cross_entropy(logits, targets, ignore_index)[0]
@@ -110,7 +126,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 def _check_dropout(dropout_p: float, seed: Tensor | None) -> None:
     reference.dropout_threshold(dropout_p)
     if seed is not None and (seed.dtype != torch.int64 or seed.shape != (1,)):
-        raise ValueError(f"seed is {tuple(seed.shape)} of {seed.dtype}; it must be (1,) of torch.int64")
+        raise ValueError(f"seed is {_about(seed)}; it must be (1,) of torch.int64")
+
+
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    if not weight.shape == bias.shape == x.shape[-1:]:
+        raise ValueError(f"x, weight and bias do not fit: {_about(x)}, {_about(weight)}, {_about(bias)}")
+
+
+def _about(x: Tensor) -> str:
+    return f"{tuple(x.shape)} of {x.dtype}"
 
 
 def _seed(like: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | None:

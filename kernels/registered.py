@@ -2,7 +2,8 @@
 
 So autograd and ``torch.compile`` see through them, where a bare Triton launch would break the graph. A backward pass is
 an op of its own. Each runs a Triton kernel or the same arithmetic in plain PyTorch, as ``kernels.backend`` says;
-modules with Triton code are imported only where it runs. What the arguments are, ``kernels.ops`` says.
+modules with Triton code are imported only where it runs. What the arguments are, ``kernels.ops`` says; an op also gives what
+its backward pass needs, as the functions of ``kernels.reference`` describe it.
 """
 
 from functools import partial
@@ -152,7 +153,9 @@ def add_dropout_layer_norm_backward(
 
 
 @add_dropout_layer_norm_backward.register_fake
-def _(_d_total: Tensor, d_y: Tensor, total: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    _d_total: Tensor | None, d_y: Tensor, total: Tensor, weight: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _empty(total), _empty(d_y), torch.empty_like(weight), torch.empty_like(weight)
 
 

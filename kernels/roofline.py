@@ -176,7 +176,7 @@ def _add_dropout_layer_norm(shape: Shape) -> tuple[Work, Work]:
 
 def _weight_gradients(shape: Shape) -> int:
     """Bytes of a layer norm's two-stage sums: partial ones written and read, then the gradients of weight and bias."""
-    programs = min(shape.rows, tiles.LAYER_NORM_PROGRAMS)
+    programs = min(shape.rows, tiles.LAYER_NORM_PROGRAMS)  # of a card of up to 32 multiprocessors
     return 2 * (2 * programs + 1) * shape.channels * FLOAT32
 
 

@@ -69,7 +69,9 @@ def test_a_wrong_op_does_not(op: str, wrong: float, monkeypatch: pytest.MonkeyPa
 def test_ours_and_pytorchs_agree_in_every_pass(case: Case) -> None:
     engines = kernels.sides(case)
     assert list(engines) == ["charformer", "torch", "torch-compile"]
-    ours, theirs = (flat(case, engines[engine]) for engine in ("charformer", "torch"))
+    with backend.force("reference"):  # the registered op; "torch" never goes through one
+        ours = flat(case, engines["charformer"])
+    theirs = flat(case, engines["torch"])
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
 

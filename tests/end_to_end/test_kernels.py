@@ -48,7 +48,7 @@ def test_verbose_says_what_runs_on_a_cpu(english: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "advice"),
     [
-        ({"CHARFORMER_KERNELS": "triton", "TRITON_INTERPRET": "0"}, "NVIDIA GPU"),
+        pytest.param({"CHARFORMER_KERNELS": "triton", "TRITON_INTERPRET": "0"}, "NVIDIA GPU", marks=needs_interpreter),
         ({"CHARFORMER_KERNELS": "fast"}, "auto, triton, reference"),
     ],
 )

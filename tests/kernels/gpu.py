@@ -1,5 +1,6 @@
 """Which tests run where: kernels run in Triton's interpreter, or on a GPU under `make gpu`."""
 
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -18,19 +19,15 @@ NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not CARD, reason="needs an NVID
 # Interpreted by `make test`, on hardware by `make gpu`.
 NEEDS_KERNELS = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not (INTERPRETED or CARD), reason="needs Triton's interpreter or an NVIDIA GPU"),
+    pytest.mark.skipif(not (INTERPRETED or CARD), reason="needs an NVIDIA GPU (sm_80 or newer), or TRITON_INTERPRET=1"),
 ]
 
 
 def needs_gpu(test: Any) -> Any:
     """Mark one test with ``NEEDS_GPU``."""
-    for mark in NEEDS_GPU:
-        test = mark(test)
-    return test
+    return reduce(lambda marked, mark: mark(marked), NEEDS_GPU, test)
 
 
 def needs_kernels(test: Any) -> Any:
     """Mark one test with ``NEEDS_KERNELS``."""
-    for mark in NEEDS_KERNELS:
-        test = mark(test)
-    return test
+    return reduce(lambda marked, mark: mark(marked), NEEDS_KERNELS, test)

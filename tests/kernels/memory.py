@@ -16,8 +16,8 @@ from triton.runtime import interpreter
 from kernels import variants
 
 
-class MemoryError_(AssertionError):  # noqa: N801, N818 - MemoryError is Python's own
-    pass
+class AccessError(AssertionError):
+    """A kernel touched what is not its own."""
 
 
 class _Memory:
@@ -35,7 +35,7 @@ class _Memory:
         values = self._memory.load(pointers, mask, other, dtype)
         loaded = values[np.broadcast_to(mask, values.shape)]
         if np.issubdtype(loaded.dtype, np.floating) and np.isnan(loaded).any():
-            raise MemoryError_("a load of what nothing wrote")
+            raise AccessError("a load of what nothing wrote")
         return values
 
     def store(self, pointers: Any, values: Any, mask: Any) -> Any:
@@ -48,7 +48,13 @@ class _Memory:
         for start, end in self.allowed:
             inside |= (addresses >= start) & (addresses + np.uint64(size) <= end)
         if not inside.all():
-            raise MemoryError_(f"a {what} outside of every tensor, {np.count_nonzero(~inside)} times")
+            raise AccessError(f"a {what} outside of every tensor, {np.count_nonzero(~inside)} times")
+
+
+def _extent(x: torch.Tensor) -> tuple[int, int]:
+    """From its first byte to behind its last one; what lies between the rows of a view counts as its own."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 @contextmanager
@@ -58,8 +64,7 @@ def checked() -> Iterator[None]:
     launch = variants.Kernel.launch
 
     def checked_launch(self: Any, programs: int, tile: Any, arguments: dict[str, Any]) -> None:
-        storages = [x.untyped_storage() for x in arguments.values() if isinstance(x, torch.Tensor)]
-        memory.allowed = [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages]
+        memory.allowed = [_extent(x) for x in arguments.values() if isinstance(x, torch.Tensor)]
         launch(self, programs, tile, arguments)
 
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory

@@ -1,9 +1,12 @@
 """Every kernel, forward and every gradient, against float64 and against plain PyTorch in the same dtype."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from kernels import accuracy
+from kernels import accuracy, ops
 from kernels.accuracy import Case
 from tests.kernels.gpu import needs_gpu, needs_interpreter
 
@@ -37,6 +40,21 @@ def test_every_result_and_gradient_is_looked_at() -> None:
         "add_dropout_layer_norm": {"out0", "out1", "d_residual", "d_x", "d_weight", "d_bias"},
         "cross_entropy": {"out0", "d_logits"},
     }
+
+
+@needs_interpreter
+def test_the_command_writes_what_it_found_and_fails_with_a_wrong_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accuracy, "cases", lambda: [Case("layer_norm", torch.float32, 7, 35)])
+    flags = ["--device", "cpu", "--json", str(tmp_path / "accuracy.json")]
+    assert accuracy.main(flags) == 0
+    content = json.loads((tmp_path / "accuracy.json").read_text("utf-8"))
+    assert [row["result"] for row in content["rows"]] == ["out0", "d_x", "d_weight", "d_bias"]
+    right = ops.layer_norm
+    monkeypatch.setattr(ops, "layer_norm", lambda x, weight, bias: right(x, weight, bias) * (1 + 1e-4))
+    assert accuracy.main(flags) == 1
+    assert "out0: error 1.0e-04" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

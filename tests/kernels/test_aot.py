@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from tests.kernels.gpu import needs_interpreter
 
@@ -117,21 +117,19 @@ def test_a_card_that_is_unknown() -> None:
 
 @needs_interpreter
 @pytest.mark.parametrize(
-    ("change", "aligned"),
+    ("q", "aligned"),
     [
-        (lambda x: x, True),
-        (lambda x: x[:, :, 3:], True),
-        (lambda x: x[..., 1:], False),
-        (lambda x: x[..., :15], False),
+        (torch.zeros(2, 2, 20, 16), True),
+        (torch.zeros(2, 2, 23, 16)[:, :, 3:], True),
+        (torch.zeros(2, 2, 20, 15), False),  # its width
+        (torch.zeros(2, 2, 20, 17)[..., :16], False),  # its strides
+        (torch.zeros(2 * 2 * 20 * 16 + 1)[1:].view(2, 2, 20, 16), False),  # its address
     ],
 )
-def test_the_launcher_takes_the_aligned_variant_for_what_is_aligned_only(change: Any, aligned: bool) -> None:
-    import torch
-
+def test_the_launcher_takes_the_aligned_variant_for_what_is_aligned_only(q: torch.Tensor, aligned: bool) -> None:
     from kernels import attention
     from kernels.variants import recorded
 
-    q = change(torch.zeros(2, 2, 20, 32)[..., :16] if not aligned else torch.zeros(2, 2, 20, 16))
     with recorded("sm_86") as launches:
         attention.forward(q, q, q, 0.0, None)
     assert [launch.is_aligned for launch in launches] == [aligned]

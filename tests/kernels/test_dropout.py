@@ -76,7 +76,7 @@ def test_a_probability_that_is_none(p: float) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param("triton", marks=NEEDS_KERNELS), "reference"])
-@pytest.mark.parametrize("p", [0.0, 0.2, 0.97])
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.99])
 def test_attention_drops_the_seeds_weights_forward_and_backward(name: str, p: float) -> None:
     """With equal scores and v the identity, the output is the dropped weights themselves; so is v's gradient."""
     time, seed = 40, torch.tensor([99])

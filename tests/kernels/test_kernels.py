@@ -207,6 +207,48 @@ def test_gradients_are_the_same_bits_every_time() -> None:
     assert all(map(torch.equal, gradients(), gradients()))
 
 
+def test_attentions_gradients_are_the_same_bits_every_time() -> None:
+    def gradients() -> list[torch.Tensor]:
+        leaves = [x.requires_grad_() for x in random(3, 1, 2, 70, 32)]
+        ops.attention(*leaves, 0.2, torch.tensor([4])).backward(random(1, 2, 70, 32, seed=1))
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    assert all(map(torch.equal, gradients(), gradients()))
+
+
+def test_channels_wider_than_the_kernels_take() -> None:
+    x = random(2, 2100)
+    weight, bias = torch.ones(2100), torch.zeros(2100)
+    torch.testing.assert_close(ops.layer_norm(x, weight, bias), F.layer_norm(x, (2100,)))
+    torch.testing.assert_close(ops.add_dropout_layer_norm(x, x, weight, bias)[0], 2 * x)
+
+
+@pytest.mark.parametrize("name", ["triton", "reference", "auto"])
+def test_shapes_and_dtypes_that_do_not_fit_are_refused_on_every_backend(name: str) -> None:
+    """A kernel would read and write outside of its tensors."""
+    x, heads, weight = random(2, 3, 16), random(1, 2, 9, 16), torch.ones(16)
+    targets = torch.zeros(6, dtype=torch.int64)
+    with backend.force(name):
+        for q, k, v in (
+            (heads, heads, heads[..., :8]),
+            (heads, heads[:, :, :5], heads[:, :, :5]),
+            (heads, heads[:, :1], heads[:, :1]),
+            (heads, heads.half(), heads.half()),
+        ):
+            with pytest.raises(ValueError, match="q, k and v"):
+                ops.attention(q, k, v)
+        for args in ((x, weight[:8], weight), (x, weight, weight[:1])):
+            with pytest.raises(ValueError, match="x, weight and bias"):
+                ops.layer_norm(*args)
+        with pytest.raises(ValueError, match="x, weight and bias"):
+            ops.add_dropout_layer_norm(x, x, weight[:8], weight[:8])
+        with pytest.raises(ValueError, match="residual and x"):
+            ops.add_dropout_layer_norm(x[0], x, weight, weight)
+        for logits, wrong in ((x[0], targets), (x, targets), (random(6, 4), targets.int())):
+            with pytest.raises(ValueError, match="logits and targets"):
+                ops.cross_entropy(logits, wrong)
+
+
 def test_a_norm_that_nothing_reads() -> None:
     residual, x = (t.requires_grad_() for t in (random(6, 32), random(6, 32, seed=1)))
     ops.add_dropout_layer_norm(residual, x, torch.ones(32), torch.zeros(32))[0].sum().backward()

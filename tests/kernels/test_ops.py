@@ -1,6 +1,7 @@
 """How the ops are wired: which backend runs, opcheck, torch.compile, autocast."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from charformer.model import GPT
 from kernels import backend, ops, reference, registered
 from tests.kernels.gpu import needs_gpu, needs_interpreter
 
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 ATTENTION = """
 import torch
 from kernels import ops
@@ -67,6 +69,56 @@ def test_kernels_without_triton_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ops.layer_norm(x, x[0], x[0])
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """What PyTorch would say of a card that has kernels; nothing runs on it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(backend, "_driver_tried", True)
+    return torch.device("cuda")
+
+
+@needs_interpreter
+def test_what_a_card_needs(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.missing(gpu) is None
+    assert backend.describe(gpu) == "kernels: Triton"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "sm_80" in (backend.missing(gpu) or "")
+    assert backend.describe(gpu).startswith("kernels: PyTorch's own functions (")
+    with backend.force("triton"), pytest.raises(backend.KernelsUnavailableError, match="sm_80"):
+        backend.check(gpu)
+
+
+@needs_interpreter
+def test_amds_cards_and_the_interpreter_are_no_place_for_compiled_kernels(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.4")
+        assert "NVIDIA" in (backend.missing(gpu) or "")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET" in (backend.missing(gpu) or "")
+
+
+@needs_interpreter
+def test_a_driver_that_cannot_be_built_is_tried_once_and_named(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_driver_tried", False)
+    monkeypatch.setattr(backend, "_driver_failure", None)
+    reason = backend.missing(gpu)  # Triton itself says that there is no driver here
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a driver")
+    assert reason is not None
+    assert reason.startswith("Triton cannot build its driver: ")
+    assert backend.missing(gpu) == reason
+
+
+def test_without_triton_the_ops_are_pytorchs(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "TRITON", False)
+    assert backend.describe(gpu).startswith("kernels: PyTorch's own functions (Triton is not installed")
+
+
 def test_a_backend_that_is_none() -> None:
     found = run(CHARFORMER_KERNELS="cuda")[0]
     assert found.startswith("KernelsUnavailableError")
@@ -106,6 +158,10 @@ def arguments() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
             registered.add_dropout_layer_norm_backward,
             (x, y, x, weight, mean, rstd, 0.2, seed),
         ),
+        "last joint backward": (
+            registered.add_dropout_layer_norm_backward,
+            (None, y, x, weight, mean, rstd, 0.2, seed),
+        ),
         "cross_entropy": (registered.cross_entropy, (logits, targets, -100)),
         "cross_entropy_backward": (
             registered.cross_entropy_backward,
@@ -114,8 +170,9 @@ def arguments() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     }
 
 
+@pytest.mark.parametrize("backend_name", [pytest.param("triton", marks=needs_interpreter), "reference"])
 @pytest.mark.parametrize("name", arguments())
-def test_opcheck(name: str) -> None:
+def test_opcheck(name: str, backend_name: str) -> None:
     op, values = arguments()[name]
     differentiable = "backward" not in name
     values = tuple(
@@ -124,7 +181,7 @@ def test_opcheck(name: str) -> None:
         else value
         for value in values
     )
-    with backend.force("reference"):
+    with backend.force(backend_name):
         torch.library.opcheck(op, values)
 
 
@@ -171,7 +228,14 @@ def training_step(device: str = "cpu") -> tuple[GPT, Callable[[torch.Tensor], to
 
 
 @pytest.mark.parametrize("name", ["auto", "reference"])
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        "eager",
+        "aot_eager",
+        pytest.param("inductor", marks=pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler")),
+    ],
+)
 def test_the_whole_training_step_compiles(compiler: str, name: str) -> None:
     ids = torch.randint(13, (3, 13), generator=torch.Generator().manual_seed(0))
     found = {}
