@@ -2,8 +2,8 @@
 
 So autograd and ``torch.compile`` see through them, where a bare Triton launch would break the graph. A backward pass is
 an op of its own. Each runs a Triton kernel or the same arithmetic in plain PyTorch, as ``kernels.backend`` says;
-modules with Triton code are imported only where it runs. What the arguments are, ``kernels.ops`` says; an op also gives what
-its backward pass needs, as the functions of ``kernels.reference`` describe it.
+modules with Triton code are imported only where it runs. What the arguments are, ``kernels.ops`` says; an op also gives
+what its backward pass needs, as the functions of ``kernels.reference`` describe it.
 """
 
 from functools import partial
