@@ -76,7 +76,7 @@ def attention(kernel: str, block_d: int, element_size: int, card: str | None) ->
 
 def layer_norm(block_c: int) -> Tile:
     """For rows of up to ``block_c`` channels, a power of two."""
-    return Tile(1, block_c, max(1, min(16, block_c // 256)), 1, 128 if block_c >= 2048 else None)
+    return Tile(1, block_c, max(1, min(16, block_c // 256)), 1, 168 if block_c >= 2048 else None)
 
 
 def cross_entropy(block_v: int) -> Tile:
