@@ -189,6 +189,14 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _missing(device: torch.device) -> str | None:
+    """What stands in the way of running kernels on ``device``, or of interpreting them on the CPU."""
+    if device.type == "cpu":
+        return None if backend.TRITON else backend.missing(device)
+    reason = backend.missing(device) if torch.cuda.is_available() else "PyTorch finds no CUDA GPU here"
+    return f"{reason}; --device cpu interprets the kernels" if reason else None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and return 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.accuracy", description=__doc__.partition("\n\n")[0])
@@ -202,12 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     os.environ["TRITON_INTERPRET"] = "1" if device.type == "cpu" else "0"  # Triton is not imported yet
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("kernels.accuracy: PyTorch finds no CUDA GPU here; --device cpu interprets the kernels", file=sys.stderr)
-        return 2
-    reason = backend.missing(device)
-    if reason and not (device.type == "cpu" and backend.TRITON):
-        print(f"kernels.accuracy: {reason}; --device cpu interprets the kernels", file=sys.stderr)
+    if reason := _missing(device):
+        print(f"kernels.accuracy: {reason}", file=sys.stderr)
         return 2
     torch.backends.cuda.matmul.allow_tf32 = False  # plain PyTorch's float32 is to be float32
     console = Console(stderr=True)

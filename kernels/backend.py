@@ -68,7 +68,8 @@ def check(device: torch.device) -> None:
     if chosen() != "triton" or (TRITON and interpreted()):
         return
     if reason := missing(device):
-        raise KernelsUnavailableError(f"CHARFORMER_KERNELS=triton, but {reason}")
+        instead = ", or TRITON_INTERPRET=1, under which Triton interprets them" if TRITON else ""
+        raise KernelsUnavailableError(f"CHARFORMER_KERNELS=triton, but {reason}{instead}")
 
 
 def missing(device: torch.device) -> str | None:
@@ -76,7 +77,7 @@ def missing(device: torch.device) -> str | None:
     if not TRITON:
         return "Triton is not installed; it comes for Linux on x86-64"
     if device.type != "cuda" or torch.version.hip is not None:  # AMD's call themselves CUDA devices too
-        return "the kernels need an NVIDIA GPU (on a CPU, TRITON_INTERPRET=1 interprets them)"
+        return "the kernels need an NVIDIA GPU"
     if torch.cuda.get_device_capability(device) < OLDEST_CARD:
         return "the kernels need an NVIDIA GPU of sm_80 or newer"
     if interpreted():

@@ -57,6 +57,16 @@ def test_the_command_writes_what_it_found_and_fails_with_a_wrong_kernel(
     assert "out0: error 1.0e-04" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which the program changes
+    assert accuracy.main(["--device", "cuda", "--json", str(tmp_path / "accuracy.json")]) == 2
+    assert capsys.readouterr().err.count("--device cpu interprets") == 1
+    assert not (tmp_path / "accuracy.json").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "rms_error", "complains"),
     [(1e-6, 1e-7, False), (2e-5, 1e-7, True), (1e-6, 2e-6, True), (float("nan"), 1e-7, True)],
