@@ -38,7 +38,7 @@ ATTENTION = {
     ("forward", 32, 4): Tile(32, 32, 4, 1, 255),
     ("forward", 64, 4): Tile(32, 32, 4, 1),
     ("forward", 128, 4): Tile(16, 32, 8, 1, 255),
-    ("dq", 16, 2): Tile(64, 32, 4, 2),
+    ("dq", 16, 2): Tile(64, 32, 4, 2, 128),
     ("dq", 32, 2): Tile(64, 32, 4, 2),
     ("dq", 64, 2): Tile(64, 32, 4, 2),
     ("dq", 128, 2): Tile(32, 64, 8, 1),
@@ -51,9 +51,9 @@ ATTENTION = {
     ("dkv", 64, 2): Tile(32, 64, 4, 2),
     ("dkv", 128, 2): Tile(64, 32, 8, 1),
     ("dkv", 16, 4): Tile(32, 32, 4, 1, 168),
-    ("dkv", 32, 4): Tile(32, 32, 4, 1),
+    ("dkv", 32, 4): Tile(32, 32, 4, 1, 168),
     ("dkv", 64, 4): Tile(32, 16, 4, 1),
-    ("dkv", 128, 4): Tile(16, 16, 4, 1),
+    ("dkv", 128, 4): Tile(16, 16, 4, 1, 255),
 }
 
 # Where a card wants others. Hopper's matrix instructions take 64 rows at a time.
