@@ -56,8 +56,10 @@ ATTENTION = {
     ("dkv", 128, 4): Tile(16, 16, 4, 1, 255),
 }
 
-# Where a card wants others. Hopper's matrix instructions take 64 rows at a time.
+# Where a card wants others. Hopper's matrix instructions take 64 rows at a time; without a bound it spills nothing.
 ATTENTION_BY_CARD = {
+    ("sm_90", "dkv", 32, 4): Tile(32, 32, 4, 1),
+    ("sm_90", "dkv", 128, 4): Tile(16, 16, 4, 1),
     ("sm_90", "dkv", 64, 2): Tile(64, 32, 4, 2),
     ("sm_90", "dkv", 128, 2): Tile(64, 16, 8, 1),
 }
