@@ -6,7 +6,6 @@ checks beforehand.
 """
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import interpreter
+from kernels import backend, interpreter
 from kernels.layouts import ALIGNMENT
 from kernels.tiles import Tile
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if backend.interpreted():
     interpreter.mend()
 
 
@@ -41,7 +40,7 @@ class Kernel:
         self.general = triton.jit(function, do_not_specialize=names)
 
     def launch(self, programs: int, tile: Tile, arguments: dict[str, Any]) -> None:
-        """Run ``programs`` instances on the current device."""
+        """Run ``programs`` instances where the tensors are."""
         is_aligned = all(_is_aligned(arguments[name]) for name in self.aligned_names)
         if _recording is not None:
             _recording.launches.append(Launch(self, is_aligned, tile, arguments))
