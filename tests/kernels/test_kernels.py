@@ -52,6 +52,20 @@ def test_nan_in_the_other_ops_comes_out_as_nan() -> None:
     assert ops.cross_entropy(x, torch.zeros(5, dtype=torch.int64)).isnan()
 
 
+def test_nan_in_the_other_ops_gradients_comes_out_as_nan() -> None:
+    residual, x, logits = (t.requires_grad_() for t in (random(5, 48), random(5, 48, seed=1), random(5, 48, seed=2)))
+    weight = torch.ones(48, requires_grad=True)
+    gradient = torch.zeros(5, 48)
+    gradient[2, 7] = torch.nan
+    torch.autograd.backward(
+        ops.add_dropout_layer_norm(residual, x, weight, torch.zeros(48)), [torch.zeros(5, 48), gradient]
+    )
+    ops.cross_entropy(logits, torch.arange(5)).backward(torch.tensor(torch.nan))
+    found = [t.grad.isnan().any() for t in (residual, x, weight, logits) if t.grad is not None]
+    assert len(found) == 4
+    assert all(found)
+
+
 def test_a_later_character_never_changes_an_earlier_result() -> None:
     q, k, v = random(3, 1, 2, 70, 32)
     before = ops.attention(q, k, v)
