@@ -1,4 +1,4 @@
-"""The yardstick: the baseline's model and its sampling, written anew from its description, naive on purpose.
+"""The yardstick: the baseline's model, training and sampling, written anew from its description, naive on purpose.
 
 One linear a head for each of q, k and v, a mask over all of T x T, scores scaled by the width of the model instead of a
 head's, no cache: every character reads the whole prefix again. Nothing here is to be made faster.
@@ -11,6 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charformer.config import ModelConfig
+
+VOCAB_SIZE = 87  # of its two texts together
+LEARNING_RATE = 3e-4
+STEPS = 5000  # of each of its two stages
+EVALUATIONS = 11  # in a stage: one every 500 steps, the first before any
+EVALUATION_BATCHES = 2 * 200  # in an evaluation: of the training and of the validation split
+CHARACTERS_TO_ITS_LOSS = STEPS * 34 * 128  # as coded
+ITS_LOSS = 1.52  # on validation, as its page shows it
 
 
 class Head(nn.Module):
@@ -81,3 +89,21 @@ class Baseline(nn.Module):
             logits = self(ids[:, -self.block_size :])[:, -1]
             ids = torch.cat([ids, torch.multinomial(F.softmax(logits, dim=-1), 1)], dim=1)
         return ids
+
+
+def batch(ids: Tensor, batch_size: int, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random windows of a text's ids, (N,), and the characters that follow each of theirs: twice (B, T)."""
+    offsets = torch.randint(len(ids) - block_size, (batch_size,))
+    x = torch.stack([ids[offset : offset + block_size] for offset in offsets])
+    y = torch.stack([ids[offset + 1 : offset + block_size + 1] for offset in offsets])
+    return x.to(device), y.to(device)
+
+
+def loss(model: Baseline, x: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy, in nats a character."""
+    return F.cross_entropy(model(x).view(x.numel(), -1), y.view(-1))
+
+
+def optimizer(model: Baseline) -> torch.optim.Optimizer:
+    """Adam with PyTorch's defaults."""
+    return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)

@@ -78,24 +78,22 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
     summary = measure.run_process(command)
     config, curve = run.read_config(), run.read_metrics()
     speeds = [row["chars_per_second"] for row in curve if row["chars_per_second"]]
-    return {
-        "engine": "charformer",
-        "preset": config["preset"],
-        "precision": config["machine"]["dtype"],
-        "batch": config["training"]["batch_size"],
-        "context": config["model"]["block_size"],
-        "threads": config["machine"]["threads"],
-        "freeze": config["freeze"],
-        "chars_per_second": measure.percentiles(speeds),
-        "samples": speeds,
-        "peak_memory_bytes": None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
-        "mfu": None,
-        "parts": None,
-        "stage": config["stage"],
-        "learning_rate": config["training"]["learning_rate"],
-        "summary": summary,
-        "curve": curve,
-    }
+    return measure.row(
+        engine="charformer",
+        preset=config["preset"],
+        precision=config["machine"]["dtype"],
+        batch=config["training"]["batch_size"],
+        context=config["model"]["block_size"],
+        threads=config["machine"]["threads"],
+        freeze=config["freeze"],
+        chars_per_second=measure.percentiles(speeds),
+        samples=speeds,
+        peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
+        stage=config["stage"],
+        learning_rate=config["training"]["learning_rate"],
+        summary=summary,
+        curve=curve,
+    )
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -184,23 +184,22 @@ def row(
     parts = [work[case.op, part] for part in PASSES[direction]]
     moved, flops = sum(part.fused_bytes for part in parts), sum(part.flops for part in parts)
     median = float(np.median(samples))
-    return {
-        "engine": engine,
-        "op": case.op,
-        "pass": direction,
-        "dropout": case.dropout,
-        "precision": shape.dtype,
-        "batch": shape.batch,
-        "context": shape.time,
-        **dict.fromkeys(("preset", "threads", "freeze", "chars_per_second", "peak_memory_bytes", "mfu", "parts")),
-        "seconds": measure.percentiles(samples),
-        "samples": samples,
-        "bytes": moved,
-        "flops": flops,
-        "bandwidth_share": moved / median / ceilings.bandwidth,
-        "peak_share": flops / median / ceilings.peak if flops else None,
-        "error": error,
-    }
+    return measure.row(
+        engine=engine,
+        op=case.op,
+        dropout=case.dropout,
+        precision=shape.dtype,
+        batch=shape.batch,
+        context=shape.time,
+        seconds=measure.percentiles(samples),
+        samples=samples,
+        bytes=moved,
+        flops=flops,
+        bandwidth_share=moved / median / ceilings.bandwidth,
+        peak_share=flops / median / ceilings.peak if flops else None,
+        error=error,
+        **{"pass": direction},
+    )
 
 
 def _measure(shape: roofline.Shape, rounds: int) -> tuple[Ceilings, list[Row]]:

@@ -12,9 +12,26 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
+from charformer.errors import UserError
 from charformer.rundir import make_folder, write_text
 
 SCHEMA = 1
+NOISY = 1.15  # between the slowest and the fastest turn of one variant, by their medians
+# What every row has; null where it does not apply.
+ROW = (
+    "engine",
+    "preset",
+    "precision",
+    "batch",
+    "context",
+    "threads",
+    "freeze",
+    "chars_per_second",
+    "samples",
+    "peak_memory_bytes",
+    "mfu",
+    "parts",
+)
 PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -104,6 +121,25 @@ def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> di
         "config": config,
         "rows": rows,
     }
+
+
+def row(**given: Any) -> dict[str, Any]:
+    """A row of a result file: ``given``, and null for what else every row has."""
+    return dict.fromkeys(ROW) | given
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What ``write_result`` wrote. Raises UserError for anything else."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON") from error
+    fine = isinstance(content, dict) and content.get("schema") == SCHEMA and isinstance(content.get("rows"), list)
+    if not fine or not all(isinstance(row, dict) and set(ROW) <= set(row) for row in content["rows"]):
+        raise UserError(f"{path} is not the result of a bench, schema {SCHEMA}")
+    return content
 
 
 def write_result(path: Path, content: dict[str, Any]) -> None:

@@ -26,16 +26,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench import measure
+from bench.baseline import VOCAB_SIZE
 from bench.chart import write_bars
+from bench.conversation import ROOT
 from bench.samplers.models import random_run, write_for_peers
-from bench.samplers.process import ROOT, THREADS, Process, Sampler, alone, contest
+from bench.samplers.process import THREADS, Process, Sampler, alone, contest
 from charformer.config import PRESETS
 from charformer.corpus import recall
 from charformer.errors import UserError
 from charformer.rundir import RunDir
 from export.exporter import export
 
-VOCAB_SIZE = 87  # of the baseline's two texts
 SHOWN = ("fp32", "int8", "int4")
 BATCHES = (1, 4, 16)
 TEMPERATURES = (1.0, 0.8)

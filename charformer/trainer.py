@@ -127,37 +127,46 @@ class Trainer:
             self.counters.train_seconds += time.perf_counter() - since
             self.save()
 
-    def _step(self, rate: float) -> torch.Tensor:
-        starts = self._batches.integers(
-            0, len(self.corpus.train) - self.model.config.block_size, size=self.config.batch_size
-        )
-        loss = self._loss(self.corpus.train, starts, self.model.config.block_size)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def draw(self) -> torch.Tensor:
+        """The next batch of training windows, (batch_size, block_size + 1) int64, on the trainer's device."""
+        length = self.model.config.block_size
+        starts = self._batches.integers(0, len(self.corpus.train) - length, size=self.config.batch_size)
+        return self._windows(self.corpus.train, starts, length)
+
+    def loss(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The mean loss of predicting each character of (B, T + 1) from those before it, in ``dtype`` products."""
+        dtype = dtype or self.dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = self.model(windows[:, :-1])
+        return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+    def update(self, rate: float) -> None:
+        """Let the optimizer take a step of size ``rate`` along the gradients, and clear them."""
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _step(self, rate: float) -> torch.Tensor:
+        loss = self.loss(self.draw())
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.update(rate)
         return loss.detach()
 
-    def _loss(
-        self, ids: NDArray[Any], starts: NDArray[np.int64], length: int, dtype: torch.dtype | None = None
-    ) -> torch.Tensor:
-        """The mean loss over the windows of ``length`` characters that begin at ``starts``, (B,)."""
-        dtype = dtype or self.dtype
+    def _windows(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
+        """Each of ``length`` characters from ``starts``, (B,), and the character behind them."""
         windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
         if self.device.type == "cuda":
             windows = windows.pin_memory().to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = self.model(windows[:, :-1])
-        return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        return windows
 
     def _evaluate(self, rate: float, speed: float | None) -> Evaluation:
         """Evaluate, record it, and keep the weights if they are the best so far."""
         start = time.perf_counter()
-        train_loss = self._subset_loss(self.corpus.train)
-        val_loss = self._subset_loss(self.corpus.validation)
+        train_loss = self.subset_loss(self.corpus.train)
+        val_loss = self.subset_loss(self.corpus.validation)
         self._check_finite(train_loss + val_loss, "the loss")
         counters = self.counters
         counters.eval_seconds += time.perf_counter() - start
@@ -169,8 +178,8 @@ class Trainer:
             checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
         return row
 
-    def _subset_loss(self, ids: NDArray[Any]) -> float:
-        """The mean loss over evenly spaced windows, the same ones each time."""
+    def subset_loss(self, ids: NDArray[Any]) -> float:
+        """The mean loss over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time."""
         length = self.model.config.block_size
         count = min(self.config.eval_batches * self.config.batch_size, (len(ids) - 1) // length)
         starts = np.linspace(0, len(ids) - length - 1, count).astype(np.int64)
@@ -204,7 +213,7 @@ class Trainer:
         for starts, length in windows:
             for first in range(0, len(starts), self.config.batch_size):
                 part = starts[first : first + self.config.batch_size]
-                total += float(self._loss(ids, part, length, dtype)) * len(part) * length
+                total += float(self.loss(self._windows(ids, part, length), dtype)) * len(part) * length
                 characters += len(part) * length
                 on_progress(characters, len(ids) - 1)
         self.model.train(was_training)

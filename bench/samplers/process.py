@@ -1,18 +1,14 @@
 """Samplers as processes that take turns."""
 
-import json
-import os
-import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 from bench import measure
+from bench.conversation import Conversation, StoppedError
 from charformer.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 THREADS = (1, 2)
 PROBES = 3  # texts that choose a sampler's threads
 WARM_SECONDS = 1.0
@@ -42,19 +38,15 @@ class Process:
 
     def __enter__(self) -> Self:
         command = [part.replace("{threads}", str(self.threads)) for part in self.sampler.command]
-        pipe = subprocess.PIPE
-        quiet = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}  # genai's too
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", cwd=ROOT, env=quiet)
-        try:
+        quiet = {"ORT_DISABLE_TELEMETRY": "1"}  # genai's too
+        with ExitStack() as stack:
+            self._conversation = stack.enter_context(Conversation(command, quiet))
             self.greedy = self._ask("greedy")["ids"]  # which also warms it up
-        except UserError:
-            self._process.kill()
-            self._process.communicate()
-            raise
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def sample(self) -> float:
         """Generate; keeps and returns the characters a second, of all texts together.
@@ -71,33 +63,26 @@ class Process:
 
     def row(self, part: str, preset: str, context: int) -> dict[str, Any]:
         """One row of the result file."""
-        return {
-            "part": part,
-            "engine": self.sampler.engine,
-            "preset": preset,
-            "precision": self.sampler.precision,
-            "batch": self.sampler.batch,
-            "context": context,
-            "threads": self.threads,
-            "freeze": None,
-            "chars_per_second": measure.percentiles(self.samples),
-            "samples": self.samples,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "mfu": None,
-            "parts": None,
-            "temperature": self.sampler.temperature,
-            "speculative": self.sampler.speculative,
-        }
+        return measure.row(
+            part=part,
+            engine=self.sampler.engine,
+            preset=preset,
+            precision=self.sampler.precision,
+            batch=self.sampler.batch,
+            context=context,
+            threads=self.threads,
+            chars_per_second=measure.percentiles(self.samples),
+            samples=self.samples,
+            peak_memory_bytes=self.peak_memory_bytes,
+            temperature=self.sampler.temperature,
+            speculative=self.sampler.speculative,
+        )
 
     def _ask(self, word: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{word}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise UserError(f"{self.sampler.engine} {self.sampler.precision} stopped before it answered")
-        return json.loads(answer)
+        try:
+            return self._conversation.ask(word)
+        except StoppedError as error:
+            raise UserError(f"{self.sampler.engine} {self.sampler.precision} {error}") from error
 
 
 def contest(samplers: list[Sampler], rounds: int, done: Callable[[str], None]) -> list[Process]:

@@ -1,0 +1,210 @@
+"""How fast this machine trains: us, the baseline, what one would use instead, and what matrix products alone allow.
+
+    python -m bench.throughput
+    python -m bench.throughput --nanogpt ../nanoGPT --json bench/results/throughput.json
+
+Each variant is a process of its own, and they take turns, so that a ratio holds when the machine's speed drifts. All
+train on the same text, with the same batch, context and dropout; what else differs from the baseline's work, the table
+says. transformers takes part where it is installed: pip install -c constraints.txt -e ".[peers]".
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import baseline, measure, projection, scaling, tables
+from bench.trainers.contest import Contestant, contest
+from bench.trainers.engine import Variant
+from bench.trainers.with_nanogpt import require
+from charformer import corpus as corpora
+from charformer.commands.common import Parser, execute
+from charformer.commands.train import DEFAULT_DATA
+from charformer.config import PRESETS
+from charformer.device import choose_device, choose_dtype
+from kernels.program import json_file
+
+SHAPES = ("baseline", "baseline-as-coded")
+MENDED = ("scores scaled by the head's width, not the model's", "final layer norm applied")
+GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)
+NANOGPT = (*GPT2, "no biases", "gradient clipping")
+LESS = {"attention": "no gradients of attention's weights", "trunk": "no pass back through the blocks, no dropout"}
+BF16 = "bf16 matrix products"
+CURVES = Path(__file__).parent / "results" / "convergence.json"
+
+EXAMPLES = """\
+examples:
+  python -m bench.throughput                            the baseline's two shapes
+  python -m bench.throughput --preset nano              another preset's shape
+  python -m bench.throughput --nanogpt ../nanoGPT       and nanoGPT, your own checkout; some minutes more
+  python -m bench.throughput --scaling                  and growth with context, batch and width; longer
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.throughput", __doc__.splitlines()[0], EXAMPLES)
+    parser.add_argument(
+        "--preset", choices=PRESETS, nargs="+", default=SHAPES, help=f"shapes to train (default: {' '.join(SHAPES)})"
+    )
+    parser.add_argument("--data", default=DEFAULT_DATA["pretrain"], help="a text or its name (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="turns of each (default: %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=5.0,
+        metavar="X",
+        help="of a turn, two steps at least (default: %(default)s)",
+    )
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to train as well")
+    parser.add_argument("--scaling", action="store_true", help="fit the growth of cost with context, batch and width")
+    parser.add_argument(
+        "--curves", type=Path, default=CURVES, metavar="FILE", help="bench.convergence's (default: the committed ones)"
+    )
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.nanogpt:
+        require(args.nanogpt)
+    curves = measure.read_result(args.curves)["rows"] if args.curves.is_file() or args.curves != CURVES else []
+    device = choose_device(args.device)
+    notices = Console(stderr=True)
+    corpus = corpora.load_or_stand_in(args.data, notice=notices.print) if args.data in DEFAULT_DATA.values() else None
+    corpus = corpus or corpora.load(args.data)
+    for preset in args.preset:
+        corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
+    best = str(choose_dtype("auto", device)).removeprefix("torch.")
+    contests = [variants(preset, best, args.nanogpt is not None) for preset in args.preset]
+    if find_spec("transformers") is None:
+        notices.print('transformers is missing, and so are its rows: pip install -c constraints.txt -e ".[peers]"')
+    tail = [json.dumps(corpus.summary()), device.type, *([str(args.nanogpt.absolute())] if args.nanogpt else [])]
+    turns = sum(map(len, contests)) * (1 + args.rounds) + args.scaling * len(scaling.POINTS)
+
+    groups = [[Contestant(variant) for variant in group] for group in contests]
+    scaled: list[tuple[scaling.Point, Contestant]] = []
+    interrupted = False
+    try:
+        with Progress(console=notices, transient=True) as progress:
+            task = progress.add_task("", total=turns)
+
+            def done(doing: str) -> None:
+                progress.update(task, advance=1, description=doing)
+
+            for group in groups:
+                contest(group, tail, args.rounds, args.seconds, done)
+            for point in scaling.POINTS if args.scaling else ():
+                contestant = Contestant(point.variant(best if point.engine == "charformer" else "float32"))
+                scaled.append((point, contestant))
+                contest([contestant], tail, 1, args.seconds, lambda _: None)
+                done(f"{point.axis} {point.value} of {point.engine}")
+    except KeyboardInterrupt:
+        interrupted = True
+        notices.print("interrupted; what was measured so far:")
+
+    content = _result(args, device.type, corpus.summary(), groups, scaled, curves)
+    tables.show(content, Console(width=None if Console().is_terminal else 150))
+    if args.json:
+        measure.write_result(args.json, content)
+    return 130 if interrupted else 0
+
+
+def variants(preset: str, best: str, nanogpt: bool) -> list[Variant]:
+    """Whatever trains at a preset's shape and batch, the fastest of ours first; ``best`` is the dtype of `auto`."""
+    chosen = PRESETS[preset]
+    shape = replace(chosen.model, vocab_size=baseline.VOCAB_SIZE)
+
+    def variant(engine: str, precision: str, *differs: str, **more: Any) -> Variant:
+        differs += (BF16,) if precision == "bfloat16" and engine != "products" else ()
+        return Variant(engine, preset, shape, chosen.pretrain.batch_size, precision, differs=differs, **more)
+
+    dtypes = dict.fromkeys(("float32", best))
+    found = [variant("charformer", precision, *MENDED) for precision in reversed(dtypes)]
+    found += [variant("charformer", best, *MENDED, less, freeze=freeze) for freeze, less in LESS.items()]
+    found.append(variant("baseline", "float32"))
+    if find_spec("transformers"):
+        found += [variant("transformers", precision, *GPT2) for precision in dtypes]
+    if nanogpt:
+        found += [
+            variant("nanogpt", precision, *NANOGPT, compiled=compiled)
+            for precision in dtypes
+            for compiled in (False, True)
+        ]
+    return found + [variant("products", precision) for precision in dtypes]
+
+
+def _result(
+    args: argparse.Namespace,
+    device: str,
+    corpus: dict[str, Any],
+    groups: list[list[Contestant]],
+    scaled: list[tuple[scaling.Point, Contestant]],
+    curves: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The content of the result file."""
+    rows, peaks = [], {}
+    for group in groups:
+        peaks = _peaks(group)
+        rows += [contestant.row("contest", peaks) for contestant in group]
+    rows += [one.row("scaling", {}, axis=point.axis, value=point.value) for point, one in scaled]
+    projections = [found for preset in args.preset if (found := projection.project(rows, preset))]
+    config = {
+        "presets": list(args.preset),
+        "device": device,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "corpus": {key: corpus[key] for key in ("name", "sha256", "characters")},
+        "vocab_size": baseline.VOCAB_SIZE,
+    }
+    names = (
+        "preset",
+        "baseline_minutes",
+        "charformer_minutes",
+        "rtx3050_published_minutes",
+        "rtx3050_predicted_minutes",
+    )
+    smallest = projections[-1] if projections else dict.fromkeys(names)
+    everything = [contestant for group in groups for contestant in group]
+    return measure.result("throughput", config, rows) | {
+        "projection": smallest | {"shapes": projections},
+        "gemm_peak": {name: _peaks(everything).get(name) for name in ("float32", "bfloat16")},
+        "noisy_machine": any(contestant.noise > measure.NOISY for contestant in everything),
+        "times_to_loss": projection.times_to_loss(rows, curves),
+        "scaling": scaling.fits(rows),
+    }
+
+
+def _peaks(group: list[Contestant]) -> dict[str, float]:
+    """The most FLOP/s that a matrix product reached, by dtype."""
+    found: dict[str, float] = {}
+    for contestant in group:
+        if speed := contestant.facts.get("flops_per_second"):
+            precision = contestant.variant.precision
+            found[precision] = max(speed, found.get(precision, 0.0))
+    return found
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
