@@ -1,28 +1,60 @@
-"""Speeds as a picture: horizontal bars, whiskers from the 20th to the 80th percentile."""
+"""Results as pictures: speeds as horizontal bars with whiskers, losses as curves."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from bench.measure import Speed
 from charformer.rundir import atomic_path
 
+Bar = tuple[str, Speed, bool]
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
-def write_bars(path: Path, title: str, bars: list[tuple[str, Speed, bool]]) -> None:
-    """Write a PNG of characters a second, one bar for each (label, speed, whether it is ours), the first on top."""
-    figure = Figure(figsize=(8, 0.9 + 0.32 * len(bars)), layout="constrained")
+
+def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
+    """Write a PNG of characters a second: a panel for each (title, bars), a bar for each (label, speed, whether it is
+    ours), the first on top."""
+    heights = [0.9 + 0.32 * len(bars) for _, bars in panels]
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    axes_of = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, bars) in zip(axes_of, panels, strict=True):
+        medians = [speed["p50"] for _, speed, _ in bars]
+        below = [speed["p50"] - speed["p20"] for _, speed, _ in bars]
+        above = [speed["p80"] - speed["p50"] for _, speed, _ in bars]
+        colors = ["#2a6fb0" if ours else "#b8bec6" for *_, ours in bars]
+        drawn = axes.barh(range(len(bars)), medians, xerr=[below, above], color=colors, ecolor="#444444", capsize=2)
+        axes.bar_label(drawn, [f"{median:,.0f}" for median in medians], padding=6, fontsize=9)
+        axes.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=9, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * max(speed["p80"] for _, speed, _ in bars))
+        axes.set_title(title, fontsize=10, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes_of[-1].set_xlabel("characters a second (median; whiskers: 20th to 80th percentile)")
+    _save(figure, path)
+
+
+def write_curves(path: Path, curves: list[tuple[str, str, list[dict[str, Any]]]], target: float) -> None:
+    """Write a PNG of validation losses against characters: a line for each (label, group, evaluations).
+
+    Lines of one group share a color; ``target`` is drawn as a dashed line.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    medians = [speed["p50"] for _, speed, _ in bars]
-    below = [speed["p50"] - speed["p20"] for _, speed, _ in bars]
-    above = [speed["p80"] - speed["p50"] for _, speed, _ in bars]
-    colors = ["#2a6fb0" if ours else "#b8bec6" for *_, ours in bars]
-    drawn = axes.barh(range(len(bars)), medians, xerr=[below, above], color=colors, ecolor="#444444", capsize=2)
-    axes.bar_label(drawn, [f"{median:,.0f}" for median in medians], padding=6, fontsize=9)
-    axes.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(speed["p80"] for _, speed, _ in bars))
-    axes.set_xlabel("characters a second (median; whiskers: 20th to 80th percentile)")
-    axes.set_title(title, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    groups = list(dict.fromkeys(group for _, group, _ in curves))
+    for label, group, points in curves:
+        color = COLORS[groups.index(group) % len(COLORS)]
+        seen = [point["characters"] / 1e6 for point in points]
+        axes.plot(seen, [point["val_loss"] for point in points], marker=".", color=color, label=label, alpha=0.8)
+    axes.axhline(target, color="gray", linestyle="--", linewidth=1)
+    axes.annotate(f"{target:g}", (0, target), xytext=(2, 3), textcoords="offset points", color="gray")
+    axes.set_xlabel("characters seen (millions)")
+    axes.set_ylabel("validation loss (nats a character)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import measure
 from kernels import backend, ops, reference, roofline
-from kernels.program import guarded, json_file
+from kernels.program import guarded, writable_file
 
 DROPOUTS = (0.0, 0.2)
 WITH_DROPOUT = ("attention", "add_dropout_layer_norm")
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=roofline.positive, default=50, help="calls of each that are timed (default: %(default)s)"
     )
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="where the result goes")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     args = parser.parse_args(arguments)
     if args.width > ops.MAX_HEAD_WIDTH:
         parser.error(f"--width is {args.width}; the kernels go up to {ops.MAX_HEAD_WIDTH}")

@@ -11,11 +11,15 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from rich.console import Console
 
+from charformer import corpus as corpora
+from charformer.corpus import Corpus
 from charformer.errors import UserError
 from charformer.rundir import make_folder, write_text
 
 SCHEMA = 1
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 NOISY = 1.15  # between the slowest and the fastest turn of one variant, by their medians
 # What every row has; null where it does not apply.
 ROW = (
@@ -73,6 +77,13 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
+def load_text(data: str | None, notices: Console) -> Corpus:
+    """The text ``data``; for None Tiny Shakespeare or, where it cannot be fetched, its stand-in, with a notice."""
+    if data is not None:
+        return corpora.load(data)
+    return corpora.load_or_stand_in("tiny-shakespeare", notice=lambda text: notices.print(f"note: {text}"))
+
+
 class Speed(TypedDict):
     """Percentiles of the samples of one speed."""
 
@@ -87,6 +98,28 @@ def percentiles(samples: list[float]) -> Speed | None:
         return None
     p20, p50, p80 = np.percentile(samples, [20, 50, 80])
     return {"p20": float(p20), "p50": float(p50), "p80": float(p80)}
+
+
+def label(row: dict[str, Any]) -> str:
+    """What tables and charts call the variant of a row."""
+    name = "matrix products alone" if row["engine"] == "products" else row["engine"]
+    words = [name, SHORT.get(row["precision"], row["precision"])]
+    words += ["compiled"] if row.get("compiled") else []
+    words += [f"--freeze {row['freeze']}"] if row["freeze"] in ("attention", "trunk") else []
+    words += ["speculative"] if row.get("speculative") else []
+    found = " ".join(words)
+    found += f", temperature {row['temperature']:g}" if row.get("temperature", 1) != 1 else ""
+    found += f", batch {row['batch']}, threads {row['threads']}" if row.get("part") == "grid" else ""
+    found += f", {row['axis']} {row['value']}" if "axis" in row else ""
+    found += f", seed {row['seed']}" if "seed" in row else ""
+    return found
+
+
+def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """Of two rows' speeds: the median over the turns that both had, which holds when the machine's speed drifts."""
+    mine, theirs = (entry.get("turns", entry["samples"]) for entry in (row, other))
+    pairs = list(zip(mine, theirs, strict=False))
+    return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
 def run_process(arguments: list[str]) -> dict[str, Any]:

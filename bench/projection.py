@@ -40,7 +40,7 @@ def predicted_minutes(preset: str) -> float:
 
 
 def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
-    """The entry of the result file for one of the baseline's shapes; None for another preset, or where rows are missing.
+    """The entry of the result file for one of the baseline's shapes; None for another, or where rows are missing.
 
     Ours is the row in the dtype that charformer-train would choose, which comes first.
     """

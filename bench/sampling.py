@@ -68,8 +68,9 @@ def main() -> None:
         measure.write_result(args.json, measure.result("sampling", config, rows) | facts)
     if args.chart:
         ranked = sorted((row for row in rows if row["part"] == "contest"), key=_median, reverse=True)
-        bars = [(_label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
-        write_bars(args.chart, f"one text of {args.characters} characters, each sampler at its best threads", bars)
+        bars = [(measure.label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
+        title = f"one text of {args.characters} characters, each sampler at its best threads"
+        write_bars(args.chart, [(title, bars)])
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -231,12 +232,12 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
     for row in sorted(racing, key=_median):
         speed, memory = row["chars_per_second"], row["peak_memory_bytes"]
         table.add_row(
-            _label(row),
+            measure.label(row),
             str(row["threads"]),
             f"{speed['p50']:,.0f}",
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}",
-            f"{_ratio(row, others['baseline']):.1f}",
-            f"{_ratio(row, others['charformer-torch']):.1f}",
+            f"{measure.ratio(row, others['baseline']):.1f}",
+            f"{measure.ratio(row, others['charformer-torch']):.1f}",
             f"{memory / 2**20:,.0f}" if memory else "",
         )
     console.print(table)
@@ -265,19 +266,8 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
     console.print(f"to the first character {sample:.2f} s, {sample / alone_:.1f} x an import of onnxruntime")
 
 
-def _label(row: Row) -> str:
-    name = f"{row['engine']} {row['precision']}"
-    name += " speculative" if row["speculative"] else ""
-    return name if row["temperature"] == 1 else f"{name}, temperature {row['temperature']}"
-
-
 def _median(row: Row) -> float:
     return float(row["chars_per_second"]["p50"])
-
-
-def _ratio(row: Row, other: Row) -> float:
-    """Of two rows' speeds: the median over rounds, since both ran in each."""
-    return float(np.median(np.array(row["samples"]) / np.array(other["samples"])))
 
 
 if __name__ == "__main__":

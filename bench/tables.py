@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bench import baseline
+from bench import baseline, measure
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 Row = dict[str, Any]
 
@@ -20,7 +18,7 @@ def show(content: dict[str, Any], console: Console) -> None:
     for preset in content["config"]["presets"]:
         _contest([row for row in content["rows"] if (row["part"], row["preset"]) == ("contest", preset)], console)
     _scaling(content["rows"], content["scaling"], console)
-    peaks = [f"{SHORT[name]} {peak / 1e9:,.0f}" for name, peak in content["gemm_peak"].items() if peak]
+    peaks = [f"{measure.SHORT[name]} {peak / 1e9:,.0f}" for name, peak in content["gemm_peak"].items() if peak]
     if peaks:
         console.print(f"matrix products reached {', '.join(peaks)} GFLOP/s; MFU is of that, in the row's dtype")
     if content["noisy_machine"]:
@@ -28,21 +26,6 @@ def show(content: dict[str, Any], console: Console) -> None:
     if content["projection"]["shapes"]:
         _projection(content, console)
     _times(content["times_to_loss"], console)
-
-
-def label(row: Row) -> str:
-    """What a variant is called in tables and charts."""
-    name = "matrix products alone" if row["engine"] == "products" else row["engine"]
-    words = [name, SHORT.get(row["precision"], row["precision"])]
-    words += ["compiled"] if row.get("compiled") else []
-    words += [f"--freeze {row['freeze']}"] if row["freeze"] in ("attention", "trunk") else []
-    return " ".join(map(str, words))
-
-
-def ratio(row: Row, other: Row) -> float | None:
-    """Of two speeds, turn by turn: the median, since both ran in each."""
-    turns = list(zip(row["turns"], other["turns"], strict=False))
-    return float(np.median([mine / theirs for mine, theirs in turns])) if turns else None
 
 
 def _contest(rows: list[Row], console: Console) -> None:
@@ -57,11 +40,11 @@ def _contest(rows: list[Row], console: Console) -> None:
     notes = list(dict.fromkeys(note for row in rows for note in row["differs"]))
     yardstick = next(row for row in rows if row["engine"] == "baseline")
     for row in rows:
-        speed, times = row["chars_per_second"], ratio(row, yardstick)
+        speed, times = row["chars_per_second"], measure.ratio(row, yardstick)
         memory, count = row["peak_memory_bytes"], row.get("parameters")
         failed = "OOM" if row["error"] == "OOM" else "failed" if row["error"] else "not reached"
         table.add_row(
-            label(row),
+            measure.label(row),
             f"{speed['p50']:,.0f}" if speed else failed,
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}" if speed else "",
             f"{times:.2f}" if times else "",
@@ -75,13 +58,15 @@ def _contest(rows: list[Row], console: Console) -> None:
         console.print(f"  {letter}: {note}", highlight=False)
     for row in rows:
         if row["error"]:
-            console.print(f"  {label(row)}: {row['error']}", markup=False, highlight=False)
+            console.print(f"  {measure.label(row)}: {row['error']}", markup=False, highlight=False)
     table = _table("where the time of a step goes, milliseconds", "variant")
     for column in ("data", "forward", "backward", "optimizer", "evaluation of a batch"):
         table.add_column(column, justify="right")
     for row in rows:
         if parts := row["parts"]:
-            table.add_row(label(row), *("" if value is None else f"{1e3 * value:,.1f}" for value in parts.values()))
+            table.add_row(
+                measure.label(row), *("" if value is None else f"{1e3 * value:,.1f}" for value in parts.values())
+            )
     console.print(table)
 
 

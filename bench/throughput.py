@@ -23,14 +23,12 @@ from bench import baseline, measure, projection, scaling, tables
 from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import Variant
 from bench.trainers.with_nanogpt import require
-from charformer import corpus as corpora
 from charformer.commands.common import Parser, execute
-from charformer.commands.train import DEFAULT_DATA
 from charformer.config import PRESETS
 from charformer.device import choose_device, choose_dtype
-from kernels.program import json_file
+from kernels.program import writable_file
+from kernels.roofline import positive
 
-SHAPES = ("baseline", "baseline-as-coded")
 MENDED = ("scores scaled by the head's width, not the model's", "final layer norm applied")
 GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)
 NANOGPT = (*GPT2, "no biases", "gradient clipping")
@@ -49,13 +47,17 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    parser = Parser("bench.throughput", __doc__.splitlines()[0], EXAMPLES)
+    parser = Parser("bench.throughput", __doc__.partition("\n")[0], EXAMPLES)
     parser.add_argument(
-        "--preset", choices=PRESETS, nargs="+", default=SHAPES, help=f"shapes to train (default: {' '.join(SHAPES)})"
+        "--preset",
+        choices=PRESETS,
+        nargs="+",
+        default=projection.SHAPES,
+        help=f"shapes to train (default: {' '.join(projection.SHAPES)})",
     )
-    parser.add_argument("--data", default=DEFAULT_DATA["pretrain"], help="a text or its name (default: %(default)s)")
+    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="turns of each (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each (default: %(default)s)")
     parser.add_argument(
         "--seconds",
         type=_seconds,
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--curves", type=Path, default=CURVES, metavar="FILE", help="bench.convergence's (default: the committed ones)"
     )
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="where the result goes")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     return execute(parser, argv, _run)
 
 
@@ -78,8 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     curves = measure.read_result(args.curves)["rows"] if args.curves.is_file() or args.curves != CURVES else []
     device = choose_device(args.device)
     notices = Console(stderr=True)
-    corpus = corpora.load_or_stand_in(args.data, notice=notices.print) if args.data in DEFAULT_DATA.values() else None
-    corpus = corpus or corpora.load(args.data)
+    corpus = measure.load_text(args.data, notices)
     for preset in args.preset:
         corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
     best = str(choose_dtype("auto", device)).removeprefix("torch.")
@@ -190,13 +191,6 @@ def _peaks(group: list[Contestant]) -> dict[str, float]:
             precision = contestant.variant.precision
             found[precision] = max(speed, found.get(precision, 0.0))
     return found
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
 
 
 def _seconds(text: str) -> float:

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from kernels import backend, ops, reference
-from kernels.program import guarded, json_file, write_json
+from kernels.program import guarded, writable_file, write_json
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 # Root mean square errors that pass whatever PyTorch's are: about one rounding, and in float32 a few, since a row's
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where; cpu is Triton's interpreter (default: %(default)s)",
     )
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     os.environ["TRITON_INTERPRET"] = "1" if device.type == "cpu" else "0"  # Triton is not imported yet

@@ -38,7 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import attention, cross_entropy, layer_norm
-from kernels.program import guarded, json_file, write_json
+from kernels.program import guarded, writable_file, write_json
 from kernels.variants import Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and return 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--card", choices=[*CARDS, "all"], default="sm_86", help="(default: %(default)s)")
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("kernels.aot compiles: unset TRITON_INTERPRET, under which Triton interprets", file=sys.stderr)

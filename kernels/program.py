@@ -1,4 +1,4 @@
-"""What the programs of this folder share: result files that are checked before the work, and quiet ends."""
+"""What the programs of this folder share: outputs that are checked before the work, and quiet ends."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def json_file(text: str) -> Path:
+def writable_file(text: str) -> Path:
     """The type of a flag that names a file to write: said before the work, not after it, where that cannot be done."""
     path = Path(text)
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):

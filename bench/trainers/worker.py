@@ -50,7 +50,9 @@ def main() -> None:
         try:
             answer = _speaker(variant, summary, device, checkout)
             for line in sys.stdin:
-                print(json.dumps(answer(*line.split())), file=answers, flush=True)
+                found = answer(*line.split())
+                _give_memory_back(device)
+                print(json.dumps(found), file=answers, flush=True)
         except Exception as error:
             print(json.dumps({"error": _in_short(error)}), file=answers, flush=True)
 
@@ -105,7 +107,6 @@ def _speaker(
         memory = {"peak_memory_bytes": memory_bytes(device), "threads": torch.get_num_threads()}
         if device.type == "cuda":
             memory["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-        _give_memory_back(device)
         return {"steps": steps} | memory
 
     return answer

@@ -64,7 +64,7 @@ def test_a_sampler_that_dies_is_named() -> None:
 
 def test_bars_are_a_picture(tmp_path: Path) -> None:
     speed = {"p20": 1.0, "p50": 2.0, "p80": 4.0}
-    write_bars(tmp_path / "bars.png", "title", [("one", speed, True), ("two", speed, False)])
+    write_bars(tmp_path / "bars.png", [("title", [("one", speed, True), ("two", speed, False)])])
     picture = matplotlib.image.imread(tmp_path / "bars.png")
     assert picture.shape[1] > 800
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10

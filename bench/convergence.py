@@ -1,0 +1,212 @@
+"""How many characters, and seconds, a preset takes to a validation loss: the curve of each of several seeds.
+
+    python -m bench.convergence --preset nano --target 1.7 --json bench/results/convergence.json
+
+Each seed is a run of its own, as charformer-train would make it, that ends where its weights reach the target on the
+whole validation split, or with the preset's last step. Estimates on the way, at each evaluation, use a fixed subset.
+A stopped bench goes on where it was when the same command is given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from bench import baseline, measure
+from bench.chart import write_curves
+from charformer import stages
+from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS
+from charformer.corpus import Corpus
+from charformer.device import choose_device, choose_dtype, describe, keep_freed_memory, memory_bytes
+from charformer.errors import UserError
+from charformer.rundir import RunDir
+from charformer.trainer import Evaluation, Trainer
+from kernels.program import writable_file
+from kernels.roofline import positive
+
+EXAMPLES = """\
+examples:
+  python -m bench.convergence --preset nano --target 1.7     three seeds, the preset's own course
+  python -m bench.convergence --preset nano baseline         several presets, each to the baseline's loss
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.convergence", __doc__.partition("\n")[0], EXAMPLES)
+    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano"], help="(default: nano)")
+    parser.add_argument(
+        "--target", type=float, default=baseline.ITS_LOSS, metavar="X", help="loss to stop at (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="of each (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="of a run at most (default: the preset's)")
+    parser.add_argument("--eval-interval", type=positive, metavar="N", help="in steps (default: the preset's)")
+    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/convergence"), metavar="DIR", help="their folder (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a picture of the curves goes, a PNG")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    notices = Console(stderr=True)
+    corpus = measure.load_text(args.data, notices)
+    keep_freed_memory()
+    rows: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, console=notices) as progress:
+        for preset in args.preset:
+            for number in range(args.seeds):
+                trainer, start = _open(args, preset, number, corpus, device, dtype)
+                task = progress.add_task(f"{preset}, seed {trainer.config.seed}", total=start.config.max_steps, loss="")
+
+                def show(step: int, evaluation: Evaluation | None, task: Any = task) -> None:
+                    progress.update(task, completed=step)
+                    if evaluation is not None:
+                        progress.update(task, loss=f"{evaluation.val_loss:.3f}")
+
+                reached = train_to(trainer, args.target, show)
+                rows.append(_row(trainer, preset, args.target, reached))
+                if args.json:  # each time, so that what is done is kept
+                    measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
+    _print(rows, args.target)
+    if args.chart:
+        curves = [(f"{row['preset']}, seed {row['seed']}", row["preset"], row["curve"]) for row in rows]
+        write_curves(args.chart, curves, args.target)
+    return 0
+
+
+def train_to(
+    trainer: Trainer, target: float, on_step: Callable[[int, Evaluation | None], None] = lambda *_: None
+) -> dict[str, Any] | None:
+    """Train until the whole validation split's loss is at most ``target``, or to the last step.
+
+    Returns:
+        Step, characters, seconds of training and that loss; None where it is never reached. The loss is looked at when
+        an evaluation's estimate is the best so far and at most ``target``, so at a multiple of ``eval_interval``.
+    """
+    reached = _reached(trainer, target)
+    while reached is None and trainer.counters.step < trainer.config.max_steps:
+        here = trainer.counters.step
+        for progress in trainer.steps(partial(_is_promising, trainer, target, here)):
+            on_step(progress.step, progress.evaluation)
+        reached = _reached(trainer, target)
+    return reached
+
+
+def _is_promising(trainer: Trainer, target: float, after: int = 0) -> bool:
+    """Whether the last step, one behind ``after``, ended in the best estimate so far, and in one at the target."""
+    counters = trainer.counters
+    return counters.best_val_loss <= target and counters.best_step == counters.step > after
+
+
+def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
+    if not _is_promising(trainer, target):
+        return None
+    loss = trainer.whole_validation_loss()  # of the best weights, which are those that the model has
+    if loss > target:
+        return None
+    counters = trainer.counters
+    return {
+        "step": counters.step,
+        "characters": counters.characters,
+        "seconds": counters.train_seconds,
+        "val_loss": loss,
+    }
+
+
+def _open(
+    args: argparse.Namespace, preset: str, number: int, corpus: Corpus, device: torch.device, dtype: torch.dtype
+) -> tuple[Trainer, stages.Start]:
+    """A trainer of the preset's pretraining with its seed + ``number``, at its start or where it was stopped.
+
+    Raises UserError for a run there that took another course.
+    """
+    course = PRESETS[preset].pretrain
+    changes = {"max_steps": args.steps, "eval_interval": args.eval_interval, "seed": course.seed + number}
+    course = replace(course, **{name: value for name, value in changes.items() if value is not None})
+    run = RunDir(args.runs / f"{preset}-{course.seed}")
+    if not run.state.is_file():
+        start = stages.pretrain(PRESETS[preset].model, course, preset, corpus)
+        return stages.open_run(start, run, device, dtype), start
+    began = (run.read_config().get("preset"), run.read_section("training"), run.read_section("machine"))
+    if began != (preset, course.to_dict(), describe(device, dtype)):
+        raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
+    start = stages.resume(run, {}, corpus)
+    return stages.reopen_run(start, run, device, dtype), start
+
+
+def _row(trainer: Trainer, preset: str, target: float, reached: dict[str, Any] | None) -> dict[str, Any]:
+    curve = trainer.run.read_metrics()
+    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
+    return measure.row(
+        engine="charformer",
+        preset=preset,
+        precision=str(trainer.dtype).removeprefix("torch."),
+        batch=trainer.config.batch_size,
+        context=trainer.model.config.block_size,
+        threads=torch.get_num_threads(),
+        freeze="none",
+        chars_per_second=measure.percentiles(speeds),
+        samples=speeds,
+        peak_memory_bytes=memory_bytes(trainer.device),
+        seed=trainer.config.seed,
+        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        target=target,
+        reached=reached,
+        val_loss=reached["val_loss"] if reached else trainer.whole_validation_loss(),
+        curve=curve,
+    )
+
+
+def _config(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
+    summary = corpus.summary()
+    return {
+        "presets": {
+            name: {"model": PRESETS[name].model.to_dict(), "training": PRESETS[name].pretrain.to_dict()}
+            for name in args.preset
+        },
+        "target": args.target,
+        "seeds": args.seeds,
+        "steps": args.steps,
+        "eval_interval": args.eval_interval,
+        "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
+    }
+
+
+def _print(rows: list[dict[str, Any]], target: float) -> None:
+    table = Table("preset", "seed", title=f"to a validation loss of {target:g}, whole split", box=SIMPLE_HEAD)
+    for column in ("characters", "seconds of training", "loss there, or of the best weights"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        reached = row["reached"]
+        there = (f"{reached['characters']:,}", f"{reached['seconds']:,.0f}") if reached else ("not reached", "")
+        table.add_row(row["preset"], str(row["seed"]), *there, f"{row['val_loss']:.4f}")
+    for preset in dict.fromkeys(row["preset"] for row in rows):
+        mine = [row["reached"] for row in rows if row["preset"] == preset]
+        if len(mine) > 1 and None not in mine:
+            characters, seconds = (median(reached[key] for reached in mine) for key in ("characters", "seconds"))
+            table.add_section()
+            table.add_row(preset, "median", f"{characters:,.0f}", f"{seconds:,.0f}", "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Results side by side: Markdown for reading, a chart for looking at.
+
+python -m bench.report bench/results/throughput.json
+python -m bench.report before.json after.json --markdown report.md --chart report.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import measure
+from bench.chart import write_bars
+from charformer.commands.common import Parser, execute
+from charformer.errors import UserError
+from charformer.rundir import write_text
+from kernels.program import writable_file
+
+EXAMPLES = """\
+examples:
+  python -m bench.report bench/results/throughput.json
+  python -m bench.report before.json after.json --markdown report.md --chart report.png
+"""
+
+Row = dict[str, Any]
+Section = tuple[str, str]  # part of the bench, preset
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.report", __doc__.partition("\n")[0], EXAMPLES)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what a bench wrote with --json")
+    parser.add_argument("--part", metavar="NAME", help="only rows of this part: contest, grid, scaling, ...")
+    parser.add_argument("--markdown", type=writable_file, metavar="FILE", help="(default: standard output)")
+    parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a picture goes, a PNG")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    results = {name: measure.read_result(path) for name, path in zip(_names(args.files), args.files, strict=True)}
+    rows = {name: _timed(result["rows"], args.part) for name, result in results.items()}
+    sections = list(dict.fromkeys(_section(row) for group in rows.values() for row in group))
+    if not sections:
+        raise UserError("there are no speeds in characters a second in what was given; name other files or --part")
+    text = markdown(results, rows, sections)
+    if args.markdown:
+        write_text(args.markdown, text)
+    else:
+        print(text, end="")
+    if args.chart:
+        write_bars(args.chart, [(_title(section), _bars(rows, section)) for section in sections])
+    return 0
+
+
+def markdown(results: dict[str, Any], rows: dict[str, list[Row]], sections: list[Section]) -> str:
+    """What the results were taken on, and a table a section: a line a variant, a column a result.
+
+    Args:
+        results: by name; of one alone the tables also have ratio, MFU and memory.
+        rows: those to show, by the same names.
+    """
+    lines = [f"- {name}: {_origin(result)}" for name, result in results.items()]
+    for section in sections:
+        found = {
+            name: {measure.label(row): row for row in group if _section(row) == section} for name, group in rows.items()
+        }
+        labels = list(dict.fromkeys(label for group in found.values() for label in group))
+        columns = ["variant", *(f"{name}, characters/s" for name in found)]
+        one = next(iter(found.values())) if len(found) == 1 else None
+        columns += ["x baseline", "MFU", "MiB"] if one else []
+        lines += ["", f"### {_title(section)}", "", _line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+        for label in labels:
+            cells = [label, *(_speed(group.get(label)) for group in found.values())]
+            lines.append(_line(cells + (_details(one[label], one.get("baseline fp32")) if one else [])))
+    return "\n".join(lines) + "\n"
+
+
+def _names(files: list[Path]) -> list[str]:
+    """The files' names without their suffix; with their folders where those are the same."""
+    stems = [file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+
+
+def _timed(rows: list[Row], part: str | None) -> list[Row]:
+    return [row for row in rows if row["chars_per_second"] and part in (None, row.get("part"))]
+
+
+def _section(row: Row) -> Section:
+    return str(row.get("part") or row.get("stage") or "training"), str(row["preset"])
+
+
+def _title(section: Section) -> str:
+    return f"{section[0]}, {section[1]}"
+
+
+def _origin(result: dict[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    noisy = "; a noisy machine" if result.get("noisy_machine") else ""
+    return f"{result['bench']} on {where}; torch {versions.get('torch')}, commit {result['commit']}{noisy}"
+
+
+def _speed(row: Row | None) -> str:
+    if row is None:
+        return ""
+    speed = row["chars_per_second"]
+    return f"{speed['p50']:,.0f} ({speed['p20']:,.0f} - {speed['p80']:,.0f})"
+
+
+def _details(row: Row, yardstick: Row | None) -> list[str]:
+    times = measure.ratio(row, yardstick) if yardstick else None
+    memory = row["peak_memory_bytes"]
+    return [
+        f"{times:.2f}" if times else "",
+        f"{row['mfu']:.0%}" if row["mfu"] else "",
+        f"{memory / 2**20:,.0f}" if memory else "",
+    ]
+
+
+def _bars(rows: dict[str, list[Row]], section: Section) -> list[tuple[str, measure.Speed, bool]]:
+    several = len(rows) > 1
+    return [
+        (
+            f"{measure.label(row)} · {name}" if several else measure.label(row),
+            row["chars_per_second"],
+            row["engine"].startswith("charformer"),
+        )
+        for name, group in rows.items()
+        for row in sorted(group, key=lambda row: row["chars_per_second"]["p50"], reverse=True)
+        if _section(row) == section
+    ]
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
