@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=2, metavar="N", help="turns of each (default: %(default)s)")
     parser.add_argument(
         "--seconds",
         type=_seconds,

@@ -1,0 +1,102 @@
+"""bench.convergence as people type it, on a short text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench import convergence, measure
+from bench.chart import write_curves
+from charformer import checkpoint
+from charformer import corpus as corpora
+from charformer.rundir import RunDir
+
+COURSE = ["--preset", "nano", "--seeds", "1", "--steps", "60", "--eval-interval", "10", "--dtype", "float32"]
+
+
+def flags(text_file: Path, folder: Path, *more: str) -> list[str]:
+    return [*COURSE, "--data", str(text_file), "--runs", str(folder / "runs"), *more]
+
+
+def losses(curve: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [(point["step"], point["val_loss"]) for point in curve]
+
+
+def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: Path) -> None:
+    result, chart = tmp_path / "r.json", tmp_path / "r.png"
+    given = flags(text_file, tmp_path, "--target", "2.8", "--json", str(result), "--chart", str(chart))
+    assert convergence.main(given) == 0
+    (row,) = measure.read_result(result)["rows"]
+    reached = row["reached"]
+    assert reached["step"] == row["curve"][-1]["step"] < 60
+    assert reached["step"] % 10 == 0
+    assert reached["characters"] == reached["step"] * 16 * 128
+    assert row["seed"] == 1337
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+    # The loss, one window after the other, by other code than the trainer's.
+    model, vocab = checkpoint.load_model(RunDir(tmp_path / "runs" / "nano-1337"))
+    ids = corpora.load(str(text_file)).table(vocab)[corpora.load(str(text_file)).validation]
+    nats = []
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 128):
+            window = torch.from_numpy(np.asarray(ids[start : start + 129]))
+            shares = model.eval()(window[None, :-1])[0].double().log_softmax(-1)
+            nats += (-shares[torch.arange(len(window) - 1), window[1:]]).tolist()
+    assert len(nats) == len(ids) - 1
+    assert reached["val_loss"] == pytest.approx(np.mean(nats), abs=1e-4) <= 2.8
+
+    before = result.read_bytes()
+    assert convergence.main(given) == 0  # nothing is left to do
+    again = json.loads(result.read_text("utf-8"))["rows"][0]
+    assert again["reached"] == json.loads(before)["rows"][0]["reached"]
+    assert again["curve"] == row["curve"]
+    assert convergence.main([*given, "--steps", "70"]) == 2  # another course
+
+
+def test_an_unreachable_target_ends_with_the_last_step(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "r.json"
+    assert convergence.main(flags(text_file, tmp_path, "--steps", "10", "--json", str(result))) == 0
+    (row,) = measure.read_result(result)["rows"]
+    assert row["reached"] is None
+    assert [step for step, _ in losses(row["curve"])] == [0, 10]
+    assert row["val_loss"] > 1.52
+    assert "not reached" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_a_stopped_bench_goes_on_where_it_was(text_file: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    results = [folder.with_suffix(".json") for folder in (whole, stopped)]
+    assert convergence.main(flags(text_file, whole, "--json", str(results[0]))) == 0
+    given = flags(text_file, stopped, "--json", str(results[1]))
+    metrics = stopped / "runs" / "nano-1337" / "metrics.jsonl"
+    with subprocess.Popen([sys.executable, "-m", "bench.convergence", *given], stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (metrics.is_file() and metrics.read_text("utf-8").count("\n") >= 2):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert metrics.read_text("utf-8").count("\n") < 7
+    assert convergence.main(given) == 0
+    one, other = (measure.read_result(path)["rows"][0] for path in results)
+    assert losses(one["curve"]) == losses(other["curve"])
+    assert one["val_loss"] == other["val_loss"]
+
+
+def test_curves_are_a_picture(tmp_path: Path) -> None:
+    points = [{"characters": 0, "val_loss": 4.0}, {"characters": 1_000_000, "val_loss": 2.0}]
+    write_curves(tmp_path / "c.png", [("one", "a", points), ("two", "b", points)], 1.52)
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

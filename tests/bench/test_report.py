@@ -1,0 +1,77 @@
+"""Reports from result files, and refusals of what is none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import measure, report
+
+
+def result(path: Path, *speeds: tuple[str, str, float], **more: Any) -> Path:
+    rows = [
+        measure.row(
+            engine=engine,
+            preset="nano",
+            precision=precision,
+            part="contest",
+            chars_per_second={"p20": speed - 1, "p50": speed, "p80": speed + 1},
+            samples=[speed],
+            turns=[speed, 2 * speed],
+            **more,
+        )
+        for engine, precision, speed in speeds
+    ]
+    measure.write_result(path, measure.result("test", {}, rows))
+    return path
+
+
+def test_one_file_has_ratios_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = result(tmp_path / "one.json", ("baseline", "float32", 1000.0), ("charformer", "bfloat16", 2500.0), mfu=0.125)
+    assert report.main([str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("- one: test on ")
+    assert "### contest, nano" in shown
+    assert "| charformer bf16 | 2,500 (2,499 - 2,501) | 2.50 | 12% |  |" in shown
+
+
+def test_several_stand_side_by_side(tmp_path: Path) -> None:
+    first = result(tmp_path / "a.json", ("baseline", "float32", 1000.0), ("charformer", "float32", 2000.0))
+    second = result(tmp_path / "b.json", ("charformer", "float32", 3000.0), ("x|y", "fp32", 5.0))
+    outputs = ["--markdown", str(tmp_path / "r.md"), "--chart", str(tmp_path / "r.png")]
+    assert report.main([str(first), str(second), *outputs]) == 0
+    text = (tmp_path / "r.md").read_text("utf-8")
+    assert "| variant | a, characters/s | b, characters/s |" in text
+    assert "| charformer fp32 | 2,000 (1,999 - 2,001) | 3,000 (2,999 - 3,001) |" in text
+    assert "| baseline fp32 | 1,000 (999 - 1,001) |  |" in text
+    assert "| x\\|y fp32 |  | 5 (4 - 6) |" in text
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_committed_result_can_be_read() -> None:
+    for path in sorted((Path(measure.__file__).parent / "results").glob("*.json")):
+        if not path.name.startswith("kernels"):  # the gates', which are not of this schema
+            assert measure.read_result(path)["rows"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read"),
+        ("{", "is not JSON"),
+        ("[]", "not the result of a bench"),
+        ('{"schema": 2, "rows": []}', "not the result of a bench"),
+        ('{"schema": 1, "rows": [{"engine": "x"}]}', "not the result of a bench"),
+        ('{"schema": 1, "rows": []}', "no speeds"),
+    ],
+)
+def test_anything_else_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    assert report.main([str(path)]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert errors.count("\n") == 1
