@@ -17,7 +17,7 @@ def per_character(config: ModelConfig, freeze: str = "none") -> float:
     shapes = config.weight_shapes()
     matrices = {name: prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "_emb." not in name}
     scores = config.n_layer * config.block_size * config.n_embd  # a character reads half of the context on average
-    if freeze == "trunk":  # the gradient ends at the head's weights
-        return 2.0 * sum(matrices.values()) + 2 * matrices["head.weight"] + 2 * scores
+    if freeze == "trunk":  # the gradient ends at the layer norm below the head
+        return 2.0 * sum(matrices.values()) + 4 * matrices["head.weight"] + 2 * scores
     frozen = sum(size for name, size in matrices.items() if freeze == "attention" and ".attn." in name)
     return 6.0 * sum(matrices.values()) - 2 * frozen + 6 * scores

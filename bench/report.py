@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import measure
-from bench.chart import write_bars
+from bench.chart import Bar, write_bars
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.rundir import write_text
@@ -48,7 +48,8 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(text, end="")
     if args.chart:
-        write_bars(args.chart, [(_title(section), _bars(rows, section)) for section in sections])
+        panels = [(_title(section), _bars(rows, section)) for section in sections]
+        write_bars(args.chart, [panel for panel in panels if panel[1]])
     return 0
 
 
@@ -117,7 +118,9 @@ def _details(row: Row, yardstick: Row | None) -> list[str]:
     ]
 
 
-def _bars(rows: dict[str, list[Row]], section: Section) -> list[tuple[str, measure.Speed, bool]]:
+def _bars(rows: dict[str, list[Row]], section: Section) -> list[Bar]:
+    """A bar for each row, the fastest of a result first; frozen weights and products alone, which are far less work and
+    would dwarf the rest, are left to the tables."""
     several = len(rows) > 1
     return [
         (
@@ -127,7 +130,7 @@ def _bars(rows: dict[str, list[Row]], section: Section) -> list[tuple[str, measu
         )
         for name, group in rows.items()
         for row in sorted(group, key=lambda row: row["chars_per_second"]["p50"], reverse=True)
-        if _section(row) == section
+        if _section(row) == section and row["freeze"] in (None, "none") and row["engine"] != "products"
     ]
 
 

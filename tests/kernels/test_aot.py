@@ -30,6 +30,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.gate
 def test_every_kernel_passes_the_gates_of_sm_86(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     process = python("-m", "kernels.aot", "--card", "sm_86", "--json", str(tmp_path / "aot.json"))
     assert process.returncode == 0, process.stderr
