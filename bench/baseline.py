@@ -101,7 +101,7 @@ def batch(ids: Tensor, batch_size: int, block_size: int, device: torch.device) -
 
 def loss(model: Baseline, x: Tensor, y: Tensor) -> Tensor:
     """The mean cross-entropy, in nats a character."""
-    return F.cross_entropy(model(x).view(x.numel(), -1), y.view(-1))
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
 def optimizer(model: Baseline) -> torch.optim.Optimizer:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import baseline
 from bench.trainers.engine import Variant
 from charformer.config import PRESETS
 
@@ -23,10 +22,10 @@ class Point(NamedTuple):
     axis: str
     value: int
 
-    def variant(self, precision: str) -> Variant:
+    def variant(self, vocab_size: int, precision: str) -> Variant:
         """What is timed at this point."""
         preset = "baseline-as-coded"
-        shape, batch = replace(PRESETS[preset].model, vocab_size=baseline.VOCAB_SIZE), 16
+        shape, batch = replace(PRESETS[preset].model, vocab_size=vocab_size), 16
         if self.axis == "context":
             shape, batch = replace(shape, block_size=self.value), CHARACTERS // self.value
         elif self.axis == "batch":

@@ -84,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
     for preset in args.preset:
         corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
     best = str(choose_dtype("auto", device)).removeprefix("torch.")
-    contests = [variants(preset, best, args.nanogpt is not None) for preset in args.preset]
+    symbols = max(baseline.VOCAB_SIZE, len(corpus.alphabet))
+    contests = [variants(preset, symbols, best, args.nanogpt is not None) for preset in args.preset]
     if find_spec("transformers") is None:
         notices.print('transformers is missing, and so are its rows: pip install -c constraints.txt -e ".[peers]"')
     tail = [json.dumps(corpus.summary()), device.type, *([str(args.nanogpt.absolute())] if args.nanogpt else [])]
@@ -103,7 +104,8 @@ def _run(args: argparse.Namespace) -> int:
             for group in groups:
                 contest(group, tail, args.rounds, args.seconds, done)
             for point in scaling.POINTS if args.scaling else ():
-                contestant = Contestant(point.variant(best if point.engine == "charformer" else "float32"))
+                variant = point.variant(symbols, best if point.engine == "charformer" else "float32")
+                contestant = Contestant(variant)
                 scaled.append((point, contestant))
                 contest([contestant], tail, 1, args.seconds, lambda _: None)
                 done(f"{point.axis} {point.value} of {point.engine}")
@@ -118,10 +120,10 @@ def _run(args: argparse.Namespace) -> int:
     return 130 if interrupted else 0
 
 
-def variants(preset: str, best: str, nanogpt: bool) -> list[Variant]:
+def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Variant]:
     """Whatever trains at a preset's shape and batch, the fastest of ours first; ``best`` is the dtype of `auto`."""
     chosen = PRESETS[preset]
-    shape = replace(chosen.model, vocab_size=baseline.VOCAB_SIZE)
+    shape = replace(chosen.model, vocab_size=vocab_size)
 
     def variant(engine: str, precision: str, *differs: str, **more: Any) -> Variant:
         differs += (BF16,) if precision == "bfloat16" and engine != "products" else ()
@@ -163,7 +165,7 @@ def _result(
         "rounds": args.rounds,
         "seconds": args.seconds,
         "corpus": {key: corpus[key] for key in ("name", "sha256", "characters")},
-        "vocab_size": baseline.VOCAB_SIZE,
+        "vocab_size": groups[0][0].variant.model.vocab_size,
     }
     names = (
         "preset",

@@ -48,7 +48,7 @@ def test_logits_and_loss_are_the_baselines_arithmetic() -> None:
     np.testing.assert_allclose(model(x).detach().numpy(), wanted, rtol=1e-10, atol=1e-12)
     shares = np.exp(wanted) / np.exp(wanted).sum(-1, keepdims=True)
     nats = -np.log(np.take_along_axis(shares, ids[:, 1:, None], 2))
-    assert float(baseline.loss(model, x, y)) == pytest.approx(nats.mean(), rel=1e-10)
+    assert baseline.loss(model, x, y).item() == pytest.approx(nats.mean(), rel=1e-10)
 
 
 def test_dropout_is_on_attention_weights_and_on_both_branches() -> None:

@@ -32,7 +32,7 @@ def losses(curve: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: Path) -> None:
     result, chart = tmp_path / "r.json", tmp_path / "r.png"
-    given = flags(text_file, tmp_path, "--target", "2.8", "--json", str(result), "--chart", str(chart))
+    given = flags(text_file, tmp_path, "--target", "3.0", "--json", str(result), "--chart", str(chart))
     assert convergence.main(given) == 0
     (row,) = measure.read_result(result)["rows"]
     reached = row["reached"]
@@ -52,7 +52,8 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
             shares = model.eval()(window[None, :-1])[0].double().log_softmax(-1)
             nats += (-shares[torch.arange(len(window) - 1), window[1:]]).tolist()
     assert len(nats) == len(ids) - 1
-    assert reached["val_loss"] == pytest.approx(np.mean(nats), abs=1e-4) <= 2.8
+    assert reached["val_loss"] == pytest.approx(np.mean(nats), abs=1e-4)
+    assert reached["val_loss"] <= 3.0
 
     before = result.read_bytes()
     assert convergence.main(given) == 0  # nothing is left to do
