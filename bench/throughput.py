@@ -26,6 +26,7 @@ from bench.trainers.with_nanogpt import require
 from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS
 from charformer.device import choose_device, choose_dtype
+from charformer.display import PlainConsole
 from kernels.program import writable_file
 from kernels.roofline import positive
 
@@ -34,6 +35,7 @@ GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)
 NANOGPT = (*GPT2, "no biases", "gradient clipping")
 LESS = {"attention": "no gradients of attention's weights", "trunk": "no pass back through the blocks, no dropout"}
 BF16 = "bf16 matrix products"
+TURN_SECONDS = {"cpu": 5.0, "cuda": 1.0}
 CURVES = Path(__file__).parent / "results" / "convergence.json"
 
 EXAMPLES = """\
@@ -61,9 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds",
         type=_seconds,
-        default=5.0,
         metavar="X",
-        help="of a turn, two steps at least (default: %(default)s)",
+        help="of a turn, two steps at least (default: 5, on a GPU 1)",
     )
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to train as well")
     parser.add_argument("--scaling", action="store_true", help="fit the growth of cost with context, batch and width")
@@ -79,7 +80,8 @@ def _run(args: argparse.Namespace) -> int:
         require(args.nanogpt)
     curves = measure.read_result(args.curves)["rows"] if args.curves.is_file() or args.curves != CURVES else []
     device = choose_device(args.device)
-    notices = Console(stderr=True)
+    seconds = args.seconds or TURN_SECONDS[device.type]
+    notices = PlainConsole(stderr=True)
     corpus = measure.load_text(args.data, notices)
     for preset in args.preset:
         corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
@@ -102,18 +104,26 @@ def _run(args: argparse.Namespace) -> int:
                 progress.update(task, advance=1, description=doing)
 
             for group in groups:
-                contest(group, tail, args.rounds, args.seconds, done)
+                contest(group, tail, args.rounds, seconds, done)
             for point in scaling.POINTS if args.scaling else ():
                 variant = point.variant(symbols, best if point.engine == "charformer" else "float32")
                 contestant = Contestant(variant)
                 scaled.append((point, contestant))
-                contest([contestant], tail, 1, args.seconds, lambda _: None)
+                contest([contestant], tail, 1, seconds, lambda _: None)
                 done(f"{point.axis} {point.value} of {point.engine}")
     except KeyboardInterrupt:
         interrupted = True
         notices.print("interrupted; what was measured so far:")
 
-    content = _result(args, device.type, corpus.summary(), groups, scaled, curves)
+    config = {
+        "presets": list(args.preset),
+        "device": device.type,
+        "rounds": args.rounds,
+        "seconds": seconds,
+        "corpus": {key: value for key, value in corpus.summary().items() if key != "source"},
+        "vocab_size": symbols,
+    }
+    content = _result(config, groups, scaled, curves)
     tables.show(content, Console(width=None if Console().is_terminal else 150))
     if args.json:
         measure.write_result(args.json, content)
@@ -121,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Variant]:
-    """Whatever trains at a preset's shape and batch, the fastest of ours first; ``best`` is the dtype of `auto`."""
+    """Whatever trains at a preset's shape and batch, ours first, led by ``best``, the dtype of `auto`."""
     chosen = PRESETS[preset]
     shape = replace(chosen.model, vocab_size=vocab_size)
 
@@ -145,9 +155,7 @@ def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Var
 
 
 def _result(
-    args: argparse.Namespace,
-    device: str,
-    corpus: dict[str, Any],
+    config: dict[str, Any],
     groups: list[list[Contestant]],
     scaled: list[tuple[scaling.Point, Contestant]],
     curves: list[dict[str, Any]],
@@ -158,15 +166,7 @@ def _result(
         peaks = _peaks(group)
         rows += [contestant.row("contest", peaks) for contestant in group]
     rows += [one.row("scaling", {}, axis=point.axis, value=point.value) for point, one in scaled]
-    projections = [found for preset in args.preset if (found := projection.project(rows, preset))]
-    config = {
-        "presets": list(args.preset),
-        "device": device,
-        "rounds": args.rounds,
-        "seconds": args.seconds,
-        "corpus": {key: corpus[key] for key in ("name", "sha256", "characters")},
-        "vocab_size": groups[0][0].variant.model.vocab_size,
-    }
+    projections = [found for preset in config["presets"] if (found := projection.project(rows, preset))]
     names = (
         "preset",
         "baseline_minutes",

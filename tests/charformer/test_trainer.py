@@ -258,18 +258,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(tex
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
-def test_batches_reach_every_part_of_the_training_split_and_nothing_else(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = corpus.load(str(text_file))
-    short = replace(text, ids=text.ids[:230])
-    config = replace(COURSE, max_steps=1, batch_size=4000)
-    start = stages.pretrain(MODEL, config, "nano", short)
-    trainer = Trainer(start.model, start.vocab, short, config, RunDir(tmp_path), CPU, torch.float32)
-    drawn = []
-    loss = trainer._loss
-    monkeypatch.setattr(trainer, "_loss", lambda ids, starts, *rest: drawn.append(starts) or loss(ids, starts, *rest))
-    run_all(trainer)
-    starts = next(each for each in drawn if len(each) == 4000)
-    assert len(short.train) == 207
-    assert set(starts.tolist()) == set(range(207 - MODEL.block_size))
+def test_batches_reach_every_part_of_the_training_split_and_nothing_else(tmp_path: Path) -> None:
+    data = tmp_path / "each-character-once.txt"
+    data.write_text("".join(chr(0x4E00 + place) for place in range(230)), encoding="utf-8")
+    trainer = pretrain(data, tmp_path / "run", replace(COURSE, batch_size=4000))
+    assert len(trainer.corpus.train) == 207
+    windows = trainer.draw()
+    windows -= windows.min()
+    assert set(windows[:, 0].tolist()) == set(range(207 - MODEL.block_size))
+    assert torch.equal(windows, windows[:, :1] + torch.arange(MODEL.block_size + 1))
