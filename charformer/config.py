@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from charformer.errors import UserError
 
 
@@ -47,20 +50,27 @@ class ModelConfig(_Config):
     n_embd: int = _number(384, "channels of the residual stream", least=1)
     block_size: int = _number(384, "longest context, in characters", least=1)
     dropout: float = _number(0.2, "dropout on attention weights and on each branch", most=0.999)
+    rope_base: float = _number(
+        0.0, "base of rotary positions (10000 is usual); 0 learns an embedding of each", most=1e9
+    )
+    relu_power: int = _number(1, "power of the MLP's ReLU: 1, or 2 for its square", least=1, most=2)
     vocab_size: int = _number(0, "distinct characters; taken from the text")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one of them")
+        if self.rope_base and (self.rope_base < 1 or self.n_embd // self.n_head % 2):
+            raise UserError("rotary positions want a rope_base of at least 1 and heads of an even width")
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of a checkpoint, by its name in the state dict."""
         wide, hidden = self.n_embd, 4 * self.n_embd
         shapes: dict[str, tuple[int, ...]] = {
             "tok_emb.weight": (self.vocab_size, wide),
-            "pos_emb.weight": (self.block_size, wide),
         }
+        if not self.rope_base:
+            shapes["pos_emb.weight"] = (self.block_size, wide)
         for block in (f"blocks.{layer}" for layer in range(self.n_layer)):
             shapes |= {f"{block}.{norm}.{part}": (wide,) for norm in ("ln1", "ln2") for part in ("weight", "bias")}
             shapes[f"{block}.attn.qkv.weight"] = (3 * wide, wide)
@@ -71,12 +81,24 @@ class ModelConfig(_Config):
         return shapes | {"head.weight": (self.vocab_size, wide), "head.bias": (self.vocab_size,)}
 
 
+def rotations(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines, (block_size, D / 2) each, by which rotary positions turn the pairs of a head."""
+    pairs = config.n_embd // config.n_head // 2
+    angles = np.arange(config.block_size)[:, None] * config.rope_base ** (-np.arange(pairs) / pairs)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class TrainConfig(_Config):
-    """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam where weight_decay is 0)."""
+    """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam where weight_decay is 0).
+
+    Where muon_learning_rate is not 0, the matrices of the blocks are Muon's (charformer/optim.py).
+    """
 
     batch_size: int = _number(32, "sequences of block_size characters in a step", least=1)
     learning_rate: float = _number(3e-4, "peak learning rate")
+    muon_learning_rate: float = _number(0.0, "Muon's peak rate, for the blocks' matrices; 0 leaves them to AdamW")
+    zero_init: int = _number(0, "1 starts the head and the last linear of every branch from zero", most=1)
     max_steps: int = _number(5000, "optimizer steps", least=1)
     eval_interval: int = _number(500, "steps between evaluations (each also saves the run)", least=1)
     eval_batches: int = _number(10, "batches of each split in an evaluation's fixed subset", least=1)

@@ -1,4 +1,4 @@
-"""GPT: a pre-LN decoder with learned positions and a ReLU MLP, written on ``kernels.ops``.
+"""GPT: a pre-LN decoder with learned or rotary positions and a ReLU MLP, written on ``kernels.ops``.
 
 Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
 """
@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from charformer.config import ModelConfig
+from charformer.config import ModelConfig, rotations
 from kernels import ops
 
 
@@ -33,6 +33,26 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class Rotary(nn.Module):
+    """Positions as rotations of queries and keys (Su et al. 2021), whose pairs lie half a head apart."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        cos, sin = rotations(config)
+        self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
+        self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """(B, T, ..., D) at positions ``start``, ``start`` + 1, ... -> the same, rotated."""
+        shape = (x.shape[1], *[1] * (x.dim() - 3), -1)
+        cos, sin = (table[start : start + x.shape[1]].view(shape).to(x.dtype) for table in (self.cos, self.sin))
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention with packed q, k, v."""
 
@@ -44,10 +64,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         batch, time, channels = x.shape
-        q, k, v = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = rotary(qkv[:, :, :2], cache.length if cache is not None else 0).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -55,15 +78,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linears, four times as wide between them, around a ReLU."""
+    """Two linears, four times as wide between them, around a ReLU or its square (So et al. 2021)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.squared = config.relu_power == 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(nn.functional.relu(self.fc(x)))
+        h = nn.functional.relu(self.fc(x))
+        return self.proj(h.square() if self.squared else h)
 
 
 class Block(nn.Module):
@@ -77,11 +102,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, h: Tensor, next_ln: nn.LayerNorm, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, h: Tensor, next_ln: nn.LayerNorm, rotary: Rotary | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor]:
         """The residual stream (B, T, C) and its ``ln1`` -> the stream behind this block and its ``next_ln``."""
         dropout_p = self.dropout if self.training else 0.0
         ln2 = self.ln2
-        x, h = ops.add_dropout_layer_norm(x, self.attn(h, cache), ln2.weight, ln2.bias, dropout_p)
+        x, h = ops.add_dropout_layer_norm(x, self.attn(h, rotary, cache), ln2.weight, ln2.bias, dropout_p)
         return ops.add_dropout_layer_norm(x, self.mlp(h), next_ln.weight, next_ln.bias, dropout_p)
 
 
@@ -92,7 +119,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
-        self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
+        self.pos_emb = None if config.rope_base else nn.Embedding(config.block_size, config.n_embd)
+        self.rotary = Rotary(config) if config.rope_base else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size)
@@ -109,14 +137,24 @@ class GPT(nn.Module):
         """
         time = ids.shape[1]
         start = cache.length if cache is not None else 0
-        x = self.tok_emb(ids) + self.pos_emb.weight[start : start + time]
+        x = self.tok_emb(ids)
+        if self.pos_emb is not None:
+            x = x + self.pos_emb.weight[start : start + time]
         blocks = cast("list[Block]", list(self.blocks))
         h = ops.layer_norm(x, blocks[0].ln1.weight, blocks[0].ln1.bias)
         for block, next_ln in zip(blocks, [*(block.ln1 for block in blocks[1:]), self.ln_f], strict=True):
-            x, h = block(x, h, next_ln, cache)
+            x, h = block(x, h, next_ln, self.rotary, cache)
         if cache is not None:
             cache.length = start + time
         return self.head(h)
+
+    @torch.no_grad()
+    def zero_init(self) -> None:
+        """Let every branch begin as nothing, and every character as likely as another."""
+        blocks = cast("list[Block]", list(self.blocks))
+        for linear in (self.head, *(branch.proj for block in blocks for branch in (block.attn, block.mlp))):
+            linear.weight.zero_()
+            linear.bias.zero_()
 
     @torch.no_grad()
     def extend_vocab(self, vocab_size: int, generator: torch.Generator) -> None:

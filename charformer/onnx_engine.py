@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from charformer.config import ModelConfig
 from charformer.errors import UserError
-from charformer.onnx_file import HEAD_MULTIPLE, Description, read_metadata, unsealed
+from charformer.onnx_file import Description, padded_width, read_metadata, unsealed
 from charformer.sampling import Ids, Logits
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -234,7 +234,7 @@ def _check_ends(session: ort.InferenceSession, description: Description) -> None
         places: int | str = "P"
         wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)"}
     else:
-        places, width = config.block_size, -(-width // HEAD_MULTIPLE) * HEAD_MULTIPLE
+        places, width = config.block_size, padded_width(config)
         wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)", "lengths": "tensor(int32)"}
         wanted["total"] = "tensor(int32)"
     inputs = {entry.name: entry for entry in session.get_inputs()}

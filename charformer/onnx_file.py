@@ -12,7 +12,6 @@ from charformer.vocab import Vocab
 
 FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants a head's width to be
 
 # A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
 HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
@@ -23,10 +22,24 @@ OPERATOR = 4  # of a NodeProto
 OPERATORS = frozenset(
     (
         *("Add", "Cast", "Concat", "DequantizeLinear", "DynamicQuantizeMatMul", "Gather", "Greater"),
-        *("GroupQueryAttention", "LayerNormalization", "MatMul", "MatMulNBits", "Mul", "Range", "Relu", "Reshape"),
+        *(
+            "GroupQueryAttention",
+            "LayerNormalization",
+            "MatMul",
+            "MatMulNBits",
+            "Mul",
+            "Range",
+        ),
+        *("Relu", "Reshape", "Sub"),
         *("SkipSimplifiedLayerNormalization", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
     )
 )
+
+
+def padded_width(config: ModelConfig) -> int:
+    """A head's width in a fused graph: GroupQueryAttention wants a multiple of 8, and of 16 to rotate."""
+    multiple = 16 if config.rope_base else 8
+    return -(-(config.n_embd // config.n_head) // multiple) * multiple
 
 
 def sealed(content: bytes) -> bytes:

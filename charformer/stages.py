@@ -38,6 +38,8 @@ def pretrain(model_config: ModelConfig, config: TrainConfig, preset: str, corpus
     vocab = Vocab.of(corpus.alphabet)
     torch.manual_seed(config.seed)
     model = GPT(replace(model_config, vocab_size=len(vocab)))
+    if config.zero_init:
+        model.zero_init()
     record = {"stage": "pretrain", "preset": preset, "freeze": "none", "prompt": "", "init_from": ""}
     return Start(model, vocab, corpus, config, record)
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from charformer.config import ModelConfig
-from charformer.onnx_file import HEAD_MULTIPLE
+from charformer.config import ModelConfig, rotations
+from charformer.onnx_file import padded_width
 from charformer.rundir import Tensors
 from export.quantize import quantize
 
@@ -107,7 +107,7 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     g = GraphBuilder(precision)
     weights = fold_layer_norms(config, tensors)
     width = config.n_embd // config.n_head
-    padded = -(-width // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    padded = padded_width(config)
     ids = g.input("ids", TensorProto.INT64, ["B", "T"])
     positions = g.input("positions", TensorProto.INT64, ["T"])
     lengths = g.input("lengths", TensorProto.INT32, ["B"])
@@ -115,7 +115,19 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     g.output("logits", TensorProto.FLOAT, ["B", "T", config.vocab_size])
     ones = g.constant("ones", np.ones(config.n_embd))
 
-    x, h = _add_norm(g, *embeddings(g, weights, ids, positions), ones, "", "blocks.0.ln1")
+    if config.rope_base:
+        x = embedding(g, weights["tok_emb.weight"], ids, "tok_emb")
+        h = embedding(g, _rms_norm(weights["tok_emb.weight"]), ids, "blocks.0.ln1")  # a table as well
+    else:
+        tokens = embedding(g, weights["tok_emb.weight"], ids, "tok_emb")
+        places = embedding(g, weights["pos_emb.weight"], positions, "pos_emb")
+        x, h = _add_norm(g, tokens, places, ones, "", "blocks.0.ln1")
+    rotation, rotates = [], dict[str, int]()
+    if config.rope_base:
+        missing = (padded - width) // 2
+        tables = zip(("cos", "sin"), rotations(config), strict=True)
+        rotation = [g.constant(name, np.pad(table, ((0, 0), (0, missing)))) for name, table in tables]
+        rotates = {"do_rotary": 1}
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
         cache: list[str | int] = ["B", config.n_head, config.block_size, padded]
@@ -129,18 +141,19 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
         h = _linear(g, h, f"{block}.attn.qkv", *qkv)
         h, *_ = g.nodes(
             "GroupQueryAttention",
-            [h, "", "", *past, lengths, total],
+            [h, "", "", *past, lengths, total, *rotation],
             [f"{block}.attn", *present],
             MICROSOFT,
             num_heads=config.n_head,
             kv_num_heads=config.n_head,
             scale=width**-0.5,
+            **rotates,
         )
         h = _linear(g, h, f"{block}.attn.proj", proj)
         bias = g.constant(f"{block}.attn.proj.bias", weights[f"{block}.attn.proj.bias"])
         x, h = _add_norm(g, x, h, ones, bias, f"{block}.ln2")
         h = _linear(g, h, f"{block}.mlp.fc", weights[f"{block}.mlp.fc.weight"], weights[f"{block}.mlp.fc.bias"])
-        h = g.node("Relu", [h], f"{block}.mlp.relu")
+        h = relu(g, h, f"{block}.mlp.relu", config.relu_power)
         h = _linear(g, h, f"{block}.mlp.proj", weights[f"{block}.mlp.proj.weight"])
         following = f"blocks.{layer + 1}.ln1" if layer + 1 < config.n_layer else "ln_f"
         bias = g.constant(f"{block}.mlp.proj.bias", weights[f"{block}.mlp.proj.bias"])
@@ -149,11 +162,20 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     return g.model()
 
 
-def embeddings(g: GraphBuilder, weights: Tensors, ids: str, positions: str) -> tuple[str, str]:
-    """Of tokens, (B, T, C), and of positions, (T, C)."""
-    tokens = g.node("Gather", [g.constant("tok_emb.weight", weights["tok_emb.weight"]), ids], "tok_emb")
-    places = g.node("Gather", [g.constant("pos_emb.weight", weights["pos_emb.weight"]), positions], "pos_emb")
-    return tokens, places
+def embedding(g: GraphBuilder, rows: np.ndarray[Any, Any], ids: str, name: str) -> str:
+    """Of tokens, (B, T, C), or of positions, (T, C)."""
+    return g.node("Gather", [g.constant(f"{name}.weight", rows), ids], name)
+
+
+def relu(g: GraphBuilder, x: str, name: str, power: int) -> str:
+    """ReLU, or its square."""
+    h = g.node("Relu", [x], name)
+    return g.node("Mul", [h, h], f"{name}.squared") if power == 2 else h
+
+
+def _rms_norm(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of (N, C), over C."""
+    return rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + EPSILON)
 
 
 def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
@@ -163,7 +185,7 @@ def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
     into the linear behind it, which gains a bias where it had none.
     """
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
-    for name in ("tok_emb.weight", "pos_emb.weight"):
+    for name in weights.keys() & {"tok_emb.weight", "pos_emb.weight"}:
         weights[name] -= weights[name].mean(axis=1, keepdims=True)
     joints = [("ln_f", "head")]
     for layer in range(config.n_layer):
@@ -181,10 +203,14 @@ def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
 
 
 def _pad_heads(rows: np.ndarray[Any, Any], heads: int, width: int) -> np.ndarray[Any, Any]:
-    """Widen each head's rows with zeros, which change neither a score nor a sum."""
-    per_head = rows.reshape(heads, -1, *rows.shape[1:])
-    missing = [(0, 0), (0, width - per_head.shape[1]), *[(0, 0)] * (rows.ndim - 1)]
-    return np.pad(per_head, missing).reshape(heads * width, *rows.shape[1:])
+    """Widen each head's rows with zeros, which change neither a score nor a sum.
+
+    Both halves of an even head alike, since rotary positions pair their rows.
+    """
+    parts = 1 if len(rows) // heads % 2 else 2
+    per_part = rows.reshape(heads * parts, -1, *rows.shape[1:])
+    missing = [(0, 0), (0, width // parts - per_part.shape[1]), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(per_part, missing).reshape(heads * width, *rows.shape[1:])
 
 
 def _linear(

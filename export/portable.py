@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from charformer.config import ModelConfig
+from charformer.config import ModelConfig, rotations
 from charformer.rundir import Tensors
-from export.graph import EPSILON, GraphBuilder, Precision, embeddings
+from export.graph import EPSILON, GraphBuilder, Precision, embedding, relu
 from export.quantize import quantize
 
 
@@ -27,14 +27,17 @@ def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onn
     ids = g.input("ids", TensorProto.INT64, ["B", "T"])
     positions = g.input("positions", TensorProto.INT64, ["T"])
     g.output("logits", TensorProto.FLOAT, ["B", "T", config.vocab_size])
-    x = g.node("Add", [*embeddings(g, tensors, ids, positions)], "embedding")
+    x = embedding(g, tensors["tok_emb.weight"], ids, "tok_emb")
+    if not config.rope_base:
+        x = g.node("Add", [x, embedding(g, tensors["pos_emb.weight"], positions, "pos_emb")], "embedding")
+    rotation = _rotation(g, config, positions) if config.rope_base else None
     mask = _mask(g, positions)
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
-        h = _attention(g, config, tensors, layer, _layer_norm(g, tensors, x, f"{block}.ln1"), mask)
+        h = _attention(g, config, tensors, layer, _layer_norm(g, tensors, x, f"{block}.ln1"), rotation, mask)
         x = g.node("Add", [x, h], f"{block}.middle")
         h = _linear(g, tensors, _layer_norm(g, tensors, x, f"{block}.ln2"), f"{block}.mlp.fc")
-        h = _linear(g, tensors, g.node("Relu", [h], f"{block}.mlp.relu"), f"{block}.mlp.proj")
+        h = _linear(g, tensors, relu(g, h, f"{block}.mlp.relu", config.relu_power), f"{block}.mlp.proj")
         x = g.node("Add", [x, h], f"{block}.stream")
     g.logits(_linear(g, tensors, _layer_norm(g, tensors, x, "ln_f"), "head"))
     return g.model()
@@ -53,7 +56,32 @@ def _mask(g: GraphBuilder, positions: str) -> str:
     return g.node("Where", inputs, "mask")
 
 
-def _attention(g: GraphBuilder, config: ModelConfig, tensors: Tensors, layer: int, h: str, mask: str) -> str:
+def _rotation(g: GraphBuilder, config: ModelConfig, positions: str) -> list[str]:
+    """Cosines and sines of the new characters' positions, (T, D / 2) each."""
+    tables = zip(("cos", "sin"), rotations(config), strict=True)
+    return [embedding(g, table, positions, name) for name, table in tables]
+
+
+def _rotated(g: GraphBuilder, x: str, rotation: list[str]) -> str:
+    """(B, H, T, D) with the pairs, half a head apart, turned."""
+    cos, sin = rotation
+    a, b = g.nodes("Split", [x], [f"{x}.first", f"{x}.second"], axis=3, num_outputs=2)
+    a_cos, a_sin, b_cos, b_sin = (
+        g.node("Mul", [half, table], f"{half} {table}") for half in (a, b) for table in (cos, sin)
+    )
+    turned = [g.node("Sub", [a_cos, b_sin], f"{a}.turned"), g.node("Add", [b_cos, a_sin], f"{b}.turned")]
+    return g.node("Concat", turned, f"{x}.turned", axis=3)
+
+
+def _attention(
+    g: GraphBuilder,
+    config: ModelConfig,
+    tensors: Tensors,
+    layer: int,
+    h: str,
+    rotation: list[str] | None,
+    mask: str,
+) -> str:
     name, width = f"blocks.{layer}.attn", config.n_embd // config.n_head
     heads = g.constant("heads", np.array([0, 0, config.n_head, width]))
     parts = [f"{name}.{part}" for part in ("queries", "keys", "values")]
@@ -62,6 +90,8 @@ def _attention(g: GraphBuilder, config: ModelConfig, tensors: Tensors, layer: in
         g.node("Transpose", [g.node("Reshape", [part, heads], f"{part}.heads")], f"{part}.rows", perm=[0, 2, 1, 3])
         for part in parts
     )
+    if rotation is not None:
+        q, k = _rotated(g, q, rotation), _rotated(g, k, rotation)
     k, v = (_grown(g, config, kind, layer, new) for kind, new in (("keys", k), ("values", v)))
     q = g.node("Mul", [q, g.constant("scale", np.array(width**-0.5))], f"{name}.scaled")
     scores = g.node("MatMul", [q, g.node("Transpose", [k], f"{name}.columns", perm=[0, 1, 3, 2])], f"{name}.scores")

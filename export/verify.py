@@ -78,16 +78,29 @@ def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -
 
     length = len(ids)
     future = np.triu(np.full((length, length), -np.inf), 1)
-    x = weights["tok_emb.weight"][ids] + weights["pos_emb.weight"][:length]
+    x = weights["tok_emb.weight"][ids]
+    if not config.rope_base:
+        x = x + weights["pos_emb.weight"][:length]
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
         qkv = linear(norm(x, f"{block}.ln1"), f"{block}.attn.qkv")
         q, k, v = qkv.reshape(length, 3, config.n_head, -1).transpose(1, 2, 0, 3)
+        if config.rope_base:
+            q, k = (_rotated(x, config.rope_base) for x in (q, k))
         scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + future
         mixed = np.exp(log_softmax(scores)) @ v
         x = x + linear(mixed.swapaxes(0, 1).reshape(length, -1), f"{block}.attn.proj")
-        x = x + linear(np.maximum(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc"), 0), f"{block}.mlp.proj")
+        hidden = np.maximum(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc"), 0) ** config.relu_power
+        x = x + linear(hidden, f"{block}.mlp.proj")
     return linear(norm(x, "ln_f"), "head")
+
+
+def _rotated(x: Doubles, base: float) -> Doubles:
+    """(H, T, D) with each pair, half a head apart, turned as complex numbers by its position's angle."""
+    pairs = x.shape[2] // 2
+    turned = x[..., :pairs] + 1j * x[..., pairs:]
+    turned = turned * np.exp(1j * np.arange(x.shape[1])[:, None] * base ** (-np.arange(pairs) / pairs))
+    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 def log_softmax(x: np.ndarray[Any, Any]) -> Doubles:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from charformer.checkpoint import save_weights
 from charformer.config import ModelConfig
 from charformer.model import GPT
-from charformer.onnx_file import HEAD_MULTIPLE
+from charformer.onnx_file import padded_width
 from charformer.rundir import RunDir
 from charformer.vocab import Vocab
 from export.graph import PRECISIONS, fused
@@ -88,7 +88,7 @@ def _genai_config(config: ModelConfig) -> dict[str, Any]:
         outputs[f"present_{short}_names"] = f"present_{kind}.%d"
     decoder = {
         "filename": "model.onnx",
-        "head_size": -(-config.n_embd // config.n_head // HEAD_MULTIPLE) * HEAD_MULTIPLE,
+        "head_size": padded_width(config),
         "hidden_size": config.n_embd,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_head,

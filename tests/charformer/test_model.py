@@ -33,10 +33,23 @@ def layer_norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     return centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
+def rotated(x: Tensor, base: float) -> Tensor:
+    """Each pair by a 2 x 2 matrix of its own."""
+    out, half = x.clone(), x.shape[-1] // 2
+    for position in range(x.shape[1]):
+        for pair in range(half):
+            angle = position * base ** (-pair / half)
+            turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]).to(x)
+            out[:, position, [pair, pair + half]] = x[:, position, [pair, pair + half]] @ turn.T
+    return out
+
+
 def naive_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor) -> Tensor:
     time, width = tokens.shape[1], config.n_embd // config.n_head
     mask = torch.ones(time, time).tril().bool()
-    x = weights["tok_emb.weight"][tokens] + weights["pos_emb.weight"][torch.arange(time)]
+    x = weights["tok_emb.weight"][tokens]
+    if not config.rope_base:
+        x = x + weights["pos_emb.weight"][torch.arange(time)]
     for layer in range(config.n_layer):
         at = f"blocks.{layer}"
         h = layer_norm(x, weights, f"{at}.ln1")
@@ -45,11 +58,13 @@ def naive_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor
         for head in range(config.n_head):
             rows = slice(head * width, (head + 1) * width)
             q, k, v = h @ query[rows].T, h @ key[rows].T, h @ value[rows].T
+            if config.rope_base:
+                q, k = (rotated(x, config.rope_base) for x in (q, k))
             scores = (q @ k.mT / math.sqrt(width)).masked_fill(~mask, -math.inf)
             heads.append(scores.softmax(-1) @ v)
         x = x + torch.cat(heads, -1) @ weights[f"{at}.attn.proj.weight"].T + weights[f"{at}.attn.proj.bias"]
         h = layer_norm(x, weights, f"{at}.ln2")
-        h = (h @ weights[f"{at}.mlp.fc.weight"].T + weights[f"{at}.mlp.fc.bias"]).clamp(min=0)
+        h = (h @ weights[f"{at}.mlp.fc.weight"].T + weights[f"{at}.mlp.fc.bias"]).clamp(min=0) ** config.relu_power
         x = x + h @ weights[f"{at}.mlp.proj.weight"].T + weights[f"{at}.mlp.proj.bias"]
     return layer_norm(x, weights, "ln_f") @ weights["head.weight"].T + weights["head.bias"]
 
@@ -59,6 +74,23 @@ def test_logits_are_the_naive_model_s(time: int) -> None:
     model, tokens = build(), ids(time)
     expected = naive_logits(dict(model.state_dict()), SMALL, tokens)
     torch.testing.assert_close(model(tokens), expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{"rope_base": 50.0}, {"relu_power": 2}, {"rope_base": 10000.0, "relu_power": 2}],
+    ids=str,
+)
+def test_every_switch_is_the_naive_model_s_and_reads_on_from_a_cache(switches: dict[str, float]) -> None:
+    config = replace(SMALL, **switches)
+    model, tokens = build(config), ids(33)
+    expected = naive_logits(dict(model.state_dict()), config, tokens)
+    torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)  # the rotations are float32
+    assert (expected - naive_logits(dict(build().state_dict()), SMALL, tokens)).abs().max() > 1e-2
+    cache = KVCache(config, 2, torch.device("cpu"), torch.float64)
+    found = [model(tokens[:, :20], cache), *(model(tokens[:, [place]], cache) for place in range(20, 33))]
+    torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-5, rtol=1e-5)
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == config.weight_shapes()
 
 
 def test_gradients_are_the_naive_model_s() -> None:

@@ -22,6 +22,8 @@ SHAPES = [
     ModelConfig(n_layer=1, n_head=4, n_embd=48, block_size=9, vocab_size=5),  # heads 12 wide, no multiple of 8
     ModelConfig(n_layer=3, n_head=1, n_embd=5, block_size=1, vocab_size=1),
     ModelConfig(n_layer=1, n_head=3, n_embd=264, block_size=16, vocab_size=130),  # more than two blocks of 128 inputs
+    ModelConfig(2, n_head=2, n_embd=32, block_size=12, vocab_size=11, rope_base=10.0, relu_power=2),
+    ModelConfig(2, n_head=4, n_embd=24, block_size=9, vocab_size=7, rope_base=10000.0),  # halves widened to 4
 ]
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.1, "int4": 0.2}
 
@@ -49,7 +51,7 @@ def engine_on(graph: onnx.ModelProto, config: ModelConfig, precision: str, layou
     return OnnxEngine(path)
 
 
-@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.n_head}x{config.n_embd}")
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.n_head}x{config.n_embd}-{config.rope_base:g}")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", ["fused", "portable"])
 def test_logits_are_the_model_s(config: ModelConfig, precision: str, layout: str, tmp_path: Path) -> None:
@@ -71,8 +73,8 @@ def test_logits_are_the_model_s(config: ModelConfig, precision: str, layout: str
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_portable_graph_is_standard_onnx(precision: str) -> None:
-    config = SHAPES[0]
+@pytest.mark.parametrize("config", [SHAPES[0], SHAPES[4]], ids=["learned", "rotary"])
+def test_the_portable_graph_is_standard_onnx(config: ModelConfig, precision: str) -> None:
     model = build(config)
     graph = portable(config, tensors_of(model), PRECISIONS[precision])
     assert {node.domain for node in graph.graph.node} == {""}
