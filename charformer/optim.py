@@ -1,19 +1,93 @@
-"""Parameter groups, the optimizer and its schedule."""
+"""Parameter groups, the optimizer and its schedule.
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): a matrix moves along its momentum's nearest
+semi-orthogonal matrix, so that every direction of it learns at one rate.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from charformer.config import TrainConfig
 from charformer.model import GPT
 
+MOMENTUM = 0.95
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to within 0.7 and 1.2
+ITERATIONS = 5
 
-def build_optimizer(model: GPT, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the weights that train, with weight decay on matrices alone."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+
+def build_optimizer(model: GPT, config: TrainConfig, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+    """AdamW over the weights that train, or Muon over the blocks' matrices and AdamW over the others.
+
+    Weight decay is on matrices alone. A group's rate is its ``ratio`` times that of ``learning_rate``; ``dtype`` is
+    that of Muon's matrix products.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    muon = {name for name, p in trainable if config.muon_learning_rate and p.dim() >= 2 and name.startswith("blocks.")}
+    rest = [(name, p) for name, p in trainable if name not in muon]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for _, p in rest if p.dim() >= 2], "weight_decay": config.weight_decay, "ratio": 1.0},
+        {"params": [p for _, p in rest if p.dim() < 2], "weight_decay": 0.0, "ratio": 1.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, config.beta2), "fused": True}
+    if not muon:
+        return torch.optim.AdamW(groups, **settings)
+    ratio = config.muon_learning_rate / config.learning_rate
+    for packed in (True, False):
+        chosen = [p for name, p in trainable if name in muon and (".qkv." in name) == packed]
+        parts = 3 if packed else 1
+        groups.append({"params": chosen, "weight_decay": config.weight_decay, "ratio": ratio, "parts": parts})
+    return Muon(groups, dtype, **settings)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but Muon for groups with ``parts``: of how many matrices, orthogonalised apart, each parameter is made."""
+
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        by_shape = defaultdict(list)
+        for group in self.param_groups:
+            for parameter in group["params"] if "parts" in group else ():
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                    state["step"] = torch.zeros(())  # which AdamW asks of every state that it loads
+                momentum = state["momentum"]
+                momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+                parameter.grad.lerp_(momentum, MOMENTUM)  # Nesterov's look ahead
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                for weight, ahead in zip(
+                    parameter.chunk(group["parts"]), parameter.grad.chunk(group["parts"]), strict=True
+                ):
+                    by_shape[tuple(sorted(weight.shape))].append((weight, ahead, group["lr"]))
+                parameter.grad = None  # which AdamW then passes over
+        for matrices in by_shape.values():
+            wide = [ahead.T if ahead.shape[0] > ahead.shape[1] else ahead for _, ahead, _ in matrices]
+            directions = orthogonalised(torch.stack(wide).to(self._dtype))
+            for (weight, _, rate), direction in zip(matrices, directions, strict=True):
+                rows, columns = weight.shape
+                scale = max(1.0, rows / columns) ** 0.5
+                weight.add_(direction.T if rows > columns else direction, alpha=-rate * scale)
+        return super().step(closure)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """(N, R, C) with R <= C -> nearly the nearest semi-orthogonal matrices, by Newton-Schulz iterations."""
+    a, b, c = COEFFICIENTS
+    x = matrices / (torch.linalg.matrix_norm(matrices.float(), keepdim=True) + 1e-7).to(matrices.dtype)
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

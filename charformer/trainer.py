@@ -74,7 +74,7 @@ class Trainer:
         self.run = run
         self.device = device
         self.dtype = dtype
-        self.optimizer = build_optimizer(model, config)
+        self.optimizer = build_optimizer(model, config, dtype)
         self.counters = Counters()
         self.history: list[dict[str, Any]] = []
         self._table = corpus.table(vocab)
@@ -145,7 +145,7 @@ class Trainer:
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["ratio"]
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -34,7 +34,8 @@ def test_weights_survive_bit_for_bit(run: RunDir) -> None:
     assert again.state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_training_continues_as_if_it_had_never_stopped(run: RunDir) -> None:
+@pytest.mark.parametrize("muon_learning_rate", [0.0, 0.02])
+def test_a_training_continues_as_if_it_had_never_stopped(muon_learning_rate: float, run: RunDir) -> None:
     def step(model: GPT, optimizer: torch.optim.Optimizer, batches: np.random.Generator) -> None:
         ids = torch.from_numpy(batches.integers(0, 5, (4, 8)))
         model(ids).logsumexp(-1).mean().backward()
@@ -44,8 +45,9 @@ def test_a_training_continues_as_if_it_had_never_stopped(run: RunDir) -> None:
     def build(seed: int) -> tuple[GPT, torch.optim.Optimizer, np.random.Generator]:
         torch.manual_seed(seed)
         model = GPT(CONFIG)
-        return model, build_optimizer(model, TrainConfig(weight_decay=0.1)), np.random.default_rng(seed)
+        return model, build_optimizer(model, config), np.random.default_rng(seed)
 
+    config = TrainConfig(weight_decay=0.1, muon_learning_rate=muon_learning_rate)
     first = build(0)
     for _ in range(3):
         step(*first)

@@ -100,3 +100,49 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert rates[75] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.02)
     assert {learning_rate(step, TrainConfig()) for step in range(5000)} == {3e-4}
+
+
+def muon(model: GPT, **settings: float) -> torch.optim.Optimizer:
+    return build_optimizer(model, TrainConfig(learning_rate=0.01, muon_learning_rate=0.02, **settings))
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    model = GPT(CONFIG)
+    groups = muon(model).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    chosen = {names[id(p)]: group["parts"] for group in groups if "parts" in group for p in group["params"]}
+    kinds = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
+    assert chosen == {
+        f"blocks.{layer}.{kind}.weight": 3 if kind == "attn.qkv" else 1 for layer in range(2) for kind in kinds
+    }
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert [group["ratio"] for group in groups] == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_muon_moves_each_matrix_by_its_momentum_s_orthogonal_factor() -> None:
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    optimizer = muon(model, weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 * group["ratio"]
+    weights = {name: p for name, p in model.named_parameters() if ".attn." in name or ".mlp." in name}
+    weights = {name: p for name, p in weights.items() if p.dim() == 2}
+    momentum = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in weights.items()}
+    for _ in range(2):
+        before = {name: p.detach().double().clone() for name, p in weights.items()}
+        for name, p in weights.items():
+            p.grad = torch.randn_like(p)
+            gradient = p.grad.double()
+            momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
+            before[name] = before[name] * (1 - 0.02 * 0.1), 0.05 * gradient + 0.95 * momentum[name]
+        optimizer.step()
+        for name, p in weights.items():
+            start, ahead = before[name]
+            parts = 3 if "qkv" in name else 1
+            for moved, direction in zip((p.detach() - start).chunk(parts), ahead.chunk(parts), strict=True):
+                u, _, vh = torch.linalg.svd(direction, full_matrices=False)
+                rows, columns = direction.shape
+                step = -moved / (0.02 * max(1.0, rows / columns) ** 0.5)
+                assert torch.linalg.svdvals(step).max() < 1.25  # the quintic's band ends at 1.2
+                cosine = (step * (u @ vh)).sum() / (step.norm() * (u @ vh).norm())
+                assert cosine > 0.97, name
