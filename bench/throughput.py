@@ -24,7 +24,7 @@ from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import Variant
 from bench.trainers.with_nanogpt import require
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
+from charformer.config import PRESETS, Preset
 from charformer.device import choose_device, choose_dtype
 from charformer.display import PlainConsole
 from kernels.program import writable_file
@@ -140,8 +140,9 @@ def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Var
         return Variant(engine, preset, shape, chosen.pretrain.batch_size, precision, differs=differs, **more)
 
     dtypes = dict.fromkeys(("float32", best))
-    found = [variant("charformer", precision, *MENDED) for precision in reversed(dtypes)]
-    found += [variant("charformer", best, *MENDED, less, freeze=freeze) for freeze, less in LESS.items()]
+    ours = (*MENDED, *_recipe(chosen))
+    found = [variant("charformer", precision, *ours) for precision in reversed(dtypes)]
+    found += [variant("charformer", best, *ours, less, freeze=freeze) for freeze, less in LESS.items()]
     found.append(variant("baseline", "float32"))
     if find_spec("transformers"):
         found += [variant("transformers", precision, *GPT2) for precision in dtypes]
@@ -152,6 +153,16 @@ def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Var
             for compiled in (False, True)
         ]
     return found + [variant("products", precision) for precision in dtypes]
+
+
+def _recipe(preset: Preset) -> tuple[str, ...]:
+    """In what a preset of ours differs from the baseline's model and optimizer, which its peers keep."""
+    switches = {
+        "rotary positions": preset.model.rope_base,
+        "squared ReLU": preset.model.relu_power == 2,
+        "Muon": preset.pretrain.muon_learning_rate,
+    }
+    return tuple(name for name, on in switches.items() if on)
 
 
 def _result(
