@@ -1,7 +1,7 @@
 """The shape of a model, the course of its training, and the presets that name both."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -124,32 +124,22 @@ def _baseline(batch_size: int, block_size: int) -> Preset:
     return Preset(ModelConfig(block_size=block_size), pretrain=course, finetune=course)
 
 
+_MUON = TrainConfig(
+    batch_size=8,
+    learning_rate=3e-3,
+    muon_learning_rate=0.015,
+    eval_interval=100,
+    decay_fraction=0.6,
+    weight_decay=0.1,
+    beta2=0.95,
+)
+
 PRESETS: dict[str, Preset] = {
     "baseline": _baseline(batch_size=32, block_size=384),
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
-        ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=128, dropout=0.0),
-        pretrain=TrainConfig(
-            batch_size=16,
-            learning_rate=3e-3,
-            max_steps=1500,
-            eval_interval=250,
-            warmup_steps=50,
-            decay_fraction=0.6,
-            weight_decay=0.1,
-            beta2=0.99,
-            grad_clip=1.0,
-        ),
-        finetune=TrainConfig(
-            batch_size=16,
-            learning_rate=1e-3,
-            max_steps=500,
-            eval_interval=100,
-            warmup_steps=20,
-            decay_fraction=0.6,
-            weight_decay=0.1,
-            beta2=0.99,
-            grad_clip=1.0,
-        ),
+        ModelConfig(n_layer=4, n_head=4, n_embd=256, block_size=256, dropout=0.0, rope_base=10000.0, relu_power=2),
+        pretrain=replace(_MUON, max_steps=1100, zero_init=1),
+        finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=400),
     ),
 }

@@ -38,7 +38,7 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
     reached = row["reached"]
     assert reached["step"] == row["curve"][-1]["step"] < 60
     assert reached["step"] % 10 == 0
-    assert reached["characters"] == reached["step"] * 16 * 128
+    assert reached["characters"] == reached["step"] * 8 * 256
     assert row["seed"] == 1337
     assert chart.read_bytes().startswith(b"\x89PNG")
 
@@ -47,8 +47,8 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
     ids = corpora.load(str(text_file)).table(vocab)[corpora.load(str(text_file)).validation]
     nats = []
     with torch.no_grad():
-        for start in range(0, len(ids) - 1, 128):
-            window = torch.from_numpy(np.asarray(ids[start : start + 129]))
+        for start in range(0, len(ids) - 1, 256):
+            window = torch.from_numpy(np.asarray(ids[start : start + 257]))
             shares = model.eval()(window[None, :-1])[0].double().log_softmax(-1)
             nats += (-shares[torch.arange(len(window) - 1), window[1:]]).tolist()
     assert len(nats) == len(ids) - 1

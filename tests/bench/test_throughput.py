@@ -146,7 +146,7 @@ def test_noise_is_between_the_medians_of_turns() -> None:
 
 
 def row(engine: str, preset: str, speed: float, **more: Any) -> dict[str, Any]:
-    shape = {"baseline": (32, 384), "baseline-as-coded": (34, 128)}.get(preset, (16, 128))
+    shape = {"baseline": (32, 384), "baseline-as-coded": (34, 128)}.get(preset, (8, 256))
     percentiles = {"p20": speed, "p50": speed, "p80": speed}
     given = {"part": "contest", "freeze": "none", "batch": shape[0], "context": shape[1], "parts": None}
     return measure.row(engine=engine, preset=preset, chars_per_second=percentiles, **given | more)
@@ -225,7 +225,7 @@ def test_the_command_end_to_end(text_file: Path, tmp_path: Path) -> None:
     assert content["projection"]["rtx3050_published_minutes"] is None  # nano is not the baseline's shape
     assert content["times_to_loss"][0]["characters"] == 21_760_000
     assert "bench.throughput" not in done.stderr
-    for words in ("16 x 128 characters a step", "baseline fp32", "a: scores scaled", "backward", "GFLOP/s"):
+    for words in ("8 x 256 characters a step", "baseline fp32", "a: scores scaled", "backward", "GFLOP/s"):
         assert words in done.stdout
     shown = subprocess.run([sys.executable, "-m", "bench.report", str(result)], capture_output=True, encoding="utf-8")
     assert "| baseline fp32 |" in shown.stdout
