@@ -100,7 +100,7 @@ def train_to(
 
     Returns:
         Step, characters, seconds of training and that loss; None where it is never reached. The loss is looked at when
-        an evaluation's estimate is the best so far and at most ``target``, so at a multiple of ``eval_interval``.
+        an evaluation's estimate is the best so far and at most ``target``, and at the last step.
     """
     reached = _reached(trainer, target)
     while reached is None and trainer.counters.step < trainer.config.max_steps:
@@ -118,7 +118,8 @@ def _is_promising(trainer: Trainer, target: float, after: int = 0) -> bool:
 
 
 def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
-    if not _is_promising(trainer, target):
+    at_its_end = trainer.counters.best_step == trainer.counters.step == trainer.config.max_steps
+    if not (_is_promising(trainer, target) or at_its_end):  # an estimate can be a little too high
         return None
     loss = trainer.whole_validation_loss()  # of the best weights, which are those that the model has
     if loss > target:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,12 +38,10 @@ class Conversation:
         """What the program answers to ``line``. Raises StoppedError when it ends instead."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # what it said before it ended is still there to read
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+        answer = self._process.stdout.readline()
         if not answer:
             raise StoppedError(self._process.wait())
         return json.loads(answer)

@@ -109,6 +109,11 @@ class TrainConfig(_Config):
     grad_clip: float = _number(0.0, "largest norm of the gradient; 0 is no limit")
     seed: int = _number(1337, "of initial weights, batches and dropout", most=2**63 - 1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.muon_learning_rate and not self.learning_rate:
+            raise UserError("muon_learning_rate follows learning_rate's rise and fall, so that must be above 0 too")
+
 
 @dataclass(frozen=True)
 class Preset:

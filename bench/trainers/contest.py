@@ -104,9 +104,9 @@ def contest(
                 answer = _ask(contestant, conversation, f"steps {seconds}")
                 if "steps" in answer:
                     contestant.turns.append(answer.pop("steps"))
-                    answer["flops_per_second"] = max(
-                        answer.get("flops_per_second", 0.0), contestant.facts.get("flops_per_second", 0.0)
-                    )
+                    if "flops_per_second" in answer:
+                        best = contestant.facts.get("flops_per_second", 0.0)
+                        answer["flops_per_second"] = max(answer["flops_per_second"], best)
                     contestant.facts |= answer
                 if contestant.variant.engine != "products" and contestant.variant.freeze == "none":
                     evaluation = _ask(contestant, conversation, "evaluate")

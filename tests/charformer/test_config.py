@@ -38,6 +38,19 @@ def test_impossible_models_are_refused(change: dict[str, float], named: str) -> 
 
 
 @pytest.mark.parametrize(
+    "change", [{"rope_base": 0.5}, {"rope_base": 10.0, "n_embd": 15, "n_head": 3}, {"relu_power": 3}], ids=str
+)
+def test_impossible_switches_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"rope_base|relu_power"):
+        ModelConfig(**change)
+
+
+def test_muon_without_a_rate_to_follow_is_refused() -> None:
+    with pytest.raises(UserError, match="above 0 too"):
+        TrainConfig(muon_learning_rate=0.02, learning_rate=0.0)
+
+
+@pytest.mark.parametrize(
     ("broken", "named"),
     [
         ({"n_layer": "6"}, "right kind"),
