@@ -96,8 +96,7 @@ def contest(
         for contestant in contestants:
             command = [sys.executable, "-m", "bench.trainers.worker", contestant.variant.to_json(), *tail]
             conversations.append(running.enter_context(Conversation(command)))
-            if contestant.variant.engine != "products":
-                contestant.facts |= _ask(contestant, conversations[-1], "check")
+            contestant.facts |= _ask(contestant, conversations[-1], "check")
             done(f"check of {contestant.variant.label}")
         for turn in range(rounds):
             for contestant, conversation in zip(contestants, conversations, strict=True):

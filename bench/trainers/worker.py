@@ -62,10 +62,12 @@ def _speaker(
 ) -> Callable[..., Answer]:
     if variant.engine == "products":
         products = Products(variant, device)
-        return lambda _request, seconds: {
-            "steps": _turn(products.step, device, float(seconds)),
-            "flops_per_second": products.peak(),
-        }
+
+        def answer_products(request: str, seconds: str = "0") -> Answer:
+            steps = {"steps": _turn(products.step, device, float(seconds))} if request == "steps" else {}
+            return steps | {"flops_per_second": products.peak()}
+
+        return answer_products
     corpus = recall(summary)
     assert corpus is not None, "the bench has just encoded it"
     engine: Engine
