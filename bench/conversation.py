@@ -24,7 +24,9 @@ class Conversation:
     def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
         pipe = subprocess.PIPE
         surroundings = os.environ | (environment or {})
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", cwd=ROOT, env=surroundings)
+        settings: dict[str, Any] = {"encoding": "utf-8", "cwd": ROOT, "env": surroundings}
+        settings["start_new_session"] = True  # a terminal's Ctrl-C is for the bench, which then ends its workers
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, **settings)
 
     def __enter__(self) -> Self:
         return self

@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_what_was_measured(text_file: Path, tmp_path: Path) -> None
     command = [*COMMAND, "--rounds", "1000", "--data", str(text_file), "--json", str(result)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         time.sleep(20)  # by then one has been checked at least, and 1000 rounds are far from over
-        os.killpg(process.pid, signal.SIGINT)  # the workers get it too, as from a terminal
+        os.killpg(process.pid, signal.SIGINT)  # as from a terminal
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in errors

@@ -21,7 +21,7 @@ def test_the_reference_is_the_pytorch_model(trained_run: Path) -> None:
         wanted = model.double().eval()(torch.from_numpy(ids)).numpy()
     config, _ = run.read_shape()
     found = reference_logits(config, run.read_weights(config)[0], ids)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)  # the rotations of PyTorch's are float32
 
 
 def test_figures_are_those_of_the_definitions(trained_run: Path, tmp_path: Path) -> None:
