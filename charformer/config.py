@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from charformer.errors import UserError
+
+SLIDE_AT_LEAST = 16  # slots: more than one run of speculative sampling fills
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,15 @@ class ModelConfig(_Config):
         if self.rope_base and (self.rope_base < 1 or self.n_embd // self.n_head % 2):
             raise UserError("rotary positions want a rope_base of at least 1 and heads of an even width")
 
+    @property
+    def cache_size(self) -> int:
+        """Positions that a cache of keys and values holds.
+
+        Learned positions fill it once. Rotary ones slide: a full cache moves its last block_size - 1 to the front, and
+        what it holds beyond block_size says how seldom; more slots cost onnxruntime time at every character (NOTES.md).
+        """
+        return self.block_size + (max(SLIDE_AT_LEAST, self.block_size // 4) if self.rope_base else 0)
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of a checkpoint, by its name in the state dict."""
         wide, hidden = self.n_embd, 4 * self.n_embd
@@ -79,13 +87,6 @@ class ModelConfig(_Config):
             shapes |= {f"{block}.mlp.proj.weight": (wide, hidden), f"{block}.mlp.proj.bias": (wide,)}
         shapes |= {"ln_f.weight": (wide,), "ln_f.bias": (wide,)}
         return shapes | {"head.weight": (self.vocab_size, wide), "head.bias": (self.vocab_size,)}
-
-
-def rotations(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines, (block_size, D / 2) each, by which rotary positions turn the pairs of a head."""
-    pairs = config.n_embd // config.n_head // 2
-    angles = np.arange(config.block_size)[:, None] * config.rope_base ** (-np.arange(pairs) / pairs)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 @dataclass(frozen=True)

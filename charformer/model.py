@@ -6,42 +6,47 @@ Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from charformer.config import ModelConfig, rotations
+from charformer.config import ModelConfig
+from charformer.rotary import cache_turns, turns
 from kernels import ops
 
 
 class KVCache:
-    """Keys and values of every layer for up to ``block_size`` positions."""
+    """Keys and values of every layer for up to ``cache_size`` positions, of which the last ``block_size`` are seen."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        shape = (config.n_layer, batch, config.n_head, config.cache_size, config.n_embd // config.n_head)
+        self.block_size = config.block_size
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) behind the first ``length`` positions; return that layer's keys and values so far.
+        """Store (B, H, T, D) behind the first ``length`` positions; return what its last query sees of that layer.
 
         ``length`` itself moves on once a token has passed through every layer.
         """
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        seen = slice(max(0, end - self.block_size), end)
+        return self.keys[layer, :, :, seen], self.values[layer, :, :, seen]
 
 
 class Rotary(nn.Module):
-    """Positions as rotations of queries and keys (Su et al. 2021), whose pairs lie half a head apart."""
+    """Positions as rotations of queries and keys (charformer/rotary.py)."""
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        cos, sin = rotations(config)
+        cos, sin = cache_turns(config)
+        self._config = config
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
@@ -49,8 +54,24 @@ class Rotary(nn.Module):
         """(B, T, ..., D) at positions ``start``, ``start`` + 1, ... -> the same, rotated."""
         shape = (x.shape[1], *[1] * (x.dim() - 3), -1)
         cos, sin = (table[start : start + x.shape[1]].view(shape).to(x.dtype) for table in (self.cos, self.sin))
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return _turned(x, cos, sin)
+
+    def slide(self, cache: KVCache) -> None:
+        """Move the last ``block_size`` - 1 positions to the front of ``cache``, their keys turned back accordingly."""
+        kept = cache.block_size - 1
+        moved = slice(cache.length - kept, cache.length)
+        cos, sin = (
+            torch.from_numpy(table).to(cache.keys) for table in turns(self._config, np.array(cache.length - kept))
+        )
+        cache.keys[..., :kept, :] = _turned(cache.keys[..., moved, :], cos, -sin)
+        cache.values[..., :kept, :] = cache.values[..., moved, :].clone()
+        cache.length = kept
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(..., D) with its pairs, half of D apart, turned by angles (..., D / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 class Attention(nn.Module):
@@ -129,7 +150,7 @@ class GPT(nn.Module):
         """Next-character logits at every position.
 
         Args:
-            ids: (B, T) int64; positions count from the cache's length, and length + T <= block_size.
+            ids: (B, T) int64, T <= block_size; positions count from the cache's length, which can reach cache_size.
             cache: filled by a first call with any T, then extended by calls with T = 1.
 
         Returns:

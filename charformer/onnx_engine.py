@@ -15,6 +15,7 @@ import onnxruntime as ort
 from charformer.config import ModelConfig
 from charformer.errors import UserError
 from charformer.onnx_file import Description, padded_width, read_metadata, unsealed
+from charformer.rotary import turned_back
 from charformer.sampling import Ids, Logits
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -32,11 +33,14 @@ class _Cache(Protocol):
     def run(self, ids: Ids, length: int) -> Logits:
         """Logits (B, T, V) of ``ids``, (B, T), behind the first ``length`` positions; the rest is overwritten."""
 
+    def slide(self, length: int) -> None:
+        """Move the last ``block_size`` - 1 of ``length`` rotary positions to the front, and forget the others."""
+
 
 class OnnxEngine:
     """A ``RewindableEngine`` on onnxruntime.
 
-    Past ``block_size`` the older half of the context is dropped and the rest is read again, as in ``TorchEngine``.
+    Past ``block_size`` the context slides, or its older half is dropped and the rest read again, as in ``TorchEngine``.
 
     Args:
         path: a file that charformer-export wrote.
@@ -63,35 +67,41 @@ class OnnxEngine:
             session, self.device = _session(content, threads, provider, self.description.precision)
             _check_ends(session, self.description)
         except UserError as error:
-            raise UserError(f"cannot use {path}: {error}") from error
+            raise type(error)(f"cannot use {path}: {error}") from error
         self._session = session
-        self._block_size = self.description.config.block_size
-        self._context = np.zeros((0, self._block_size), np.int64)
+        self._config = self.description.config
+        self._context = np.zeros((0, 0), np.int64)
         self._cache: _Cache | None = None
         self._length = 0
 
     @property
     def room(self) -> int:
-        """How many characters fit before the context is full; at 0 ``extend`` still takes one."""
-        return self._block_size - self._length
+        """How many characters ``extend`` takes at once: as many as fit, or slide in; at 0 it still takes one."""
+        config = self._config
+        return config.cache_size - (config.block_size - 1 if config.rope_base else self._length)
 
     def read(self, ids: Ids) -> Logits:
         """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V)."""
         if self._cache is None or len(ids) != len(self._context):
-            self._context = np.zeros((len(ids), self._block_size), np.int64)
+            self._context = np.zeros((len(ids), self._config.block_size), np.int64)
             self._cache = self._new_cache(len(ids))
         self._length = 0
         return self._append(ids)
 
     def start(self, ids: Ids) -> Logits:
-        return self.read(ids[:, -self._block_size :])[:, -1]
+        return self.read(ids[:, -self._config.block_size :])[:, -1]
 
     def extend(self, ids: Ids) -> Logits:
         """Append (B, T) characters, T > 1 of one text alone and with room for them; return logits (B, T, V)."""
         assert ids.shape[1] == 1 or (len(ids) == 1 and ids.shape[1] <= self.room), "more than fits at once"
-        if self._length == self._block_size:
-            kept = self._context[:, self._block_size - self._block_size // 2 :]
-            return self.read(np.concatenate([kept, ids], axis=1))[:, -ids.shape[1] :]
+        assert self._cache is not None, "start comes first"
+        config = self._config
+        if self._length + ids.shape[1] > config.cache_size:
+            if not config.rope_base:
+                kept = self._context[:, config.block_size - config.block_size // 2 :]
+                return self.read(np.concatenate([kept, ids], axis=1))[:, -ids.shape[1] :]
+            self._cache.slide(self._length)
+            self._length = config.block_size - 1
         return self._append(ids)
 
     def rewind(self, count: int) -> None:
@@ -101,37 +111,50 @@ class OnnxEngine:
         assert self._cache is not None, "start comes first"
         logits = self._cache.run(ids, self._length)
         end = self._length + ids.shape[1]
-        self._context[:, self._length : end] = ids
+        if not self._config.rope_base:
+            self._context[:, self._length : end] = ids
         self._length = end
         return logits
 
     def _new_cache(self, batch: int) -> _Cache:
         if self.description.portable:
-            return GrowingCache(self._session, batch)
-        return SharedCache(self._session, batch, self.description.config, self.device)
+            return GrowingCache(self._session, batch, self._config)
+        return SharedCache(self._session, batch, self._config, self.device)
 
 
 class SharedCache:
-    """The cache of a fused graph: buffers of ``block_size`` positions that each run reads and writes in place."""
+    """The cache of a fused graph: buffers of ``cache_size`` positions that each run reads and writes in place."""
 
     def __init__(self, session: ort.InferenceSession, batch: int, config: ModelConfig, device: str) -> None:
         self._session = session
-        self._vocab_size = config.vocab_size
+        self._config = config
+        self.device = device
         self.rebinds = device != "cpu"  # a binding copies to another device when it is made, not when it runs
+        self._arrays: dict[str, NDArray[Any]] = {}  # on the CPU the very memory of the buffers
         self._buffers: dict[str, Any] = {}
         for past in _pasts(session):
-            zeros = np.zeros((batch, *past.shape[1:]), DTYPES[past.type])
-            self._buffers[past.name.removeprefix("past_")] = ort.OrtValue.ortvalue_from_numpy(zeros, device)
+            name = past.name.removeprefix("past_")
+            self._arrays[name] = np.zeros((batch, *past.shape[1:]), DTYPES[past.type])
+            self._buffers[name] = ort.OrtValue.ortvalue_from_numpy(self._arrays[name], device)
         self._runs: dict[int, _Run] = {}
 
     def run(self, ids: Ids, length: int) -> Logits:
         batch, time = ids.shape
         run = self._runs.get(time)
         if run is None:
-            run = _Run(self._session, self._buffers, batch, time, self._vocab_size, self.rebinds)
+            run = _Run(self._session, self._buffers, batch, time, self._config.vocab_size, self.rebinds)
             if time <= SHORT:
                 self._runs[time] = run
         return run(ids, length)
+
+    def slide(self, length: int) -> None:
+        kept = self._config.block_size - 1
+        for name, array in self._arrays.items():
+            buffer = self._buffers[name]
+            last = (array if self.device == "cpu" else buffer.numpy())[:, :, length - kept : length]
+            array[:, :, :kept] = turned_back(last, self._config, length - kept) if name.startswith("keys") else last
+            if self.device != "cpu":
+                buffer.update_inplace(array)
 
 
 class _Run:
@@ -183,8 +206,9 @@ class _Run:
 class GrowingCache:
     """The cache of a portable graph, whose outputs are the next run's inputs."""
 
-    def __init__(self, session: ort.InferenceSession, batch: int) -> None:
+    def __init__(self, session: ort.InferenceSession, batch: int, config: ModelConfig) -> None:
         self._session = session
+        self._config = config
         self._outputs = [output.name for output in session.get_outputs()]
         self._past = {
             past.name: np.zeros((batch, past.shape[1], 0, past.shape[3]), DTYPES[past.type]) for past in _pasts(session)
@@ -196,6 +220,12 @@ class GrowingCache:
         logits, *present = self._session.run(self._outputs, {"ids": ids, "positions": positions, **feed})
         self._past = dict(zip(self._past, present, strict=True))
         return logits
+
+    def slide(self, length: int) -> None:
+        first = length - (self._config.block_size - 1)
+        for name, array in self._past.items():
+            last = array[:, :, first:length]
+            self._past[name] = turned_back(last, self._config, first) if name.startswith("past_keys") else last
 
 
 def _pasts(session: ort.InferenceSession) -> list[Any]:
@@ -234,7 +264,7 @@ def _check_ends(session: ort.InferenceSession, description: Description) -> None
         places: int | str = "P"
         wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)"}
     else:
-        places, width = config.block_size, padded_width(config)
+        places, width = config.cache_size, padded_width(config)
         wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)", "lengths": "tensor(int32)"}
         wanted["total"] = "tensor(int32)"
     inputs = {entry.name: entry for entry in session.get_inputs()}

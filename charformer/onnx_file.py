@@ -10,7 +10,7 @@ from charformer.errors import UserError
 from charformer.speculation import Draft
 from charformer.vocab import Vocab
 
-FORMAT = 1
+FORMAT = 2
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 # A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
@@ -30,7 +30,7 @@ OPERATORS = frozenset(
             "Mul",
             "Range",
         ),
-        *("Relu", "Reshape", "Sub"),
+        *("Or", "Relu", "Reshape", "Sub"),
         *("SkipSimplifiedLayerNormalization", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
     )
 )
@@ -105,6 +105,10 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
     raise ValueError("it is no ONNX model")
 
 
+class OutdatedError(UserError):
+    """A file of an earlier version."""
+
+
 @dataclass(frozen=True)
 class Description:
     """What a file's metadata say of its model."""
@@ -134,6 +138,8 @@ class Description:
         try:
             values = json.loads(metadata["charformer"])
             if values["format"] != FORMAT:
+                if values["format"] in range(FORMAT):
+                    raise OutdatedError("an earlier version wrote it; charformer-export writes it anew")
                 raise UserError(
                     f"its format is {str(values['format'])[:20]} and this version reads {FORMAT}; update charformer"
                 )

@@ -10,8 +10,9 @@ from charformer.sampling import Ids, Logits
 class TorchEngine:
     """An ``Engine`` on PyTorch.
 
-    Past ``block_size`` the older half of the context is dropped and the rest is read again, since learned positions
-    cannot slide in the cache.
+    Past ``block_size`` rotary positions slide: a character sees the ``block_size`` - 1 before it, as they were computed
+    when they could see others. Learned positions cannot: the older half of the context is dropped, and the rest is read
+    again.
     """
 
     def __init__(self, model: GPT, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -29,12 +30,14 @@ class TorchEngine:
     def extend(self, ids: Ids) -> Logits:
         assert self._cache is not None, "start comes first"
         assert ids.shape[1] == 1, "one character at a time"
-        block_size = self.model.config.block_size
-        if self._context.shape[1] == block_size:
-            kept = self._context[:, block_size - block_size // 2 :]
-            return self.start(np.concatenate([kept, ids], axis=1))[:, None]
-        self._context = np.concatenate([self._context, ids], axis=1)
-        return self._logits(ids, self._cache)[:, None]
+        config, cache = self.model.config, self._cache
+        if cache.length == config.cache_size:
+            if self.model.rotary is None:
+                kept = self._context[:, config.block_size - config.block_size // 2 :]
+                return self.start(np.concatenate([kept, ids], axis=1))[:, None]
+            self.model.rotary.slide(cache)
+        self._context = np.concatenate([self._context, ids], axis=1)[:, -config.block_size :]
+        return self._logits(ids, cache)[:, None]
 
     @torch.inference_mode()
     def _logits(self, ids: Ids, cache: KVCache) -> Logits:

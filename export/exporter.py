@@ -91,9 +91,12 @@ def file_content(description: Description, tensors: Tensors, precision: Precisio
 
 
 def _windows(config: ModelConfig, vocab: Vocab, corpus: Corpus | None) -> Ids:
-    """(N, T + 1) ids of the validation split, evenly spread, about CHARACTERS in all; random ones without a text."""
-    length = config.block_size + 1
-    count = max(1, CHARACTERS // config.block_size)
+    """(N, T + 1) ids of the validation split, evenly spread, about CHARACTERS in all; random ones without a text.
+
+    Where the context slides, T is long enough to see it do so.
+    """
+    length = config.block_size + 1 if not config.rope_base else 2 * config.cache_size
+    count = max(1, CHARACTERS // length)
     if corpus is None:
         return np.random.default_rng(0).integers(len(vocab), size=(count, length))
     split = corpus.validation

@@ -1,9 +1,9 @@
 """A checkpoint as an ONNX graph, node by node.
 
-Two layouts: ``fused`` in onnxruntime's own operators, whose key and value caches are shared buffers of ``block_size``
+Two layouts: ``fused`` in onnxruntime's own operators, whose key and value caches are shared buffers of ``cache_size``
 positions, and ``portable`` in standard operators alone, whose caches grow (export/portable.py).
 
-Shapes: B batch, T new characters, C channels, H heads, D head width, S block_size, V vocabulary.
+Shapes: B batch, T new characters, C channels, H heads, D head width, S cache_size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from charformer.config import ModelConfig, rotations
+from charformer.config import ModelConfig
 from charformer.onnx_file import padded_width
+from charformer.rotary import cache_turns
 from charformer.rundir import Tensors
 from export.quantize import quantize
 
@@ -125,12 +126,12 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     rotation, rotates = [], dict[str, int]()
     if config.rope_base:
         missing = (padded - width) // 2
-        tables = zip(("cos", "sin"), rotations(config), strict=True)
+        tables = zip(("cos", "sin"), cache_turns(config), strict=True)
         rotation = [g.constant(name, np.pad(table, ((0, 0), (0, missing)))) for name, table in tables]
-        rotates = {"do_rotary": 1}
+        rotates = {"do_rotary": 1, "local_window_size": config.block_size}
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
-        cache: list[str | int] = ["B", config.n_head, config.block_size, padded]
+        cache: list[str | int] = ["B", config.n_head, config.cache_size, padded]
         past = [g.input(f"past_{kind}.{layer}", g.float_type, cache) for kind in ("keys", "values")]
         present = [g.output(f"present_{kind}.{layer}", g.float_type, cache) for kind in ("keys", "values")]
         qkv = weights[f"{block}.attn.qkv.weight"], weights[f"{block}.attn.qkv.bias"]

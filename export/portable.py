@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from charformer.config import ModelConfig, rotations
+from charformer.config import ModelConfig
+from charformer.rotary import cache_turns
 from charformer.rundir import Tensors
 from export.graph import EPSILON, GraphBuilder, Precision, embedding, relu
 from export.quantize import quantize
@@ -31,7 +32,7 @@ def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onn
     if not config.rope_base:
         x = g.node("Add", [x, embedding(g, tensors["pos_emb.weight"], positions, "pos_emb")], "embedding")
     rotation = _rotation(g, config, positions) if config.rope_base else None
-    mask = _mask(g, positions)
+    mask = _mask(g, config, positions)
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
         h = _attention(g, config, tensors, layer, _layer_norm(g, tensors, x, f"{block}.ln1"), rotation, mask)
@@ -43,22 +44,27 @@ def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onn
     return g.model()
 
 
-def _mask(g: GraphBuilder, positions: str) -> str:
-    """(T, P + T): 0 where a character may look, the most negative number where it would look ahead."""
+def _mask(g: GraphBuilder, config: ModelConfig, positions: str) -> str:
+    """(T, P + T): 0 where a character may look, else the most negative number: ahead, and too far behind to slide."""
     minus_one, zero, one = (g.constant(str(value), np.array([value])) for value in (-1, 0, 1))
     scalar_zero, scalar_one = g.constant("scalar 0", np.array(0)), g.constant("scalar 1", np.array(1))
     last = g.node("Gather", [positions, minus_one], "last")
     end = g.node("Squeeze", [g.node("Add", [last, one], "after last"), zero], "length")
     keys = g.node("Range", [scalar_zero, end, scalar_one], "key positions")
-    ahead = g.node("Greater", [keys, g.node("Unsqueeze", [positions, one], "query positions")], "ahead")
+    queries = g.node("Unsqueeze", [positions, one], "query positions")
+    hidden = g.node("Greater", [keys, queries], "ahead")
+    if config.rope_base:
+        far = g.node("Sub", [queries, keys], "distances")
+        behind = g.node("Greater", [far, g.constant("farthest", np.array(config.block_size - 1))], "behind")
+        hidden = g.node("Or", [hidden, behind], "hidden")
     lowest = np.finfo(np.float16 if g.precision.bits == 16 else np.float32).min
-    inputs = [ahead, g.constant("lowest", np.array(lowest)), g.constant("nothing", np.array(0.0))]
+    inputs = [hidden, g.constant("lowest", np.array(lowest)), g.constant("nothing", np.array(0.0))]
     return g.node("Where", inputs, "mask")
 
 
 def _rotation(g: GraphBuilder, config: ModelConfig, positions: str) -> list[str]:
     """Cosines and sines of the new characters' positions, (T, D / 2) each."""
-    tables = zip(("cos", "sin"), rotations(config), strict=True)
+    tables = zip(("cos", "sin"), cache_turns(config), strict=True)
     return [embedding(g, table, positions, name) for name, table in tables]
 
 

@@ -34,12 +34,13 @@ class Comparison:
 def compare(engine: OnnxEngine, ids: Ids, wanted: Doubles) -> Comparison:
     """The file behind ``engine`` against reference logits ``wanted`` (N, T, V) of ``ids``, (N, T + 1).
 
-    T is at most block_size. Windows are read as sampling reads them, since the rounding of 8-bit products depends on
-    how many rows there are: in turn as speculation does, a character at a time, and all at once, as a prompt.
+    T is at most block_size, unless the file's positions are rotary. Windows are read as sampling reads them, since the
+    rounding of 8-bit products depends on how many rows there are: in turn as speculation does, a character at a time,
+    and from a long prompt.
     """
     inputs, targets = ids[:, :-1], ids[:, 1:, None]
-    ways = (PROPOSALS + 1, 1, inputs.shape[1])
-    found = np.stack([_read(engine, row, ways[number % 3]) for number, row in enumerate(inputs)])
+    ways = ((1, PROPOSALS + 1), (1, 1), (engine.description.config.block_size, 1))
+    found = np.stack([_read(engine, row, *ways[number % 3]) for number, row in enumerate(inputs)])
     log_p, log_q = log_softmax(wanted), log_softmax(found)
     return Comparison(
         characters=targets.size,
@@ -51,16 +52,19 @@ def compare(engine: OnnxEngine, ids: Ids, wanted: Doubles) -> Comparison:
     )
 
 
-def _read(engine: OnnxEngine, ids: Ids, at_once: int) -> Doubles:
-    """Logits (T, V) of one text, (T,), its first character alone and the others ``at_once`` at a time."""
-    logits = [engine.read(ids[None, :1])[0].astype(np.float64)]
-    for start in range(1, len(ids), at_once):
+def _read(engine: OnnxEngine, ids: Ids, prompt: int, at_once: int) -> Doubles:
+    """Logits (T, V) of one text, (T,), its first ``prompt`` characters together and then ``at_once`` at a time."""
+    logits = [engine.read(ids[None, :prompt])[0].astype(np.float64)]
+    for start in range(prompt, len(ids), at_once):
         logits.append(engine.extend(ids[None, start : start + at_once])[0].astype(np.float64))
     return np.concatenate(logits)
 
 
 def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles:
-    """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model.py, written out."""
+    """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model.py, written out.
+
+    T is at most block_size; rotary positions go on behind it, and see the last block_size characters.
+    """
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
     return np.stack([_window_logits(config, weights, row) for row in ids])
 
@@ -77,7 +81,8 @@ def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
     length = len(ids)
-    future = np.triu(np.full((length, length), -np.inf), 1)
+    far = np.arange(length)[:, None] - np.arange(length)
+    unseen = np.where((far < 0) | (far >= config.block_size), -np.inf, 0.0)
     x = weights["tok_emb.weight"][ids]
     if not config.rope_base:
         x = x + weights["pos_emb.weight"][:length]
@@ -87,7 +92,7 @@ def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -
         q, k, v = qkv.reshape(length, 3, config.n_head, -1).transpose(1, 2, 0, 3)
         if config.rope_base:
             q, k = (_rotated(x, config.rope_base) for x in (q, k))
-        scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + future
+        scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + unseen
         mixed = np.exp(log_softmax(scores)) @ v
         x = x + linear(mixed.swapaxes(0, 1).reshape(length, -1), f"{block}.attn.proj")
         hidden = np.maximum(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc"), 0) ** config.relu_power

@@ -99,7 +99,7 @@ def _genai_config(config: ModelConfig) -> dict[str, Any]:
     }
     symbols = {"vocab_size": config.vocab_size, "bos_token_id": 0, "eos_token_id": config.vocab_size - 1}
     return {
-        "model": {"type": "llama", "context_length": config.block_size, "pad_token_id": 0, "decoder": decoder}
+        "model": {"type": "llama", "context_length": config.cache_size, "pad_token_id": 0, "decoder": decoder}
         | symbols,
-        "search": {"max_length": config.block_size, "past_present_share_buffer": True},
+        "search": {"max_length": config.cache_size, "past_present_share_buffer": True},
     }

@@ -202,17 +202,21 @@ def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
 def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
     """An engine on the run's model.onnx, exported first unless it is there and of the weights that are there."""
     from charformer.commands.export import DEFAULT_PRECISION, export_run
+    from charformer.onnx_file import OutdatedError
 
     weights = run.weights_sha256()
     precision, portable = "fp16" if args.provider == "cuda" else DEFAULT_PRECISION, False
     reason = "there is no such file yet"
     if run.onnx.exists():
-        engine = _engine(run.onnx, args)
-        found = engine.description
-        if found.weights_sha256 == weights:
-            return engine
-        precision, portable = found.precision, found.portable
-        reason = "the run has other weights by now"
+        try:
+            engine = _engine(run.onnx, args)
+            found = engine.description
+            if found.weights_sha256 == weights:
+                return engine
+            precision, portable = found.precision, found.portable
+            reason = "the run has other weights by now"
+        except OutdatedError:
+            reason = "an earlier version wrote it"
     notices = PlainConsole(stderr=True)
     notices.print(f"exporting {run.onnx}: {reason}")
     export_run(run, run.onnx, precision, portable, data=None, console=notices)

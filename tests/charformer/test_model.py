@@ -46,7 +46,7 @@ def rotated(x: Tensor, base: float) -> Tensor:
 
 def naive_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor) -> Tensor:
     time, width = tokens.shape[1], config.n_embd // config.n_head
-    mask = torch.ones(time, time).tril().bool()
+    mask = torch.ones(time, time).tril().bool() & ~torch.ones(time, time).tril(-config.block_size).bool()
     x = weights["tok_emb.weight"][tokens]
     if not config.rope_base:
         x = x + weights["pos_emb.weight"][torch.arange(time)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from charformer.onnx_file import sealed, unsealed
 from tests.end_to_end.test_commands import run
 
 
@@ -60,7 +61,12 @@ def test_the_run_is_exported_when_it_has_to_be(folder: Path) -> None:
     assert "the run has other weights by now" in after.stderr
     assert run(*sample, cwd=folder).stderr == ""
 
-    (folder / "runs" / "pretrain" / "model.onnx").write_bytes(b"no graph")
+    file = folder / "runs" / "pretrain" / "model.onnx"
+    file.write_bytes(sealed(unsealed(file.read_bytes()).replace(b'"format": 2', b'"format": 1')))
+    assert "an earlier version wrote it" in run(*sample, cwd=folder).stderr
+    assert run(*sample, cwd=folder).stderr == ""
+
+    file.write_bytes(b"no graph")
     broken = run(*sample, cwd=folder)
     assert broken.returncode == 2  # whatever it is, it is not ours to replace
     assert "charformer-export writes it anew" in broken.stderr
