@@ -48,9 +48,7 @@ def load_model(run: RunDir) -> tuple[GPT, Vocab]:
     return model, vocab
 
 
-def save_state(
-    run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batches: np.random.Generator, counters: Counters
-) -> None:
+def save_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, counters: Counters) -> None:
     """Write everything that an exact continuation needs to last.safetensors."""
     tensors: Tensors = {f"model.{name}": _array(tensor) for name, tensor in model.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
@@ -59,12 +57,11 @@ def save_state(
     tensors["random.cpu"] = torch.get_rng_state().numpy()
     if next(model.parameters()).is_cuda:
         tensors["random.cuda"] = torch.cuda.get_rng_state().numpy()
-    notes = {"counters": asdict(counters), "batches": batches.bit_generator.state}
-    write_tensors(run.state, tensors, {"training": json.dumps(notes)})
+    write_tensors(run.state, tensors, {"counters": json.dumps(asdict(counters))})
 
 
-def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batches: np.random.Generator) -> Counters:
-    """Read last.safetensors into the model, the optimizer and the random states; return the counters.
+def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Counters:
+    """Read last.safetensors into the model, the optimizer and PyTorch's random state; return the counters.
 
     Raises UserError when there is nothing to resume from, or it does not fit.
     """
@@ -82,9 +79,7 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, batche
         torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
         if next(model.parameters()).is_cuda and "random.cuda" in tensors:
             torch.cuda.set_rng_state(torch.from_numpy(tensors["random.cuda"]))
-        notes = json.loads(metadata["training"])
-        batches.bit_generator.state = notes["batches"]
-        counters = replace(Counters(), **notes["counters"])
+        counters = replace(Counters(), **json.loads(metadata["counters"]))
         if run.weights.is_file():  # a kill between the two files may have left it newer than this one
             best = read_tensors(run.weights)[1]
             counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])

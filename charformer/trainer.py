@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from charformer import checkpoint
+from charformer.batches import WindowOrder
 from charformer.checkpoint import Counters
 from charformer.config import TrainConfig
 from charformer.corpus import Corpus
@@ -78,17 +79,17 @@ class Trainer:
         self.counters = Counters()
         self.history: list[dict[str, Any]] = []
         self._table = corpus.table(vocab)
-        self._batches = np.random.default_rng(config.seed)
+        self._order = WindowOrder(len(corpus.train), model.config.block_size, config.seed)
 
     def resume(self) -> None:
         """Continue from last.safetensors; metrics after it are dropped. Raises UserError where that is impossible."""
-        self.counters = checkpoint.load_state(self.run, self.model, self.optimizer, self._batches)
+        self.counters = checkpoint.load_state(self.run, self.model, self.optimizer)
         self.history = [row for row in self.run.read_metrics() if row["step"] <= self.counters.step]
         self.run.write_metrics(self.history)
 
     def save(self) -> None:
         """Write everything that ``resume`` needs."""
-        checkpoint.save_state(self.run, self.model, self.optimizer, self._batches, self.counters)
+        checkpoint.save_state(self.run, self.model, self.optimizer, self.counters)
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train until ``max_steps`` or until ``stopped()``; save at each evaluation and at the end.
@@ -128,10 +129,10 @@ class Trainer:
             self.save()
 
     def draw(self) -> torch.Tensor:
-        """The next batch of training windows, (batch_size, block_size + 1) int64, on the trainer's device."""
-        length = self.model.config.block_size
-        starts = self._batches.integers(0, len(self.corpus.train) - length, size=self.config.batch_size)
-        return self._windows(self.corpus.train, starts, length)
+        """The training windows of the next step, (batch_size, block_size + 1) int64, on the trainer's device."""
+        batch_size = self.config.batch_size
+        starts = self._order.starts(self.counters.step * batch_size, batch_size)
+        return self._windows(self.corpus.train, starts, self.model.config.block_size)
 
     def loss(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The mean loss of predicting each character of (B, T + 1) from those before it, in ``dtype`` products."""

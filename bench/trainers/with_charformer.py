@@ -44,6 +44,7 @@ class CharformerEngine:
 
     def update(self) -> None:
         self._trainer.update(self._course.learning_rate)
+        self._trainer.counters.step += 1  # which the next batch follows
 
     def evaluate(self) -> None:
         self._trainer.subset_loss(self._trainer.corpus.validation)

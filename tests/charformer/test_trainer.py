@@ -258,12 +258,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(tex
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
-def test_batches_reach_every_part_of_the_training_split_and_nothing_else(tmp_path: Path) -> None:
+def test_a_pass_trains_on_every_character_once_and_on_no_other_split(tmp_path: Path) -> None:
     data = tmp_path / "each-character-once.txt"
     data.write_text("".join(chr(0x4E00 + place) for place in range(230)), encoding="utf-8")
-    trainer = pretrain(data, tmp_path / "run", replace(COURSE, batch_size=4000))
+    trainer = pretrain(data, tmp_path / "run", replace(COURSE, batch_size=9))
     assert len(trainer.corpus.train) == 207
-    windows = trainer.draw()
-    windows -= windows.min()
-    assert set(windows[:, 0].tolist()) == set(range(207 - MODEL.block_size))
-    assert torch.equal(windows, windows[:, :1] + torch.arange(MODEL.block_size + 1))
+    cuts = set()
+    for step in range(400):  # a batch is a pass: nine windows of twenty
+        trainer.counters.step = step
+        windows = trainer.draw()
+        assert torch.equal(windows, windows[:, :1] + torch.arange(MODEL.block_size + 1))
+        text = windows[:, :-1].flatten().sort().values
+        assert torch.equal(text, text[0] + torch.arange(180))
+        cuts.add(int(text[0]))
+    first = min(cuts)
+    assert cuts == set(range(first, first + 27))  # 180 of 207 characters, the last of them a target

@@ -1,0 +1,37 @@
+"""Which windows of a text a step trains on."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class WindowOrder:
+    """Windows in passes over the text: each pass sees every character once, cut elsewhere and in another order.
+
+    A pass follows from the seed and its number alone: a resumed run needs to know only how many windows it has drawn.
+    Drawn independently instead, a third of the text would go unseen while as much as all of it is read (NOTES.md).
+
+    Args:
+        characters: of the text, more than ``length``.
+        length: of a window, to which belongs one more character, the last one's target.
+    """
+
+    def __init__(self, characters: int, length: int, seed: int) -> None:
+        self._length = length
+        self._seed = seed
+        self._count = max(1, (characters - length) // length)
+        self._spare = characters - 1 - self._count * length
+        self._pass = (-1, np.zeros(0, np.int64))
+
+    def starts(self, first: int, count: int) -> NDArray[np.int64]:
+        """Where the windows ``first`` to ``first + count - 1`` of the training begin, (count,)."""
+        numbers = np.arange(first, first + count)
+        passes = numbers // self._count
+        parts = [self._starts_of(number)[numbers[passes == number] % self._count] for number in np.unique(passes)]
+        return np.concatenate(parts)
+
+    def _starts_of(self, number: int) -> NDArray[np.int64]:
+        if self._pass[0] != number:
+            generator = np.random.default_rng((self._seed, number))
+            cut = generator.integers(self._spare + 1)
+            self._pass = (number, cut + self._length * generator.permutation(self._count))
+        return self._pass[1]
