@@ -162,6 +162,7 @@ def _recipe(preset: Preset) -> tuple[str, ...]:
         "rotary positions": preset.model.rope_base,
         "squared ReLU": preset.model.relu_power == 2,
         "Muon": preset.pretrain.muon_learning_rate,
+        "no dropout on attention weights": preset.model.dropout and not preset.model.attention_dropout,
     }
     return tuple(name for name, on in switches.items() if on)
 

@@ -48,7 +48,8 @@ class ModelConfig(_Config):
     n_head: int = _number(6, "attention heads in a block", least=1)
     n_embd: int = _number(384, "channels of the residual stream", least=1)
     block_size: int = _number(384, "longest context, in characters", least=1)
-    dropout: float = _number(0.2, "dropout on attention weights and on each branch", most=0.999)
+    dropout: float = _number(0.2, "dropout on each branch", most=0.999)
+    attention_dropout: float = _number(0.2, "dropout on attention weights, which is slow on a CPU", most=0.999)
     rope_base: float = _number(
         0.0, "base of rotary positions (10000 is usual); 0 learns an embedding of each", most=1e9
     )
@@ -130,6 +131,7 @@ def _baseline(batch_size: int, block_size: int) -> Preset:
     return Preset(ModelConfig(block_size=block_size), pretrain=course, finetune=course)
 
 
+_MODERN = ModelConfig(block_size=256, dropout=0.0, attention_dropout=0.0, rope_base=10000.0, relu_power=2)
 _MUON = TrainConfig(
     batch_size=8,
     learning_rate=3e-3,
@@ -144,7 +146,7 @@ PRESETS: dict[str, Preset] = {
     "baseline": _baseline(batch_size=32, block_size=384),
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
-        ModelConfig(n_layer=4, n_head=4, n_embd=256, block_size=256, dropout=0.0, rope_base=10000.0, relu_power=2),
+        replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
         pretrain=replace(_MUON, max_steps=1100, zero_init=1),
         finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=400),
     ),

@@ -81,7 +81,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.layer = layer
-        self.dropout = config.dropout
+        self.dropout = config.attention_dropout
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
 

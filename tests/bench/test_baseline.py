@@ -8,7 +8,7 @@ from bench import baseline
 from bench.baseline import Baseline
 from charformer.config import ModelConfig
 
-SMALL = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=10, dropout=0.0, vocab_size=11)
+SMALL = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=10, dropout=0.0, attention_dropout=0.0, vocab_size=11)
 
 
 def logits_of(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:

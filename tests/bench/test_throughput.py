@@ -22,7 +22,7 @@ from charformer.config import ModelConfig
 from charformer.freeze import freeze
 from charformer.model import GPT
 
-SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.0, vocab_size=300)
+SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.0, attention_dropout=0.0, vocab_size=300)
 LEARNS = """
 import torch
 from dataclasses import dataclass

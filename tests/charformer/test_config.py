@@ -9,7 +9,9 @@ from charformer.errors import UserError
 def test_presets_are_the_baseline_s_as_its_page_and_as_its_code_say() -> None:
     for name, batch_size, block_size in (("baseline", 32, 384), ("baseline-as-coded", 34, 128)):
         preset = PRESETS[name]
-        assert preset.model == ModelConfig(n_layer=6, n_head=6, n_embd=384, block_size=block_size, dropout=0.2)
+        assert preset.model == ModelConfig(
+            n_layer=6, n_head=6, n_embd=384, block_size=block_size, dropout=0.2, attention_dropout=0.2
+        )
         for course in (preset.pretrain, preset.finetune):
             assert (course.batch_size, course.learning_rate, course.max_steps) == (batch_size, 3e-4, 5000)
             assert (course.weight_decay, course.beta2, course.warmup_steps, course.decay_fraction) == (0, 0.999, 0, 0)

@@ -8,7 +8,7 @@ from charformer.freeze import count_parameters, freeze, train_mode
 from charformer.model import GPT
 from charformer.optim import build_optimizer, learning_rate
 
-CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, vocab_size=5)
+CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, attention_dropout=0.0, vocab_size=5)
 
 
 def trainable(model: GPT) -> set[str]:

@@ -130,11 +130,15 @@ def test_weights_have_the_contract_s_names() -> None:
     assert build().state_dict().keys() == expected
 
 
-def test_dropout_acts_in_training_alone() -> None:
-    model, tokens = build(), ids(20)
-    assert torch.equal(model(tokens), model(tokens))
+@pytest.mark.parametrize("place", ["dropout", "attention_dropout"])
+def test_dropout_acts_in_training_alone(place: str) -> None:
+    off = replace(SMALL, dropout=0.0, attention_dropout=0.0)
+    model, tokens = build(replace(off, **{place: 0.2})), ids(20)
+    expected = build(off)(tokens)
+    assert torch.equal(model(tokens), expected)
     model.train()
-    assert not torch.equal(model(tokens), model(tokens))
+    assert not torch.equal(model(tokens), expected)
+    assert torch.equal(build(off).train()(tokens), expected)
 
 
 def test_a_cache_changes_no_logit() -> None:
