@@ -11,7 +11,7 @@ Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary
 import torch
 from torch import Tensor
 
-from kernels import reference, registered
+from kernels import cpu, reference, registered
 from kernels.backend import runs_registered_op
 
 __all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm"]
@@ -43,6 +43,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
         raise ValueError(f"q, k and v do not fit: {_about(q)}, {_about(k)}, {_about(v)}")
     whole = q.shape == k.shape and q.shape[3] <= MAX_HEAD_WIDTH
     if not (whole and runs_registered_op(q)):
+        if seed is None and cpu.suits_attention(q, k, dropout_p):
+            return cpu.attention(q, k, v, dropout_p)
         return reference.attention(q, k, v, dropout_p, seed)
     out: Tensor = registered.attention(q, k, v, dropout_p, _seed(q, dropout_p, seed))[0]
     return out
@@ -95,6 +97,8 @@ def add_dropout_layer_norm(
     if residual.shape != x.shape:
         raise ValueError(f"residual and x do not fit: {_about(residual)}, {_about(x)}")
     if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
+        if dropout_p and seed is None and cpu.runs_here(x):
+            x, dropout_p = cpu.dropout(x, dropout_p), 0.0
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
     total, y, _, _ = registered.add_dropout_layer_norm(
         residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps
