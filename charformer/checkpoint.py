@@ -95,7 +95,7 @@ def _check_state(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.opt
         raise ValueError(f"its optimizer has {len(state)} parameters instead of {len(parameters)}")
     for index, entries in state.items():
         for key, tensor in entries.items():
-            shape = () if key == "step" else parameters[index].shape
+            shape = {"step": (), "rows": (len(parameters[index]), 1)}.get(key, parameters[index].shape)
             if tensor.shape != shape or tensor.dtype != torch.float32:
                 raise ValueError(f"optimizer.{index}.{key} is {tuple(tensor.shape)} of {tensor.dtype}")
 

@@ -1,7 +1,8 @@
 """Parameter groups, the optimizer and its schedule.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): a matrix moves along its momentum's nearest
-semi-orthogonal matrix, so that every direction of it learns at one rate.
+semi-orthogonal matrix, so that every direction of it learns at one rate. NorMuon (Li et al. 2025, arXiv 2510.05491)
+also divides each row, one an output, by what it moved by lately.
 """
 
 from collections import defaultdict
@@ -15,6 +16,7 @@ from charformer.config import TrainConfig
 from charformer.model import GPT
 
 MOMENTUM = 0.95
+ROWS_BETA2 = 0.95  # decay of the rows' second moment
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to within 0.7 and 1.2
 ITERATIONS = 5
 
@@ -60,24 +62,31 @@ class Muon(torch.optim.AdamW):
                 state = self.state[parameter]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
+                    state["rows"] = torch.zeros(len(parameter), 1, device=parameter.device)
                     state["step"] = torch.zeros(())  # which AdamW asks of every state that it loads
                 momentum = state["momentum"]
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
                 parameter.grad.lerp_(momentum, MOMENTUM)  # Nesterov's look ahead
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                for weight, ahead in zip(
-                    parameter.chunk(group["parts"]), parameter.grad.chunk(group["parts"]), strict=True
-                ):
-                    by_shape[tuple(sorted(weight.shape))].append((weight, ahead, group["lr"]))
+                of_parts = (tensor.chunk(group["parts"]) for tensor in (parameter, parameter.grad, state["rows"]))
+                for weight, ahead, rows in zip(*of_parts, strict=True):
+                    by_shape[tuple(sorted(weight.shape))].append((weight, ahead, rows, group["lr"]))
                 parameter.grad = None  # which AdamW then passes over
         for matrices in by_shape.values():
-            wide = [ahead.T if ahead.shape[0] > ahead.shape[1] else ahead for _, ahead, _ in matrices]
+            wide = [ahead.T if ahead.shape[0] > ahead.shape[1] else ahead for _, ahead, *_ in matrices]
             directions = orthogonalised(torch.stack(wide).to(self._dtype))
-            for (weight, _, rate), direction in zip(matrices, directions, strict=True):
-                rows, columns = weight.shape
-                scale = max(1.0, rows / columns) ** 0.5
-                weight.add_(direction.T if rows > columns else direction, alpha=-rate * scale)
+            for (weight, _, rows, rate), direction in zip(matrices, directions, strict=True):
+                height, width = weight.shape
+                even = _evened((direction.T if height > width else direction).float(), rows)
+                weight.sub_(even.mul_(rate * max(1.0, height / width) ** 0.5))
         return super().step(closure)
+
+
+def _evened(direction: Tensor, rows: Tensor) -> Tensor:
+    """A direction of the same norm, each row over the root of its second moment in ``rows``, (R, 1), updated here."""
+    rows.lerp_(direction.square().mean(dim=1, keepdim=True), 1 - ROWS_BETA2)
+    even = direction * rows.clamp_min(1e-10).rsqrt()
+    return even.mul_(direction.norm() / even.norm().clamp_min(1e-10))
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
