@@ -24,6 +24,7 @@ from rich.table import Table
 
 from bench import baseline, measure
 from bench.chart import write_curves
+from bench.trainers import nanogpt_recipe, with_nanogpt
 from charformer import stages
 from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS
@@ -58,6 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/convergence"), metavar="DIR", help="their folder (default: %(default)s)"
     )
+    parser.add_argument(
+        "--nanogpt",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of nanoGPT, whose recipe for a CPU then runs too: once as published, once for as long as ours",
+    )
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a picture of the curves goes, a PNG")
     return execute(parser, argv, _run)
@@ -67,6 +74,8 @@ def _run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     notices = Console(stderr=True)
+    if args.nanogpt is not None:
+        with_nanogpt.require(args.nanogpt)
     corpus = measure.load_text(args.data, notices)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
@@ -86,9 +95,19 @@ def _run(args: argparse.Namespace) -> int:
                 rows.append(_row(trainer, preset, args.target, reached))
                 if args.json:  # each time, so that what is done is kept
                     measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
+        ours = median(row["curve"][-1]["seconds"] for row in rows)
+        for seconds in (None, ours) if args.nanogpt is not None else ():
+            task = progress.add_task("nanogpt", total=nanogpt_recipe.STEPS, loss="")
+
+            def count(step: int, steps: int, task: Any = task) -> None:
+                progress.update(task, completed=step, total=steps)
+
+            rows.append(nanogpt_recipe.train(corpus, args.nanogpt, seconds, count))
+        if args.json:
+            measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
     _print(rows, args.target)
     if args.chart:
-        curves = [(f"{row['preset']}, seed {row['seed']}", row["preset"], row["curve"]) for row in rows]
+        curves = [(measure.label(row), row["preset"], row["curve"]) for row in rows]
         write_curves(args.chart, curves, args.target)
     return 0
 
@@ -196,12 +215,17 @@ def _print(rows: list[dict[str, Any]], target: float) -> None:
     table = Table("preset", "seed", title=f"to a validation loss of {target:g}, whole split", box=SIMPLE_HEAD)
     for column in ("characters", "seconds of training", "loss there, or of the best weights"):
         table.add_column(column, justify="right")
-    for row in rows:
+    ours = [row for row in rows if row["engine"] == "charformer"]
+    for row in ours:
         reached = row["reached"]
         there = (f"{reached['characters']:,}", f"{reached['seconds']:,.0f}") if reached else ("not reached", "")
         table.add_row(row["preset"], str(row["seed"]), *there, f"{row['val_loss']:.4f}")
-    for preset in dict.fromkeys(row["preset"] for row in rows):
-        mine = [row["reached"] for row in rows if row["preset"] == preset]
+    for row in rows[len(ours) :]:
+        end = row["end"]
+        at_its_end = (f"({end['characters']:,})", f"({end['seconds']:,.0f})")
+        table.add_row(f"nanogpt, {row['preset']}", "", *at_its_end, f"{row['val_loss']:.4f}")
+    for preset in dict.fromkeys(row["preset"] for row in ours):
+        mine = [row["reached"] for row in ours if row["preset"] == preset]
         if len(mine) > 1 and None not in mine:
             characters, seconds = (median(reached[key] for reached in mine) for key in ("characters", "seconds"))
             table.add_section()

@@ -69,8 +69,9 @@ def times_to_loss(rows: list[Row], curves: list[Row]) -> list[dict[str, Any]]:
     has a seed that did not get there; ``best`` is the lowest loss that its curves show.
     """
     found = [_time(rows, "baseline", "baseline-as-coded", float(baseline.CHARACTERS_TO_ITS_LOSS), baseline.ITS_LOSS)]
-    for preset in dict.fromkeys(curve["preset"] for curve in curves):
-        mine = [curve for curve in curves if curve["preset"] == preset]
+    ours = [curve for curve in curves if curve["engine"] == "charformer"]
+    for preset in dict.fromkeys(curve["preset"] for curve in ours):
+        mine = [curve for curve in ours if curve["preset"] == preset]
         there = [curve["reached"]["characters"] for curve in mine if _is_there(curve)]
         characters = median(there) if len(there) == len(mine) else None
         best = min(point["val_loss"] for curve in mine for point in curve["curve"])

@@ -135,7 +135,7 @@ _MODERN = ModelConfig(block_size=256, dropout=0.0, attention_dropout=0.0, rope_b
 _MUON = TrainConfig(
     batch_size=8,
     learning_rate=3e-3,
-    muon_learning_rate=0.015,
+    muon_learning_rate=0.02,
     eval_interval=100,
     decay_fraction=0.6,
     weight_decay=0.1,
@@ -147,7 +147,17 @@ PRESETS: dict[str, Preset] = {
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
         replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
-        pretrain=replace(_MUON, max_steps=1100, zero_init=1),
+        pretrain=replace(_MUON, max_steps=680, zero_init=1),
         finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=400),
+    ),
+    "fast": Preset(
+        _MODERN,
+        pretrain=replace(_MUON, max_steps=520, zero_init=1),
+        finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=480),
+    ),
+    "best": Preset(
+        replace(_MODERN, block_size=512, dropout=0.2),
+        pretrain=replace(_MUON, max_steps=2200, zero_init=1),
+        finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=480),
     ),
 }

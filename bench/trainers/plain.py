@@ -48,6 +48,10 @@ class PlainEngine:
         self._optimizer.step()
         self._optimizer.zero_grad()
 
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
     @torch.no_grad()
     def evaluate(self) -> None:
         self.model.eval()

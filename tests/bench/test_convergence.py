@@ -15,9 +15,11 @@ import torch
 
 from bench import convergence, measure
 from bench.chart import write_curves
+from bench.trainers import nanogpt_recipe
 from charformer import checkpoint
 from charformer import corpus as corpora
 from charformer.rundir import RunDir
+from tests.bench.test_throughput import checkout
 
 COURSE = ["--preset", "nano", "--seeds", "1", "--steps", "60", "--eval-interval", "10", "--dtype", "float32"]
 
@@ -73,6 +75,35 @@ def test_an_unreachable_target_ends_with_the_last_step(
     assert [step for step, _ in losses(row["curve"])] == [0, 10]
     assert row["val_loss"] > 1.52
     assert "not reached" in capsys.readouterr().out
+
+
+def test_nanogpt_s_recipe_runs_beside_ours(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nanogpt_recipe, "STEPS", 30)
+    result, folder = tmp_path / "r.json", checkout(tmp_path / "nano")
+    given = flags(text_file, tmp_path, "--steps", "4", "--json", str(result), "--nanogpt", str(folder))
+    assert convergence.main(given) == 0
+    ours, published, as_long = measure.read_result(result)["rows"]
+    assert published["end"]["step"] == 30
+    assert published["end"]["characters"] == 30 * 12 * 64
+    assert as_long["end"]["seconds"] == pytest.approx(ours["curve"][-1]["seconds"], rel=2.0)  # on a busy machine
+    assert as_long["end"]["step"] > 30
+    assert "(23,040)" in capsys.readouterr().out
+    assert convergence.main(flags(text_file, tmp_path, "--nanogpt", str(tmp_path))) == 2
+
+    corpus = corpora.load(str(text_file))
+    torch.manual_seed(1337)
+    engine = nanogpt_recipe._build(corpus, folder)  # its table alone predicts the next character
+    ids = corpus.validation.astype(np.int64)
+    table = engine.model.table.weight.detach().double().log_softmax(-1)
+    expected = float(-table[ids[:-1], ids[1:]].mean())
+    assert nanogpt_recipe.whole_validation_loss(engine, corpus) == pytest.approx(expected, abs=1e-5)
+    rates = [nanogpt_recipe.learning_rate(step, 2000) for step in range(2000)]
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[0] == pytest.approx(1e-3 / 101)
+    assert rates[1050] == pytest.approx(5.5e-4)
+    assert rates[-1] == pytest.approx(1e-4, rel=0.01)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

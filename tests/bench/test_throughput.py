@@ -172,7 +172,8 @@ def test_the_whole_job_is_ten_thousand_steps_and_its_evaluations() -> None:
 def test_the_time_to_the_baselines_loss_is_characters_over_speed() -> None:
     def curve(preset: str, characters: float | None, loss: float) -> dict[str, Any]:
         reached = {"characters": characters, "val_loss": loss} if characters else None
-        return {"preset": preset, "reached": reached, "curve": [{"val_loss": 2.0}, {"val_loss": loss}]}
+        points = [{"val_loss": 2.0}, {"val_loss": loss}]
+        return {"engine": "charformer", "preset": preset, "reached": reached, "curve": points}
 
     curves = [
         curve("nano", 3e6, 1.51),
@@ -186,6 +187,8 @@ def test_the_time_to_the_baselines_loss_is_characters_over_speed() -> None:
     assert theirs["minutes"] == pytest.approx(21_760 / 60)
     assert nano == {"engine": "charformer", "preset": "nano", "characters": 2e6, "minutes": 100 / 60, "best": 1.5}
     assert (other["characters"], other["minutes"], other["best"]) == (None, None, 1.6)
+    with_peer = [*curves, measure.row(engine="nanogpt", preset="its recipe", reached=None, curve=[])]
+    assert projection.times_to_loss(rows, with_peer) == [theirs, nano, other]
     missed = [*curves[:2], curve("nano", 2e6, 1.7)]  # a curve to another target
     assert projection.times_to_loss(rows, missed)[1]["characters"] is None
 

@@ -1,0 +1,176 @@
+"""What each ingredient of a preset gives: its pretraining again with that one left out, loss and speeds.
+
+    python -m bench.ablation --preset nano --json bench/results/ablation.json
+
+Every variant takes the preset's whole course with the same seed and the same batches. Its loss is that of the best
+weights over the whole validation split; its sampling speed that of the exported 8-bit model, all variants in turn.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from bench import baseline, measure
+from bench.samplers.process import Sampler, contest
+from charformer import stages
+from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS, ModelConfig, Preset, TrainConfig
+from charformer.corpus import Corpus
+from charformer.device import choose_device, choose_dtype, keep_freed_memory
+from charformer.errors import UserError
+from charformer.rundir import RunDir
+from charformer.trainer import Trainer
+from export.exporter import export
+from kernels.program import writable_file
+from kernels.roofline import positive
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "rotary positions (learned ones)": {"rope_base": 0.0},
+    "squared ReLU (plain)": {"relu_power": 1},
+    "Muon (AdamW for all)": {"muon_learning_rate": 0.0},
+    "a start from zero (PyTorch's)": {"zero_init": 0},
+    "the rate's fall (constant)": {"decay_fraction": 0.0},
+    "weight decay": {"weight_decay": 0.0},
+}
+EXAMPLES = """\
+examples:
+  python -m bench.ablation --preset nano        each ingredient of nano, some twenty minutes on two cores
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.ablation", __doc__.partition("\n")[0], EXAMPLES)
+    parser.add_argument("--preset", choices=PRESETS, default="nano", help="(default: nano)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="of each run (default: the preset's)")
+    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
+    parser.add_argument("--characters", type=positive, default=200, metavar="N", help="to sample (default: 200)")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="texts of each (default: 7)")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    notices = Console(stderr=True)
+    corpus = measure.load_text(args.data, notices)
+    keep_freed_memory()
+    preset = PRESETS[args.preset]
+    if args.steps:
+        preset = replace(preset, pretrain=replace(preset.pretrain, max_steps=args.steps))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    rows, samplers = [], []
+    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
+        for number, (name, changes) in enumerate(variants(preset).items()):
+            trainer = _open(with_changes(preset, changes), args, corpus, Path(folder) / str(number))
+            task = progress.add_task(f"without {name}", total=trainer.config.max_steps)
+            for step in trainer.steps():
+                progress.update(task, completed=step.step)
+            rows.append(_row(trainer, args.preset, name, changes))
+            file = trainer.run.onnx
+            export(trainer.run, file, "int8", portable=False, corpus=corpus)
+            tail = ["onnx", str(file), "{threads}", "1", str(args.characters), "1.0", "plain"]
+            command = [sys.executable, "-m", "bench.samplers.with_charformer", *tail]
+            samplers.append(Sampler("charformer-onnx", "int8", command))
+        task = progress.add_task("sampling", total=None)
+        processes = contest(samplers, args.rounds, lambda doing: progress.update(task, advance=1, description=doing))
+        for row, process in zip(rows, processes, strict=True):
+            sampled = process.row("sampling", args.preset, preset.model.block_size)
+            row["sampling"] = {key: sampled[key] for key in ("chars_per_second", "samples", "threads")}
+    summary = corpus.summary()
+    config = {
+        "preset": args.preset,
+        "model": preset.model.to_dict(),
+        "training": preset.pretrain.to_dict(),
+        "characters": args.characters,
+        "rounds": args.rounds,
+        "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
+    }
+    _print(rows)
+    if args.json:
+        measure.write_result(args.json, measure.result("ablation", config, rows))
+    return 0
+
+
+def variants(preset: Preset) -> dict[str, dict[str, Any]]:
+    """What can be left out of ``preset``. Raises UserError where that is nothing."""
+    values = preset.model.to_dict() | preset.pretrain.to_dict()
+    found = {
+        name: changes
+        for name, changes in WITHOUT.items()
+        if not changes or any(values[field] != value for field, value in changes.items())
+    }
+    if len(found) == 1:
+        raise UserError("this preset has none of the ingredients; choose another --preset")
+    return found
+
+
+def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
+    """``preset`` with other values for fields of its model and its pretraining."""
+    model, course = (
+        {item.name: value for item in fields(config) if (value := changes.get(item.name)) is not None}
+        for config in (ModelConfig, TrainConfig)
+    )
+    return replace(preset, model=replace(preset.model, **model), pretrain=replace(preset.pretrain, **course))
+
+
+def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    start = stages.pretrain(preset.model, preset.pretrain, args.preset, corpus)
+    return stages.open_run(start, RunDir(folder), device, dtype)
+
+
+def _row(trainer: Trainer, preset: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    curve = trainer.history
+    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
+    return measure.row(
+        engine="charformer",
+        preset=preset,
+        precision=str(trainer.dtype).removeprefix("torch."),
+        batch=trainer.config.batch_size,
+        context=trainer.model.config.block_size,
+        threads=torch.get_num_threads(),
+        freeze="none",
+        chars_per_second=measure.percentiles(speeds),
+        samples=speeds,
+        without=name,
+        changes=changes,
+        val_loss=trainer.whole_validation_loss(),
+        characters=trainer.counters.characters,
+        seconds=trainer.counters.train_seconds,
+        curve=curve,
+    )
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table("without", title="each ingredient left out", box=SIMPLE_HEAD)
+    for column in ("validation loss", "costs", f"at {baseline.ITS_LOSS:g} after", "seconds", "chars/s", "int8 chars/s"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        there = next((point for point in row["curve"] if point["val_loss"] <= baseline.ITS_LOSS), None)
+        table.add_row(
+            row["without"],
+            f"{row['val_loss']:.4f}",
+            f"{row['val_loss'] - rows[0]['val_loss']:+.4f}",
+            f"{there['characters'] / 1e6:.2f} M, {there['seconds']:.0f} s" if there else "never",
+            f"{row['seconds']:.0f}",
+            f"{row['chars_per_second']['p50']:,.0f}",
+            f"{row['sampling']['chars_per_second']['p50']:,.0f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
