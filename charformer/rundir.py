@@ -134,10 +134,11 @@ class RunDir:
         self.plot = self.path / "loss.png"
         self.sample = self.path / "sample.txt"
         self.onnx = self.path / "model.onnx"
+        self.lock = self.path / ".lock"
 
     def _files(self) -> list[Path]:
         """Every file of a run, config.json last: while it is there, the folder is a run's."""
-        files = [value for name, value in vars(self).items() if name not in ("path", "config")]
+        files = [value for name, value in vars(self).items() if name not in ("path", "config", "lock")]
         return [*files, self.config]
 
     def _left_over(self) -> list[Path]:
@@ -152,7 +153,7 @@ class RunDir:
     def check_free(self, overwrite: bool) -> None:
         """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run.
 
-        Temporary files of a write that was killed count as nothing.
+        Temporary files of a write that was killed, and a lock, count as nothing.
         """
         if not self.path.exists():
             return
@@ -164,7 +165,7 @@ class RunDir:
                 raise UserError(
                     f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
                 )
-        elif set(self.path.iterdir()) - set(self._left_over()):
+        elif set(self.path.iterdir()) - {*self._left_over(), self.lock}:
             raise UserError(f"{self.path} holds files that are no run; choose another --out")
 
     def start(self) -> None:

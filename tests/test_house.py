@@ -13,7 +13,7 @@ SOURCES = [
 ]
 ORDER = ["kernels", "charformer", "export", "charformer.commands", "bench"]
 WITHOUT_TORCH = (
-    "config corpus display download errors onnx_engine onnx_file plots rundir sampling speculation standins vocab "
+    "batches config corpus display download errors onnx_engine onnx_file plots rotary rundir runlock sampling speculation standins vocab "
     "commands.export commands.sample commands.train"
 )
 

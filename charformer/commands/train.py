@@ -5,7 +5,7 @@ import json
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ from charformer.config import PRESETS, ModelConfig, TrainConfig
 from charformer.display import PlainConsole, TrainingDisplay, printable, progress_bar
 from charformer.errors import UserError
 from charformer.rundir import RunDir
+from charformer.runlock import locked
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the arguments do without it
     from charformer.stages import Start
     from charformer.trainer import Trainer
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
-DEFAULT_PRESET = "nano"
+DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
 CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
 MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
 TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
@@ -60,7 +61,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help=f"model and training (default: {DEFAULT_PRESET}; of a fine-tune: its checkpoint's)",
+        help="model and training (default: nano on the CPU, fast on a GPU; of a fine-tune: its checkpoint's)",
     )
     parser.add_argument(
         "--data",
@@ -118,7 +119,16 @@ def _run(args: argparse.Namespace) -> int:
     run = RunDir(args.out or f"runs/{stage}")
     _check(args, stage, run)
     console, notices = PlainConsole(), PlainConsole(stderr=True)
-    trainer, start = _prepare(args, stage, run, console, notices)
+    with ExitStack() as held:
+        trainer, start = _prepare(args, stage, run, console, notices, held)
+        return _train(args, trainer, start, console, notices)
+
+
+def _train(
+    args: argparse.Namespace, trainer: "Trainer", start: "Start", console: PlainConsole, notices: PlainConsole
+) -> int:
+    """Train to the end or to a signal; returns the exit code."""
+    run = trainer.run
 
     from charformer.device import memory_bytes
     from charformer.freeze import count_parameters
@@ -236,14 +246,15 @@ def _check(args: argparse.Namespace, stage: str, run: RunDir) -> None:
 
 
 def _prepare(
-    args: argparse.Namespace, stage: str, run: RunDir, console: PlainConsole, notices: PlainConsole
+    args: argparse.Namespace, stage: str, run: RunDir, console: PlainConsole, notices: PlainConsole, held: ExitStack
 ) -> "tuple[Trainer, Start]":
-    """Load the text, build or load the model, and open the run's folder."""
+    """Load the text, build or load the model, and open the run's folder, whose lock ``held`` then holds."""
     from charformer import device as machine
     from charformer import stages
 
     changes = _given(args, TRAIN_FIELDS)
     if args.resume:
+        held.enter_context(locked(run))
         began_on = run.read_section("machine")
         device = machine.choose_device(str(began_on.get("device")) if args.device == "auto" else args.device)
         dtype = machine.choose_dtype(str(began_on.get("dtype")) if args.dtype == "auto" else args.dtype, device)
@@ -253,7 +264,7 @@ def _prepare(
         device = machine.choose_device(args.device)
         dtype = machine.choose_dtype(args.dtype, device)
         source = RunDir(args.init_from or "runs/pretrain")
-        preset = args.preset or (stages.preset_of(source) if stage == "finetune" else DEFAULT_PRESET)
+        preset = args.preset or (stages.preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[device.type])
         shape = replace(PRESETS[preset].model, **_given(args, MODEL_FIELDS))  # a fine-tune's is its checkpoint's
         course = replace(getattr(PRESETS[preset], stage), **changes)
         corpus = _load(args.data, stage, console, notices)
@@ -265,6 +276,9 @@ def _prepare(
         sampling.encode_prompt(start.vocab, args.prompt)  # now, not at the end of a long training
         start.record["prompt"] = args.prompt
     machine.keep_freed_memory()
+    if not args.resume:
+        held.enter_context(locked(run))
+        run.check_free(args.overwrite)  # what another training has left there since
     open_run = stages.reopen_run if args.resume else stages.open_run
     return open_run(start, run, device, dtype), start
 

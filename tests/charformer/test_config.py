@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from charformer.commands.train import DEFAULT_PRESETS
 from charformer.config import PRESETS, ModelConfig, TrainConfig
 from charformer.errors import UserError
 
@@ -15,6 +16,13 @@ def test_presets_are_the_baseline_s_as_its_page_and_as_its_code_say() -> None:
         for course in (preset.pretrain, preset.finetune):
             assert (course.batch_size, course.learning_rate, course.max_steps) == (batch_size, 3e-4, 5000)
             assert (course.weight_decay, course.beta2, course.warmup_steps, course.decay_fraction) == (0, 0.999, 0, 0)
+
+
+def test_fast_and_best_are_of_the_baseline_s_size() -> None:
+    for name in ("fast", "best"):
+        model = PRESETS[name].model
+        assert (model.n_layer, model.n_head, model.n_embd) == (6, 6, 384)
+    assert set(DEFAULT_PRESETS.values()) <= set(PRESETS)
 
 
 def test_configs_survive_their_dicts() -> None:

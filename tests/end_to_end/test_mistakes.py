@@ -1,12 +1,16 @@
 """Mistakes that people make: one line that says what to do, exit code 2, nothing lost."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from charformer.commands import sample, train
+from charformer.rundir import RunDir
+from charformer.runlock import locked
+from tests.conftest import TINY
 
 
 @pytest.fixture
@@ -258,3 +262,15 @@ def test_help_has_examples(main, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "examples:" in shown
     assert "(default:" in shown
+
+
+def test_a_second_training_in_the_same_folder(
+    trained_run: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained_run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with locked(RunDir(tmp_path / "run")):
+        for flags in (["--resume", "--steps", "50"], ["--overwrite", "--steps", "1", *TINY]):
+            line = refused(train.main, ["--out", str(tmp_path / "run"), "--data", str(text_file), *flags], capsys)
+            assert f"another training, process {os.getpid()}" in line
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
