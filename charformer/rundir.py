@@ -171,11 +171,11 @@ class RunDir:
     def start(self) -> None:
         """Make the folder, and remove the files of a run that it held. Raises UserError where that is impossible."""
         make_folder(self.path)
-        try:
-            for path in [*self._left_over(), *self._files()]:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot remove {error.filename}: {error.strerror}") from error
+        _remove([*self._left_over(), *self._files()])
+
+    def tidy(self) -> None:
+        """Remove what killed writes have left. Raises UserError where that is impossible."""
+        _remove(self._left_over())
 
     def write_config(self, values: dict[str, Any]) -> None:
         write_text(self.config, json.dumps({"format": FORMAT} | values, indent=2) + "\n")
@@ -254,6 +254,14 @@ class RunDir:
             if not isinstance(row, dict) or not all(isinstance(row.get(key), int | float) for key in PLOTTED):
                 raise UserError(f"{self.metrics} is damaged: line {number} lacks a number of {', '.join(PLOTTED)}")
         return rows
+
+
+def _remove(paths: list[Path]) -> None:
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {error.filename}: {error.strerror}") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -91,6 +91,7 @@ def reopen_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dty
     Raises UserError when the run is past its last step.
     """
     trainer = _trainer(start, run, device, dtype)
+    run.tidy()
     trainer.resume()
     if trainer.counters.step > start.config.max_steps:
         raise UserError(f"{run.path} is at step {trainer.counters.step:,} already; --steps must be at least that")
