@@ -141,6 +141,7 @@ _MUON = TrainConfig(
     weight_decay=0.1,
     beta2=0.95,
 )
+_FINETUNE = replace(_MUON, max_steps=480, decay_fraction=0.8)
 
 PRESETS: dict[str, Preset] = {
     "baseline": _baseline(batch_size=32, block_size=384),
@@ -148,16 +149,16 @@ PRESETS: dict[str, Preset] = {
     "nano": Preset(
         replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
         pretrain=replace(_MUON, max_steps=680, zero_init=1),
-        finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=400),
+        finetune=_FINETUNE,
     ),
     "fast": Preset(
         _MODERN,
         pretrain=replace(_MUON, max_steps=520, zero_init=1),
-        finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=480),
+        finetune=_FINETUNE,
     ),
     "best": Preset(
         replace(_MODERN, block_size=512, dropout=0.2),
         pretrain=replace(_MUON, max_steps=2200, zero_init=1),
-        finetune=replace(_MUON, learning_rate=1e-3, muon_learning_rate=0.005, max_steps=480),
+        finetune=_FINETUNE,
     ),
 }
