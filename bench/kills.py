@@ -36,7 +36,7 @@ from kernels.program import writable_file
 from kernels.roofline import positive
 
 COURSE = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --dropout 0.1 --attention-dropout 0.1"
-COURSE += " --steps 24 --eval-interval 3 --eval-batches 1 --dtype float32 --preset nano"
+COURSE += " --steps 24 --eval-interval 4 --save-interval 3 --eval-batches 1 --dtype float32 --preset nano"
 OPERATIONS = ("open", "os.rename", "os.remove")
 BEHIND = 0.002  # seconds within which a kill follows its file operation
 

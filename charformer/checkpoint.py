@@ -9,7 +9,7 @@ import torch
 
 from charformer.errors import UserError
 from charformer.model import GPT
-from charformer.rundir import RunDir, Tensors, read_tensors, write_tensors
+from charformer.rundir import RunDir, Tensors, read_tensors, require_finite, write_tensors
 from charformer.vocab import Vocab
 
 
@@ -68,6 +68,7 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Cou
     if not run.state.is_file():
         raise UserError(f"the run in {run.path} has saved nothing to resume from; start it anew with --overwrite")
     tensors, metadata = read_tensors(run.state)
+    require_finite(tensors, run.state)
     _fill(model, _below(tensors, "model."), run)
     state: dict[int, dict[str, Any]] = {}
     try:

@@ -103,6 +103,8 @@ class TrainConfig(_Config):
     zero_init: int = _number(0, "1 starts the head and the last linear of every branch from zero", most=1)
     max_steps: int = _number(5000, "optimizer steps", least=1)
     eval_interval: int = _number(500, "steps between evaluations (each also saves the run)", least=1)
+    save_interval: int = _number(0, "steps between saves beside those of the evaluations; 0 is none")
+    save_minutes: float = _number(0.0, "minutes between saves beside those of the evaluations; 0 is none")
     eval_batches: int = _number(10, "batches of each split in an evaluation's fixed subset", least=1)
     warmup_steps: int = _number(0, "steps over which the learning rate rises from 0")
     decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)

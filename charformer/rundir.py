@@ -104,6 +104,13 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     return tensors, metadata
 
 
+def require_finite(tensors: Tensors, path: Path) -> None:
+    """Raise UserError for infinities and NaN in the tensors of ``path``."""
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{name} in {path} holds values that are not finite; train the run anew")
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of such a file alone, its tensors unread. Raises UserError when it is missing or damaged."""
     with _open_tensors(path) as file:
@@ -206,7 +213,7 @@ class RunDir:
     def read_weights(self, config: ModelConfig) -> tuple[Tensors, dict[str, str]]:
         """The tensors of model.safetensors and their metadata.
 
-        Raises UserError when there are none yet, or they are damaged or no weights of a model of that shape.
+        Raises UserError when there are none yet, or they are damaged, not finite, or not of a model of that shape.
         """
         self._require_weights()
         tensors, metadata = read_tensors(self.weights)
@@ -215,6 +222,7 @@ class RunDir:
         shapes = {name: array.shape for name, array in tensors.items()}
         if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # a giant that is declared is not listed
             raise UserError(f"the weights in {self.path} do not fit its config.json")
+        require_finite(tensors, self.weights)
         return tensors, metadata
 
     def weights_sha256(self) -> str:

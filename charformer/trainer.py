@@ -50,6 +50,28 @@ class Progress:
     evaluation: Evaluation | None
 
 
+class _Clock:
+    """Seconds of training since an evaluation, without the pauses."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.go_on()
+
+    @property
+    def running(self) -> float:
+        """Seconds since the last pause."""
+        return time.perf_counter() - self._since
+
+    def pause(self) -> float:
+        """The seconds since the last pause, which are counted from now on."""
+        seconds = self.running
+        self.seconds += seconds
+        return seconds
+
+    def go_on(self) -> None:
+        self._since = time.perf_counter()
+
+
 class Trainer:
     """One stage of training, in a run's folder.
 
@@ -92,7 +114,7 @@ class Trainer:
         checkpoint.save_state(self.run, self.model, self.optimizer, self.counters)
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
-        """Train until ``max_steps`` or until ``stopped()``; save at each evaluation and at the end.
+        """Train until ``max_steps`` or until ``stopped()``; save at each evaluation, when due besides, and at the end.
 
         The first Progress is that of step 0, the evaluation before any training.
 
@@ -104,7 +126,7 @@ class Trainer:
             yield Progress(0, first.train_loss, 0.0, first)
         train_mode(self.model)
         loss = torch.zeros(())
-        since, steps_since = time.perf_counter(), 0
+        clock, steps_since = _Clock(), 0
         while self.counters.step < self.config.max_steps and not stopped():
             rate = learning_rate(self.counters.step, self.config)
             loss = self._step(rate)
@@ -113,20 +135,31 @@ class Trainer:
             self.counters.characters += self.config.batch_size * self.model.config.block_size
             due = self.counters.step % self.config.eval_interval == 0
             if due or self.counters.step == self.config.max_steps:
-                self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
-                seconds = time.perf_counter() - since
-                self.counters.train_seconds += seconds
+                self._pause(clock, loss)
                 characters = steps_since * self.config.batch_size * self.model.config.block_size
-                evaluation = self._evaluate(rate, characters / seconds)
+                evaluation = self._evaluate(rate, characters / clock.seconds)
                 self.save()
-                since, steps_since = time.perf_counter(), 0
+                clock, steps_since = _Clock(), 0
                 yield Progress(self.counters.step, loss, rate, evaluation)
-            else:
-                yield Progress(self.counters.step, loss, rate, None)
+                continue
+            if self._is_save_due(clock):
+                self._pause(clock, loss)
+                self.save()
+                clock.go_on()
+            yield Progress(self.counters.step, loss, rate, None)
         if steps_since:
-            self._check_finite(float(loss), "the loss of a batch")
-            self.counters.train_seconds += time.perf_counter() - since
+            self._pause(clock, loss)
             self.save()
+
+    def _pause(self, clock: "_Clock", loss: torch.Tensor) -> None:
+        """Count the time so far as training; what follows is not. Raises UserError for a loss that is not finite."""
+        self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
+        self.counters.train_seconds += clock.pause()
+
+    def _is_save_due(self, clock: "_Clock") -> bool:
+        """Whether to save now, between two evaluations."""
+        steps, minutes = self.config.save_interval, self.config.save_minutes
+        return bool((steps and self.counters.step % steps == 0) or (minutes and clock.running >= 60 * minutes))
 
     def draw(self) -> torch.Tensor:
         """The training windows of the next step, (batch_size, block_size + 1) int64, on the trainer's device."""
@@ -152,7 +185,15 @@ class Trainer:
 
     def _step(self, rate: float) -> torch.Tensor:
         loss = self.loss(self.draw())
-        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if not torch.is_anomaly_enabled():
+                raise
+            raise UserError(
+                f"step {self.counters.step + 1}: {error} The lines above say where it was computed; "
+                "try a lower --learning-rate or --grad-clip 1"
+            ) from error
         self.update(rate)
         return loss.detach()
 

@@ -50,9 +50,6 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
     """
     config, vocab = run.read_shape()
     tensors, metadata = run.read_weights(config)
-    for name, array in tensors.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{name} in {run.weights} holds values that are not finite; train the run anew")
     if corpus is not None and min(len(corpus.train), len(corpus.validation)) < 2:
         raise UserError(f"{corpus.name} is too short to check an export on; take a text of some hundred characters")
     draft = None

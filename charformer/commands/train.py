@@ -97,6 +97,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
     parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
+    parser.add_argument(
+        "--detect-anomaly", action="store_true", help="find the operation whose gradient is nan first; slow"
+    )
     parser.add_argument("--verbose", action="store_true", help="say which code runs attention, layer norm and loss")
     for title, items in (
         ("model (default: the preset's)", fields(ModelConfig)),
@@ -128,14 +131,14 @@ def _train(
     args: argparse.Namespace, trainer: "Trainer", start: "Start", console: PlainConsole, notices: PlainConsole
 ) -> int:
     """Train to the end or to a signal; returns the exit code."""
-    run = trainer.run
+    import torch
 
     from charformer.device import memory_bytes
     from charformer.freeze import count_parameters
     from charformer.outcome import conclude, draw
     from kernels.backend import describe as describe_kernels
 
-    counters, corpus, record = trainer.counters, trainer.corpus, start.record
+    run, counters, corpus, record = trainer.run, trainer.counters, trainer.corpus, start.record
     trainable, frozen = count_parameters(start.model)
     about = (
         f"{record['stage']} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
@@ -159,7 +162,7 @@ def _train(
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
     )
     teller = console if console.is_interactive else notices  # above the live panel, not through it
-    with _stop_signals(teller) as stop, display:
+    with _stop_signals(teller) as stop, display, torch.autograd.set_detect_anomaly(args.detect_anomaly):
         for progress in trainer.steps(lambda: bool(stop)):
             try:
                 display.update(progress)

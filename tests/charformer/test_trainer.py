@@ -109,6 +109,39 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(stop_after: int, text_fi
     assert untimed[0] == untimed[1]
 
 
+@pytest.mark.parametrize("often", [{"save_interval": 3}, {"save_minutes": 1e-9}], ids=str)
+def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on(
+    often: dict[str, float], text_file: Path, tmp_path: Path
+) -> None:
+    course = replace(COURSE, eval_interval=10)
+    whole = pretrain(text_file, tmp_path / "whole", course)
+    run_all(whole)
+    killed = pretrain(text_file, tmp_path / "killed", replace(course, **often))
+    steps = killed.steps()
+    assert [next(steps).step for _ in range(9)][-1] == 8
+    run = RunDir(tmp_path / "killed")
+    again = stages.reopen_run(stages.resume(run, {}, whole.corpus), run, CPU, torch.float32)
+    assert again.counters.step == (6 if "save_interval" in often else 8)
+    assert 0 < again.counters.train_seconds < killed.counters.train_seconds + 1e-9
+    run_all(again)
+    assert_same(weights(whole), weights(again))
+    assert [row["step"] for row in again.history] == [0, 10, 12]
+    assert again.counters.train_seconds == pytest.approx(again.history[-1]["seconds"])
+
+
+def test_an_anomaly_is_traced_to_its_operation(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = trainer.steps()
+    next(steps)
+    trainer.model.blocks[1].mlp.proj.weight.data[0, 0] = float("nan")
+    with (
+        torch.autograd.set_detect_anomaly(True),
+        pytest.warns(UserWarning, match="Error detected in"),
+        pytest.raises(UserError, match=r"step 1: Function '\w+' returned nan values .* --learning-rate"),
+    ):
+        next(steps)
+
+
 @pytest.mark.parametrize("what", ["none", "attention", "trunk"])
 def test_a_stopped_fine_tune_goes_on_as_frozen_as_it_was(
     what: str, trained_run: Path, text_file: Path, tmp_path: Path

@@ -1,0 +1,186 @@
+"""Damage a run's files at random and open them as the commands do: whatever comes, it is a result or one clear line.
+
+    python -m tests.reliability.fuzz RUN COUNT SEED
+
+RUN is a finished run with its model.onnx. Prints a JSON object: how often each kind of damage was accepted or refused.
+Exits 1 at the first that did neither: another exception, another exit code, more than 10 seconds or 1 GiB of memory.
+"""
+
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from charformer.commands import sample, train
+from charformer.onnx_file import sealed, unsealed
+from charformer.rundir import RunDir, read_metadata, write_tensors
+
+SECONDS = 10
+MEMORY = 2**30  # address space beyond what an undamaged run takes
+FILES = ("config.json", "vocab.json", "model.safetensors", "last.safetensors", "metrics.jsonl", "model.onnx")
+BEYOND_MEANING = (b"0", b"-1", b"1e308", b"99999999999999999999", b"null", b"true", b'"x"', b"[]", b"{}", b"NaN")
+
+Damage = Callable[[bytes, random.Random], bytes]
+
+
+def truncated(content: bytes, r: random.Random) -> bytes:
+    return content[: r.randrange(len(content))]
+
+
+def bits_flipped(content: bytes, r: random.Random) -> bytes:
+    damaged = bytearray(content)
+    region = r.choice((64, 4096, len(content)))  # headers are where files begin
+    for _ in range(r.choice((1, 1, 8))):
+        damaged[r.randrange(min(region, len(content)))] ^= 1 << r.randrange(8)
+    return bytes(damaged)
+
+
+def spliced(content: bytes, r: random.Random) -> bytes:
+    a, b, c = sorted(r.randrange(len(content)) for _ in range(3))
+    return content[:a] + content[b:c] + content[a:b] + content[c:]
+
+
+def overwritten(content: bytes, r: random.Random) -> bytes:
+    start = r.randrange(len(content))
+    return content[:start] + r.randbytes(r.randrange(1, 32)) + content[start + r.randrange(32) :]
+
+
+def grown(content: bytes, r: random.Random) -> bytes:
+    return content + r.randbytes(r.choice((1, 100, 10_000)))
+
+
+def numbers_replaced(content: bytes, r: random.Random) -> bytes:
+    """A number in the text, such as a size, becomes another."""
+    places = [place for place in range(min(len(content), 20_000)) if content[place : place + 1].isdigit()]
+    if not places:
+        return b""
+    start = end = r.choice(places)
+    while content[end : end + 1].isdigit():
+        end += 1
+    return content[:start] + r.choice(BEYOND_MEANING) + content[end:]
+
+
+def tensors_replaced(content: bytes, r: random.Random) -> bytes:
+    """Other tensors under a hash that fits; of another kind of file nothing is left."""
+    try:
+        tensors = safetensors.numpy.load(content)
+    except safetensors.SafetensorError:
+        return b""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(content)
+        metadata = read_metadata(path)
+        for _ in range(r.choice((1, 3))):
+            name = r.choice(sorted(tensors))
+            array = tensors.pop(name)
+            fill = r.choice((0, 1e30, float("nan"), float("inf")))
+            others = [
+                np.atleast_1d(array)[:0],
+                array.astype(r.choice(("float64", "float16", "uint8", "bool", "int64"))),
+                np.concatenate([array.ravel()] * 3),
+                np.full_like(array, fill) if array.dtype.kind == "f" else np.zeros_like(array),
+                np.array(1.0, np.float32),
+            ]
+            tensors[r.choice((name, name, name, name + "x", "optimizer.99.exp_avg"))] = r.choice(others)
+        write_tensors(path, tensors, {key: value for key, value in metadata.items() if r.random() < 0.9})
+        return path.read_bytes()
+
+
+def resealed(content: bytes, r: random.Random) -> bytes:
+    """An ONNX graph that is damaged under a hash that fits."""
+    try:
+        body = unsealed(content)
+    except ValueError:
+        return b""
+    return sealed(r.choice((truncated, bits_flipped, overwritten, numbers_replaced))(body, r))
+
+
+OF_EACH: tuple[Damage, ...] = (truncated, bits_flipped, spliced, overwritten, grown, numbers_replaced)
+DAMAGES: dict[str, tuple[Damage, ...]] = {
+    ".json": OF_EACH,
+    ".jsonl": OF_EACH,
+    ".safetensors": (*OF_EACH, tensors_replaced, tensors_replaced, tensors_replaced),
+    ".onnx": (*OF_EACH, resealed, resealed, resealed),
+}
+
+
+def main() -> int:
+    run, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    r = random.Random(seed)
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = RunDir(Path(folder) / "run")
+        shutil.copytree(run, copy.path)
+        for name in FILES:  # undamaged, all is well
+            if code := _open(copy, name):
+                print(f"undamaged, {name} gives {code}", file=sys.stderr)
+                return 1
+        size = int(Path("/proc/self/statm").read_text("utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        for number in range(count):
+            name = r.choice(FILES)
+            damage = r.choice(DAMAGES[Path(name).suffix])
+            whole = (run / name).read_bytes()
+            (copy.path / name).write_bytes(damage(whole, r))
+            watch = threading.Timer(SECONDS, _hangs, (number, name, damage.__name__))
+            watch.start()
+            try:
+                code = _open(copy, name)
+            except BaseException:
+                traceback.print_exc()
+                code = -1
+            watch.cancel()
+            if code not in (0, 2):
+                print(f"number {number}, {name} {damage.__name__}: {code}", file=sys.stderr)
+                return 1
+            found[f"{name}, {damage.__name__.replace('_', ' ')}, {'refused' if code else 'accepted'}"] += 1
+            for path in copy.path.iterdir():
+                if path.name not in FILES:
+                    continue
+                original = run / path.name
+                if path.stat().st_size != original.stat().st_size or path.name == name:
+                    shutil.copyfile(original, path)
+    print(json.dumps(found))
+    return 0
+
+
+def _open(run: RunDir, name: str) -> int:
+    """The exit code of the command that reads file ``name``; raises what it should not."""
+    short = ["--max-new-tokens", "3", "--seed", "1"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        if name == "model.onnx":
+            code = sample.main(["--onnx", str(run.onnx), *short])
+        elif name in ("last.safetensors", "metrics.jsonl"):
+            code = train.main(["--resume", "--out", str(run.path)])
+        else:
+            code = sample.main(["--run", str(run.path), *short])
+    if code == 2 and ("Traceback" in errors.getvalue() or not errors.getvalue().strip()):
+        raise AssertionError(f"no clear line: {errors.getvalue()}")
+    return code
+
+
+def _hangs(number: int, name: str, damage: str) -> None:
+    print(f"number {number}, {name} {damage}: no end after {SECONDS} s", file=sys.stderr)
+    sys.stderr.flush()
+    time.sleep(0.1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
