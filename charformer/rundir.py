@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from charformer.config import ModelConfig
-from charformer.errors import UserError
+from charformer.errors import UserError, WriteError
 from charformer.vocab import Vocab
 
 FORMAT = 1
@@ -27,7 +27,7 @@ Tensors = dict[str, np.ndarray[Any, Any]]
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; on leaving it is flushed to disk and renamed to ``path``.
 
-    Raises UserError when the folder cannot be written to; the previous file stays whole.
+    Raises WriteError when the folder cannot be written to; the previous file stays whole.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,9 +42,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             finally:
                 os.close(folder)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what stood in the way may still do so
+            temporary.unlink(missing_ok=True)
 
 
 def _replace(temporary: Path, path: Path) -> None:

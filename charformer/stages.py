@@ -1,6 +1,7 @@
 """What a training starts from: a new model, a checkpoint and a second text, or a stopped run."""
 
 import platform
+import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from charformer.device import describe
 from charformer.errors import UserError
 from charformer.freeze import FREEZES, freeze
 from charformer.model import GPT
-from charformer.rundir import RunDir
+from charformer.rundir import RunDir, read_tensors, write_tensors
 from charformer.trainer import Trainer
 from charformer.vocab import Vocab
 
@@ -98,6 +99,27 @@ def reopen_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dty
     if trainer.counters.step < start.config.max_steps:
         _record(trainer, start)
     return trainer
+
+
+def rescue(trainer: Trainer, start: Start) -> RunDir:
+    """Save a training in the system's temporary folder, since its own can no longer be written to.
+
+    Raises UserError where that fails as well.
+    """
+    lost = trainer.run
+    try:
+        trainer.run = RunDir(tempfile.mkdtemp(prefix="charformer-"))
+    except OSError as error:
+        raise UserError(f"no temporary folder either: {error.strerror}") from error
+    _record(trainer, start)
+    trainer.run.write_vocab(start.vocab)
+    trainer.run.write_metrics(trainer.history)
+    try:
+        write_tensors(trainer.run.weights, *read_tensors(lost.weights))
+    except UserError:  # the best weights are lost; the next evaluation's count as such
+        checkpoint.save_weights(trainer.run, trainer.model, trainer.counters.step, float("inf"))
+    trainer.save()
+    return trainer.run
 
 
 def _trainer(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:

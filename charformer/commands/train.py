@@ -15,7 +15,7 @@ from charformer import sampling
 from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS, ModelConfig, TrainConfig
 from charformer.display import PlainConsole, TrainingDisplay, printable, progress_bar
-from charformer.errors import UserError
+from charformer.errors import UserError, WriteError
 from charformer.rundir import RunDir
 from charformer.runlock import locked
 
@@ -163,19 +163,21 @@ def _train(
     )
     teller = console if console.is_interactive else notices  # above the live panel, not through it
     with _stop_signals(teller) as stop, display, torch.autograd.set_detect_anomaly(args.detect_anomaly):
-        for progress in trainer.steps(lambda: bool(stop)):
-            try:
-                display.update(progress)
-            except BrokenPipeError:
-                stop.append(CLOSED_PIPE)
+        try:
+            for progress in trainer.steps(lambda: bool(stop)):
+                try:
+                    display.update(progress)
+                except BrokenPipeError:
+                    stop.append(CLOSED_PIPE)
+        except WriteError as error:
+            raise UserError(f"{error}; {_rescued(trainer, start)}") from error
     try:
         draw(trainer, start)
     except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary
         notices.print(f"warning: no {run.plot}: {error}")
     if stop and counters.step < trainer.config.max_steps:
-        again = shlex.join(["charformer-train", "--stage", record["stage"], "--resume", "--out", str(run.path)])
         with suppress(OSError):
-            notices.print(f"saved after step {counters.step:,}; to go on: {again}")
+            notices.print(f"saved after step {counters.step:,}; to go on: {_again(record['stage'], run)}")
         return 128 + stop[0]
 
     with progress_bar(console) as on_progress:
@@ -197,6 +199,25 @@ def _train(
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _again(stage: str, run: RunDir) -> str:
+    """The command that continues a run."""
+    return shlex.join(["charformer-train", "--stage", stage, "--resume", "--out", str(run.path)])
+
+
+def _rescued(trainer: "Trainer", start: "Start") -> str:
+    """What became of a training whose folder can no longer be written to."""
+    from charformer import stages
+
+    if not trainer.counters.step:
+        return "nothing was trained yet"
+    try:
+        run = stages.rescue(trainer, start)
+    except UserError as error:
+        return f"the training could not be saved elsewhere: {error}"
+    again = _again(start.record["stage"], run)
+    return f"the training was saved in {run.path} instead, after step {trainer.counters.step:,}; to go on: {again}"
 
 
 def _summarise(summary: dict[str, Any], stage: str, run: RunDir, console: PlainConsole) -> None:

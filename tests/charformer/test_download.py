@@ -16,11 +16,30 @@ from charformer.errors import UserError
 TEXT = b"To be, or not to be, that is the question.\n" * 100
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
+REDIRECTS = {
+    "/within": "/text",
+    "/elsewhere": "https://127.0.0.1:{port}/text",
+    "/plain": "http://localhost:{port}/text",
+    "/file": "file:///etc/passwd",
+    "/round": "/round",
+}
+
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/slow":
             self.server.release.wait(20)  # type: ignore[attr-defined]
+            return
+        if self.path in REDIRECTS:
+            self.send_response(302)
+            self.send_header("Location", REDIRECTS[self.path].format(port=self.server.server_address[1]))
+            self.end_headers()
+            return
+        if self.path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            while not self.server.release.wait(0.05):  # type: ignore[attr-defined]
+                self.wfile.write(b"x")
             return
         if self.path == "/missing":
             self.send_error(404)
@@ -70,14 +89,31 @@ def test_a_download_is_checked_and_kept(server: str, monkeypatch: pytest.MonkeyP
     assert len(corpus.load("tiny-shakespeare").ids) == len(TEXT)  # no network needed any more
 
 
-@pytest.mark.parametrize("path", ["cut", "missing"])
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("cut", "broke off"),
+        ("missing", "404"),
+        ("elsewhere", "redirects to another host, https://127.0.0.1"),
+        ("plain", "redirects to another host, http://localhost"),
+        ("file", "."),
+        ("round", "."),
+        ("drip", "only .* bytes came"),
+    ],
+)
 def test_no_text_from_a_server_that_fails(
-    path: str, server: str, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
+    path: str, why: str, server: str, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
 ) -> None:
+    monkeypatch.setattr(download, "LONGEST_SECONDS", 1.0)
     point_at(monkeypatch, f"{server}/{path}")
-    with pytest.raises(download.NoConnectionError, match="cannot download"):
+    with pytest.raises(download.NoConnectionError, match=f"cannot download .*{why}"):
         corpus.load("tiny-shakespeare")
     assert list(cache_folder.glob("*")) == []
+
+
+def test_a_redirect_within_the_host_is_followed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(monkeypatch, f"{server}/within")
+    assert len(corpus.load("tiny-shakespeare").ids) == len(TEXT)
 
 
 def test_a_text_with_another_hash_is_not_kept(server: str, monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
