@@ -23,7 +23,7 @@ def results(attention: object, inputs: list[Tensor], dtype: torch.dtype) -> list
     q, k, v, d_out = (x.detach().to(dtype) for x in inputs)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     out = attention(*leaves)
-    return [x.double() for x in (out, *torch.autograd.grad(out, leaves, d_out))]
+    return [x.detach().double() for x in (out, *torch.autograd.grad(out, leaves, d_out))]
 
 
 def pytorch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def test_under_autocast_nothing_is_cast() -> None:
 def test_masks_drop_as_often_as_they_should_and_no_element_with_another(dropout_p: float) -> None:
     torch.manual_seed(1)
     keep, scale = cpu._keep(torch.Size((1000, 403)), dropout_p)
-    drop = (~keep).double()
+    drop = 1 - keep.double()
     count, rate = drop.numel(), round(dropout_p * 65536) / 65536
     assert scale == pytest.approx(1 / (1 - rate))
     assert abs(drop.mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / count)
