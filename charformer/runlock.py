@@ -1,6 +1,7 @@
 """One training at a time in a folder: a lock that the system lets go of when its holder ends, however it ends."""
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,28 +30,41 @@ def locked(run: RunDir) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):  # Windows keeps what is open
-                run.lock.unlink()
+                if _is_there(file, run):  # not another one's, in a folder of the same name
+                    run.lock.unlink()
 
 
 def _held(run: RunDir) -> BinaryIO:
     """The lock's file, locked."""
     while True:
-        file = open(run.lock, "a+b")  # noqa: SIM115 - the lock lasts while it is open
+        # A stranger's run may hold a link instead, and what it points to must not be written to.
+        file = open(os.open(run.lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b")  # noqa: SIM115
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            file.close()
+            raise UserError(f"{run.lock} is no file of ours; remove it")
         if not _lock(file):
-            file.seek(0)
             holder = file.read(20).decode("ascii", "replace") or "unknown"
             file.close()
             raise UserError(
                 f"{run.path} is being written by another training, process {holder}; "
                 "wait for it, stop it, or choose another --out"
             )
-        with suppress(FileNotFoundError):  # its last holder has removed it between our two calls
-            if os.path.samestat(os.fstat(file.fileno()), run.lock.stat()):
-                file.truncate(0)
-                file.write(str(os.getpid()).encode())
-                file.flush()
-                return file
+        if _is_there(file, run):  # else its last holder has removed it between our two calls
+            file.seek(0)
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+            return file
         file.close()
+
+
+def _is_there(file: BinaryIO, run: RunDir) -> bool:
+    """Whether ``file`` is the one that the folder has now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), run.lock.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_TIME = 1024  # scores take T x T of memory
+MOST_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward pass, in every layer
 LEVELS = 2**16  # of a dropout mask's random numbers
 
 
 def suits_attention(q: Tensor, k: Tensor, dropout_p: float) -> bool:
     """Whether ``attention`` is the faster one for these."""
-    whole = q.shape == k.shape and 1 < q.shape[2] <= MAX_TIME
-    return whole and runs_here(q) and (dropout_p > 0.0 or q.dtype == torch.bfloat16)
+    whole = q.shape == k.shape and q.shape[2] > 1
+    small = q.shape[0] * q.shape[1] * q.shape[2] ** 2 <= MOST_SCORES
+    return whole and small and runs_here(q) and (dropout_p > 0.0 or q.dtype == torch.bfloat16)
 
 
 def runs_here(x: Tensor) -> bool:
@@ -62,7 +63,10 @@ class _Attention(torch.autograd.Function):
         later = torch.full((time, time), -math.inf, dtype=q.dtype).triu(1)
         keep, ctx.factor = _keep(torch.Size((batch * heads, time, time)), dropout_p) if dropout_p else (None, 1.0)
         with torch.autocast("cpu", enabled=False):
-            weights = torch.baddbmm(later, q, k.mT, alpha=width**-0.5).softmax(-1)
+            scores = torch.baddbmm(later, q, k.mT, alpha=width**-0.5)
+            if q.dtype == torch.bfloat16:  # rounded below a row's largest, where rounding tells least
+                scores = torch.baddbmm(later - scores.amax(-1, keepdim=True), q, k.mT, alpha=width**-0.5)
+            weights = scores.softmax(-1)
             out = torch.bmm(weights if keep is None else weights * keep.to(q.dtype), v)
         if keep is not None:
             out *= ctx.factor
@@ -74,15 +78,18 @@ class _Attention(torch.autograd.Function):
         q, k, v, weights, keep, out = ctx.saved_tensors
         shape, scale = d_out.shape, d_out.shape[3] ** -0.5
         d_out, kept = d_out.reshape(out.shape), weights
-        along = (d_out * out).sum(-1, keepdim=True)  # of a row's gradient, what softmax takes away
+        precise = torch.promote_types(q.dtype, torch.float32)
+        along = (
+            (d_out.to(precise) * out).sum(-1, keepdim=True).to(q.dtype)
+        )  # of a row's gradient, what softmax takes away
         with torch.autocast("cpu", enabled=False):
-            if keep is not None:
+            if keep is None:
+                d_scores = torch.baddbmm((-along).expand_as(weights), d_out, v.mT)  # subtracted before it is rounded
+            else:
                 keep = keep.to(q.dtype)
                 d_out, kept = d_out * ctx.factor, weights * keep
+                d_scores = torch.bmm(d_out, v.mT).mul_(keep).sub_(along)
+            d_scores *= weights
             d_v = torch.bmm(kept.mT, d_out)
-            d_scores = torch.bmm(d_out, v.mT)
-            if keep is not None:
-                d_scores *= keep
-            d_scores = d_scores.sub_(along).mul_(weights)
             d_q, d_k = torch.bmm(d_scores, k) * scale, torch.bmm(d_scores.mT, q) * scale
         return d_q.view(shape), d_k.view(shape), d_v.view(shape), None

@@ -76,6 +76,31 @@ while done < 100:
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+@pytest.mark.parametrize("link", ["symbolic", "hard", "dangling"])
+def test_a_link_in_a_stranger_s_run_is_not_followed(link: str, tmp_path: Path) -> None:
+    run, precious = RunDir(tmp_path / "run"), tmp_path / "precious"
+    run.path.mkdir()
+    if link != "dangling":
+        precious.write_text("mine", encoding="utf-8")
+    (run.lock.hardlink_to if link == "hard" else run.lock.symlink_to)(precious)
+    with pytest.raises(UserError, match=r"\.lock"), locked(run):
+        pass
+    assert (precious.read_text("utf-8") if precious.exists() else None) == (None if link == "dangling" else "mine")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows moves no folder with an open file")
+def test_a_folder_that_was_moved_away_takes_its_lock_with_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with holder(run.path) as process:
+        run.path.rename(tmp_path / "old")
+        with locked(run):
+            process.terminate()
+            process.wait()
+            assert run.lock.exists()
+    assert not run.lock.exists()
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file", encoding="utf-8")
     with pytest.raises(UserError, match="cannot create the folder"), locked(RunDir(tmp_path / "run")):

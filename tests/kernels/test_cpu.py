@@ -34,13 +34,16 @@ def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 2, 16), (1, 2, 33, 24), (3, 2, 100, 7), (2, 4, 256, 64), (1, 1, 383, 33)])
-def test_errors_are_at_most_twice_pytorchs(shape: tuple[int, int, int, int]) -> None:
-    inputs = packed(*shape, torch.bfloat16)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 16), (1, 2, 33, 24), (3, 2, 100, 7), (2, 4, 256, 64), (1, 1, 383, 33)])
+@pytest.mark.parametrize("sharp", [1, 4, 8])  # a trained model's scores reach 45
+def test_errors_are_at_most_twice_pytorchs(shape: tuple[int, int, int, int], sharp: int) -> None:
+    """And a rounding of the result, which counts where a few sharp rows leave hardly a gradient."""
+    q, *rest = packed(*shape, torch.bfloat16)
+    inputs = [q * sharp, *rest]
     exact = results(pytorch, inputs, torch.float64)
     ours, theirs = (results(attention, inputs, torch.bfloat16) for attention in (cpu.attention, pytorch))
     for wanted, mine, its in zip(exact, ours, theirs, strict=True):
-        assert rms(mine - wanted) <= 2 * rms(its - wanted) + 2**-9 * rms(wanted)  # a rounding
+        assert rms(mine - wanted) <= 2 * rms(its - wanted) + 2**-8 * rms(wanted)
 
 
 def test_float32_and_float64() -> None:
@@ -116,7 +119,8 @@ def test_what_it_is_for() -> None:
     assert not cpu.suits_attention(q.float(), k.float(), 0.0)
     assert cpu.suits_attention(q.float(), k.float(), 0.1)
     assert not cpu.suits_attention(q[:, :, -1:], k, 0.1), "the last character alone"
-    longer = torch.zeros(1, 1, cpu.MAX_TIME + 1, 1, dtype=torch.bfloat16)
-    assert not cpu.suits_attention(longer, longer, 0.0)
+    many = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16).expand(65, 4, 512, 8)
+    assert cpu.suits_attention(many[:64], many[:64], 0.0)
+    assert not cpu.suits_attention(many, many, 0.0)
     assert not cpu.suits_attention(q.to("meta"), k.to("meta"), 0.0)
     assert torch.equal(ops.attention(q, k, v), cpu.attention(q, k, v))
