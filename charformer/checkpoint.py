@@ -1,7 +1,7 @@
 """A model, and a training in full, to the files of a run's folder and back."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ def save_weights(run: RunDir, model: GPT, step: int, val_loss: float) -> None:
 
 
 def load_weights(run: RunDir, model: GPT) -> None:
-    """Read model.safetensors into ``model``. Raises UserError when it does not fit."""
-    _fill(model, read_tensors(run.weights)[0], run)
+    """Read model.safetensors into ``model``. Raises UserError when it does not fit, or is not finite."""
+    _fill(model, run.read_weights(model.config)[0], run)
 
 
 def load_model(run: RunDir) -> tuple[GPT, Vocab]:
@@ -80,12 +80,12 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Cou
         torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
         if next(model.parameters()).is_cuda and "random.cuda" in tensors:
             torch.cuda.set_rng_state(torch.from_numpy(tensors["random.cuda"]))
-        counters = replace(Counters(), **json.loads(metadata["counters"]))
+        counters = _counters(metadata)
         if run.weights.is_file():  # a kill between the two files may have left it newer than this one
             best = read_tensors(run.weights)[1]
             counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])
         return counters
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise UserError(f"{run.state} cannot be resumed from: {error}") from error
 
 
@@ -94,11 +94,28 @@ def _check_state(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.opt
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if state and state.keys() != set(range(len(parameters))):
         raise ValueError(f"its optimizer has {len(state)} parameters instead of {len(parameters)}")
+    muon = {id(p) for group in optimizer.param_groups if "parts" in group for p in group["params"]}
     for index, entries in state.items():
+        wanted = {"step", "momentum", "rows"} if id(parameters[index]) in muon else {"step", "exp_avg", "exp_avg_sq"}
+        if entries.keys() != wanted:
+            raise ValueError(f"optimizer.{index} has {', '.join(sorted(entries))}")
         for key, tensor in entries.items():
             shape = {"step": (), "rows": (len(parameters[index]), 1)}.get(key, parameters[index].shape)
             if tensor.shape != shape or tensor.dtype != torch.float32:
                 raise ValueError(f"optimizer.{index}.{key} is {tuple(tensor.shape)} of {tensor.dtype}")
+
+
+def _counters(metadata: dict[str, str]) -> Counters:
+    """Those of last.safetensors. Raises ValueError, or what JSON raises, for numbers that count nothing."""
+    if "training" in metadata:
+        raise ValueError("an earlier version saved it, whose order of windows is gone")
+    values = json.loads(metadata["counters"])
+    for item in fields(Counters):
+        value = values[item.name]
+        fits = type(value) is int or (item.type is float and isinstance(value, float))
+        if not (fits and (0 <= value < 2**53 or (item.name, value) == ("best_val_loss", float("inf")))):
+            raise ValueError(f"its {item.name} is {str(value)[:20]}")
+    return Counters(**values)
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:

@@ -47,7 +47,7 @@ class ModelConfig(_Config):
     n_layer: int = _number(6, "transformer blocks", least=1)
     n_head: int = _number(6, "attention heads in a block", least=1)
     n_embd: int = _number(384, "channels of the residual stream", least=1)
-    block_size: int = _number(384, "longest context, in characters", least=1)
+    block_size: int = _number(384, "longest context, in characters", least=1, most=2**16)
     dropout: float = _number(0.2, "dropout on each branch", most=0.999)
     attention_dropout: float = _number(0.2, "dropout on attention weights, which is slow on a CPU", most=0.999)
     rope_base: float = _number(
@@ -55,6 +55,13 @@ class ModelConfig(_Config):
     )
     relu_power: int = _number(1, "power of the MLP's ReLU: 1, or 2 for its square", least=1, most=2)
     vocab_size: int = _number(0, "distinct characters; taken from the text")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See ``_Config``; a model from before the two dropouts were told apart has one for both."""
+        if "dropout" in values:
+            values = {"attention_dropout": values["dropout"], **values}
+        return super().from_dict(values)
 
     def __post_init__(self) -> None:
         super().__post_init__()

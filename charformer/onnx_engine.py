@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from charformer.config import ModelConfig
 from charformer.errors import UserError
-from charformer.onnx_file import Description, padded_width, read_metadata, unsealed
+from charformer.onnx_file import Description, OutdatedError, padded_width, read_metadata, unsealed
 from charformer.rotary import turned_back
 from charformer.sampling import Ids, Logits
 
@@ -66,8 +66,10 @@ class OnnxEngine:
             self.description = Description.from_metadata(metadata)
             session, self.device = _session(content, threads, provider, self.description.precision)
             _check_ends(session, self.description)
+        except OutdatedError as error:
+            raise OutdatedError(f"cannot use {path}: {error}", error.precision, error.portable) from error
         except UserError as error:
-            raise type(error)(f"cannot use {path}: {error}") from error
+            raise UserError(f"cannot use {path}: {error}") from error
         self._session = session
         self._config = self.description.config
         self._context = np.zeros((0, 0), np.int64)

@@ -106,7 +106,12 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
 
 
 class OutdatedError(UserError):
-    """A file of an earlier version."""
+    """A file of an earlier version, of which no more is known than this."""
+
+    def __init__(self, message: str, precision: str, portable: bool) -> None:
+        super().__init__(message)
+        self.precision = precision
+        self.portable = portable
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,9 @@ class Description:
         try:
             values = json.loads(metadata["charformer"])
             if values["format"] != FORMAT:
-                if values["format"] in range(FORMAT):
-                    raise OutdatedError("an earlier version wrote it; charformer-export writes it anew")
+                if values["format"] in range(FORMAT) and values["precision"] in PRECISIONS:
+                    message = "an earlier version wrote it; charformer-export writes it anew"
+                    raise OutdatedError(message, values["precision"], values["portable"] is True)
                 raise UserError(
                     f"its format is {str(values['format'])[:20]} and this version reads {FORMAT}; update charformer"
                 )

@@ -182,8 +182,11 @@ class RunDir:
         _remove([*self._left_over(), *self._files()])
 
     def tidy(self) -> None:
-        """Remove what killed writes have left. Raises UserError where that is impossible."""
-        _remove(self._left_over())
+        """Remove what killed writes have left. Raises UserError where that is impossible.
+
+        Not a model.onnx in the making: an export takes no lock, and may be at work.
+        """
+        _remove([path for path in self._left_over() if not path.name.startswith(f".{self.onnx.name}.")])
 
     def write_config(self, values: dict[str, Any]) -> None:
         write_text(self.config, json.dumps({"format": FORMAT} | values, indent=2) + "\n")
@@ -257,7 +260,7 @@ class RunDir:
             return []
         try:
             rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.metrics} is damaged: {error}") from error
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict) or not all(isinstance(row.get(key), int | float) for key in PLOTTED):
@@ -276,5 +279,5 @@ def _remove(paths: list[Path]) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error

@@ -114,10 +114,14 @@ def rescue(trainer: Trainer, start: Start) -> RunDir:
     _record(trainer, start)
     trainer.run.write_vocab(start.vocab)
     trainer.run.write_metrics(trainer.history)
-    try:
-        write_tensors(trainer.run.weights, *read_tensors(lost.weights))
-    except UserError:  # the best weights are lost; the next evaluation's count as such
-        checkpoint.save_weights(trainer.run, trainer.model, trainer.counters.step, float("inf"))
+    counters = trainer.counters
+    if counters.best_step == counters.step:  # perhaps not written yet
+        checkpoint.save_weights(trainer.run, trainer.model, counters.step, counters.best_val_loss)
+    else:
+        try:
+            write_tensors(trainer.run.weights, *read_tensors(lost.weights))
+        except UserError:  # the best weights are lost; the next evaluation's count as such
+            checkpoint.save_weights(trainer.run, trainer.model, counters.step, float("inf"))
     trainer.save()
     return trainer.run
 

@@ -215,7 +215,8 @@ def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
                 return engine
             precision, portable = found.precision, found.portable
             reason = "the run has other weights by now"
-        except OutdatedError:
+        except OutdatedError as error:
+            precision, portable = error.precision, error.portable
             reason = "an earlier version wrote it"
     notices = PlainConsole(stderr=True)
     notices.print(f"exporting {run.onnx}: {reason}")

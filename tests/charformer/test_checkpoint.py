@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_what_does_not_fit_is_refused(run: RunDir) -> None:
         checkpoint.load_model(run)
 
 
-@pytest.mark.parametrize("wrong", ["shape", "dtype", "scalar", "missing"])
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "scalar", "missing", "part missing"])
 def test_an_optimizer_s_state_that_does_not_fit_is_refused(wrong: str, run: RunDir) -> None:
     model = GPT(CONFIG)
     optimizer = build_optimizer(model, TrainConfig())
@@ -88,7 +89,9 @@ def test_an_optimizer_s_state_that_does_not_fit_is_refused(wrong: str, run: RunD
     checkpoint.save_state(run, model, optimizer, checkpoint.Counters(step=1))
     tensors, metadata = read_tensors(run.state)
     name = "optimizer.0.exp_avg"
-    if wrong == "missing":
+    if wrong == "part missing":
+        del tensors["optimizer.0.exp_avg_sq"]
+    elif wrong == "missing":
         tensors = {key: array for key, array in tensors.items() if not key.startswith("optimizer.0.")}
     else:
         exp_avg = tensors[name]
@@ -96,6 +99,36 @@ def test_an_optimizer_s_state_that_does_not_fit_is_refused(wrong: str, run: RunD
         tensors[name] = np.array(broken[wrong])
     write_tensors(run.state, tensors, {"counters": metadata["counters"]})
     with pytest.raises(UserError, match=r"cannot be resumed from: (its )?optimizer"):
+        checkpoint.load_state(run, model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "x"),
+        ("step", None),
+        ("step", 2.5),
+        ("step", -5),
+        ("step", True),
+        ("characters", []),
+        ("train_seconds", None),
+        ("train_seconds", float("nan")),
+        ("eval_seconds", float("inf")),
+        ("best_val_loss", "low"),
+    ],
+)
+def test_counters_that_count_nothing_are_refused(name: str, value: object, run: RunDir) -> None:
+    model = GPT(CONFIG)
+    optimizer = build_optimizer(model, TrainConfig())
+    checkpoint.save_state(run, model, optimizer, checkpoint.Counters(step=1))
+    assert checkpoint.load_state(run, model, optimizer).step == 1
+    tensors, metadata = read_tensors(run.state)
+    counters = json.loads(metadata["counters"]) | {name: value}
+    write_tensors(run.state, tensors, {"counters": json.dumps(counters)})
+    with pytest.raises(UserError, match=f"cannot be resumed from: its {name} is"):
+        checkpoint.load_state(run, model, optimizer)
+    write_tensors(run.state, tensors, {"training": "of an earlier version"})
+    with pytest.raises(UserError, match="an earlier version saved it"):
         checkpoint.load_state(run, model, optimizer)
 
 

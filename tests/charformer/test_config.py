@@ -79,3 +79,5 @@ def test_a_missing_field_takes_its_default() -> None:
     values = ModelConfig(vocab_size=10, n_layer=2).to_dict()
     del values["dropout"]
     assert ModelConfig.from_dict(values) == ModelConfig(vocab_size=10, n_layer=2, dropout=0.2)
+    earlier = {"vocab_size": 10, "dropout": 0.1}  # of attention weights too
+    assert ModelConfig.from_dict(earlier) == ModelConfig(vocab_size=10, dropout=0.1, attention_dropout=0.1)

@@ -129,6 +129,24 @@ def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on
     assert again.counters.train_seconds == pytest.approx(again.history[-1]["seconds"])
 
 
+@pytest.mark.parametrize("way", ["between", "stopped"])
+def test_a_step_that_diverges_is_not_saved_over_the_last_good_one(way: str, text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run", replace(COURSE, save_interval=1 if way == "between" else 0))
+    steps = trainer.steps(lambda: way == "stopped" and trainer.counters.step == 6)
+    assert [next(steps).step for _ in range(6)][-1] == 5
+    good = trainer.run.state.read_bytes()
+    update = trainer.update
+
+    def diverging(rate: float) -> None:
+        update(rate)
+        trainer.model.head.weight.data.mul_(float("inf"))
+
+    trainer.update = diverging  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="at step 6; try a lower"):
+        list(steps)
+    assert trainer.run.state.read_bytes() == good
+
+
 def test_an_anomaly_is_traced_to_its_operation(text_file: Path, tmp_path: Path) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
     steps = trainer.steps()

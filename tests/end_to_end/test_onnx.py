@@ -63,7 +63,11 @@ def test_the_run_is_exported_when_it_has_to_be(folder: Path) -> None:
 
     file = folder / "runs" / "pretrain" / "model.onnx"
     file.write_bytes(sealed(unsealed(file.read_bytes()).replace(b'"format": 2', b'"format": 1')))
-    assert "an earlier version wrote it" in run(*sample, cwd=folder).stderr
+    kept = sealed(unsealed(file.read_bytes()).replace(b'"precision": "int8"', b'"precision": "int4"'))
+    file.write_bytes(kept)
+    renewed = run(*sample, cwd=folder).stderr
+    assert "an earlier version wrote it" in renewed
+    assert "model.onnx: int4" in renewed
     assert run(*sample, cwd=folder).stderr == ""
 
     file.write_bytes(b"no graph")

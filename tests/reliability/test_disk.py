@@ -1,5 +1,6 @@
 """A run whose folder can no longer be written to."""
 
+import json
 import os
 import re
 import shutil
@@ -28,9 +29,14 @@ def saved_in(errors: str) -> Path:
     return Path(found[1])
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    tensors, _ = read_tensors(RunDir(folder).state)
-    return {name: array.tobytes() for name, array in tensors.items()}
+def content(folder: Path) -> dict[str, object]:
+    """All but the times."""
+    run = RunDir(folder)
+    tensors, notes = read_tensors(run.state)
+    counters = {key: value for key, value in json.loads(notes["counters"]).items() if not key.endswith("_seconds")}
+    curve = [(row["step"], row["train_loss"], row["val_loss"]) for row in run.read_metrics()]
+    state = {name: array.tobytes() for name, array in tensors.items()}
+    return {"weights": run.weights_sha256(), "counters": counters, "curve": curve, "state": state}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows keeps folders whose files are open")

@@ -46,3 +46,6 @@ def test_weights_that_are_not_finite_are_refused_under_a_hash_that_fits(
     write_tensors(run.weights, tensors, metadata)
     with pytest.raises(UserError, match=r"head.bias in .*model.safetensors holds values that are not finite"):
         load_model(run)
+    resumed = command("charformer-train", "--resume", "--out", str(run.path), "--json", cwd=tmp_path)
+    assert resumed.returncode == 2
+    assert "not finite" in resumed.stderr
