@@ -69,8 +69,22 @@ def _run(args: argparse.Namespace) -> int:
     preset = PRESETS[args.preset]
     if args.steps:
         preset = replace(preset, pretrain=replace(preset.pretrain, max_steps=args.steps))
+    summary = corpus.summary()
+    config = {
+        "preset": args.preset,
+        "model": preset.model.to_dict(),
+        "training": preset.pretrain.to_dict(),
+        "characters": args.characters,
+        "rounds": args.rounds,
+        "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
+    }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rows, samplers = [], []
+
+    def keep() -> None:
+        if args.json:
+            measure.write_result(args.json, measure.result("ablation", config, rows))
+
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
         for number, (name, changes) in enumerate(variants(preset).items()):
             trainer = _open(with_changes(preset, changes), args, corpus, Path(folder) / str(number))
@@ -78,6 +92,7 @@ def _run(args: argparse.Namespace) -> int:
             for step in trainer.steps():
                 progress.update(task, completed=step.step)
             rows.append(_row(trainer, args.preset, name, changes))
+            keep()
             file = trainer.run.onnx
             export(trainer.run, file, "int8", portable=False, corpus=corpus)
             tail = ["onnx", str(file), "{threads}", "1", str(args.characters), "1.0", "plain"]
@@ -88,18 +103,8 @@ def _run(args: argparse.Namespace) -> int:
         for row, process in zip(rows, processes, strict=True):
             sampled = process.row("sampling", args.preset, preset.model.block_size)
             row["sampling"] = {key: sampled[key] for key in ("chars_per_second", "samples", "threads")}
-    summary = corpus.summary()
-    config = {
-        "preset": args.preset,
-        "model": preset.model.to_dict(),
-        "training": preset.pretrain.to_dict(),
-        "characters": args.characters,
-        "rounds": args.rounds,
-        "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
-    }
+    keep()
     _print(rows)
-    if args.json:
-        measure.write_result(args.json, measure.result("ablation", config, rows))
     return 0
 
 

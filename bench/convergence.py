@@ -76,6 +76,8 @@ def _run(args: argparse.Namespace) -> int:
     notices = Console(stderr=True)
     if args.nanogpt is not None:
         with_nanogpt.require(args.nanogpt)
+        if device.type != "cpu" or len(args.preset) > 1:
+            raise UserError("--nanogpt compares times on a CPU with those of one --preset; add --device cpu, name one")
     corpus = measure.load_text(args.data, notices)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
@@ -107,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
             measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
     _print(rows, args.target)
     if args.chart:
-        curves = [(measure.label(row), row["preset"], row["curve"]) for row in rows]
+        curves = [(f"{row['preset']}: {measure.label(row)}", row["preset"], row["curve"]) for row in rows]
         write_curves(args.chart, curves, args.target)
     return 0
 

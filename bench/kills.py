@@ -73,10 +73,10 @@ def _run(args: argparse.Namespace) -> int:
             kind = list(kinds)[number % 2]
             run = RunDir(home / str(number))
             if kind == "at a time":
-                _kill_after(flags, run.path, moments.uniform(0, seconds))
+                code = _kill_after(flags, run.path, moments.uniform(0, seconds))
             else:
-                _kill_behind(flags, run.path, moments.randrange(operations), moments.uniform(0, BEHIND))
-            kinds[kind][_aftermath(flags, run, wanted)] += 1
+                code = _kill_behind(flags, run.path, moments.randrange(operations), moments.uniform(0, BEHIND))
+            kinds[kind][_aftermath(code, flags, run, wanted)] += 1
     rows = [
         measure.row(engine="charformer", preset="nano", precision="float32", threads=1, kind=kind, **found)
         for kind, found in kinds.items()
@@ -85,13 +85,26 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         config = {"count": args.count, "seed": args.seed, "course": COURSE, "file_operations": operations}
         measure.write_result(args.json, measure.result("kills", config, rows))
-    fine = {"identical", "nothing saved", "had ended"}
+    fine = {"identical", "nothing saved", "ended before"}
     return int(any(set(found) - fine for found in kinds.values()))
 
 
-def _aftermath(flags: list[str], run: RunDir, wanted: Found) -> str:
-    """What became of a killed run: it says that nothing was saved, or resumes and ends as the whole one did."""
-    had_ended = run.sample.exists()
+def _aftermath(code: int, flags: list[str], run: RunDir, wanted: Found) -> str:
+    """What became of a killed run: it says that nothing was saved, or resumes and ends as the whole one did.
+
+    ``code`` is how its process ended.
+    """
+    if code == 0:  # too late for this one
+        return "ended before"
+    if code != -signal.SIGKILL:
+        return f"harm: ended by itself with {code}"
+    try:
+        return _compared(flags, run, wanted)
+    except (UserError, OSError) as error:
+        return f"harm: {error}"
+
+
+def _compared(flags: list[str], run: RunDir, wanted: Found) -> str:
     began = run.exists and run.state.exists()
     code = _forked(lambda: train.main(["--resume", "--out", str(run.path)]))
     if not began:  # there is nothing to go on from, and it says so
@@ -102,7 +115,7 @@ def _aftermath(flags: list[str], run: RunDir, wanted: Found) -> str:
     found = _content(run)
     if different := [name for name, value in wanted.items() if found[name] != value]:
         return f"harm: other {', '.join(different)}"
-    return "had ended" if had_ended else "identical"
+    return "identical"
 
 
 def _content(run: RunDir) -> Found:
@@ -138,16 +151,16 @@ def _finish(flags: list[str], folder: Path) -> int:
     return int(counted.read_text("utf-8"))
 
 
-def _kill_after(flags: list[str], folder: Path, seconds: float) -> None:
-    """Train, and be killed by the parent."""
+def _kill_after(flags: list[str], folder: Path, seconds: float) -> int:
+    """Train, and be killed by the parent; returns how the process ended."""
     pid = _fork(lambda: train.main([*flags, "--out", str(folder)]))
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)  # which a process that has ended already, and is not waited for, takes too
-    os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _kill_behind(flags: list[str], folder: Path, operation: int, seconds: float) -> None:
-    """Train, and kill oneself soon after a file operation."""
+def _kill_behind(flags: list[str], folder: Path, operation: int, seconds: float) -> int:
+    """Train, and kill oneself soon after a file operation; returns how the process ended."""
 
     def child() -> int:
         def arm(number: int) -> None:
@@ -157,7 +170,7 @@ def _kill_behind(flags: list[str], folder: Path, operation: int, seconds: float)
         _on_operation(folder, arm)
         return train.main([*flags, "--out", str(folder)])
 
-    _forked(child)
+    return _forked(child)
 
 
 def _on_operation(folder: Path, act: Callable[[int], None]) -> Callable[[], int]:

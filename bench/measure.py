@@ -112,6 +112,7 @@ def label(row: dict[str, Any]) -> str:
     found += f", batch {row['batch']}, threads {row['threads']}" if row.get("part") == "grid" else ""
     found += f", {row['axis']} {row['value']}" if "axis" in row else ""
     found += f", seed {row['seed']}" if "seed" in row else ""
+    found += f", without {row['without']}" if "without" in row else ""
     return found
 
 

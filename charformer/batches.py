@@ -5,7 +5,9 @@ from numpy.typing import NDArray
 
 
 class WindowOrder:
-    """Windows in passes over the text: each pass sees every character once, cut elsewhere and in another order.
+    """Windows in passes over the text: each pass goes over it once, cut elsewhere and in another order.
+
+    What is left over at its ends, less than two windows, has its turn in other passes, if less often.
 
     A pass follows from the seed and its number alone: a resumed run needs to know only how many windows it has drawn.
     Drawn independently instead, a third of the text would go unseen while as much as all of it is read (NOTES.md).

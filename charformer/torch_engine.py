@@ -36,7 +36,8 @@ class TorchEngine:
                 kept = self._context[:, config.block_size - config.block_size // 2 :]
                 return self.start(np.concatenate([kept, ids], axis=1))[:, None]
             self.model.rotary.slide(cache)
-        self._context = np.concatenate([self._context, ids], axis=1)[:, -config.block_size :]
+        if self.model.rotary is None:
+            self._context = np.concatenate([self._context, ids], axis=1)
         return self._logits(ids, cache)[:, None]
 
     @torch.inference_mode()

@@ -93,7 +93,7 @@ def _windows(config: ModelConfig, vocab: Vocab, corpus: Corpus | None) -> Ids:
     Where the context slides, T is long enough to see it do so.
     """
     length = config.block_size + 1 if not config.rope_base else 2 * config.cache_size
-    count = max(1, CHARACTERS // length)
+    count = max(3, CHARACTERS // length)  # one for each way to read it
     if corpus is None:
         return np.random.default_rng(0).integers(len(vocab), size=(count, length))
     split = corpus.validation

@@ -16,7 +16,6 @@ from bench.trainers.engine import Variant
 from bench.trainers.plain import PlainEngine
 from charformer.config import ModelConfig
 from charformer.corpus import Corpus
-from charformer.device import memory_bytes
 
 # As its README has them, beside its settings for Tiny Shakespeare.
 SHAPE = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0, attention_dropout=0.0)
@@ -65,7 +64,6 @@ def train(
         freeze="none",
         chars_per_second=measure.percentiles(speeds),
         samples=[],
-        peak_memory_bytes=memory_bytes(CPU),
         parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
         reached=None,
         end=end,

@@ -19,7 +19,7 @@ def test_windows_fit_the_text_and_do_not_overlap_in_a_pass(characters: int, leng
         assert set(np.diff(starts)) <= {length}
 
 
-def test_every_place_is_as_likely_as_another() -> None:
+def test_every_place_has_its_turn_and_those_in_the_middle_as_often_as_others() -> None:
     order, seen = WindowOrder(100, 10, seed=0), np.zeros(100)
     for start in order.starts(0, 9 * 4000):
         seen[start : start + 10] += 1

@@ -309,7 +309,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(tex
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
-def test_a_pass_trains_on_every_character_once_and_on_no_other_split(tmp_path: Path) -> None:
+def test_a_pass_goes_once_over_the_training_split_and_no_other(tmp_path: Path) -> None:
     data = tmp_path / "each-character-once.txt"
     data.write_text("".join(chr(0x4E00 + place) for place in range(230)), encoding="utf-8")
     trainer = pretrain(data, tmp_path / "run", replace(COURSE, batch_size=9))

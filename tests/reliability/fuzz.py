@@ -2,8 +2,9 @@
 
     python -m tests.reliability.fuzz RUN COUNT SEED
 
-RUN is a finished run with its model.onnx. Prints a JSON object: how often each kind of damage was accepted or refused.
-Exits 1 at the first that did neither: another exception, another exit code, more than 10 seconds or 1 GiB of memory.
+RUN is a run with its model.onnx, whose training is continued by a step where it is resumed. Prints a JSON object: how
+often each kind of damage was accepted or refused. Exits 1 at the first that did neither: another exception, another
+exit code, more than 10 seconds or 1 GiB of memory.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -26,13 +28,21 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from charformer.commands import sample, train
+from charformer.commands import export, sample, train
 from charformer.onnx_file import sealed, unsealed
 from charformer.rundir import RunDir, read_metadata, write_tensors
 
 SECONDS = 10
 MEMORY = 2**30  # address space beyond what an undamaged run takes
-FILES = ("config.json", "vocab.json", "model.safetensors", "last.safetensors", "metrics.jsonl", "model.onnx")
+COMMANDS = {  # the ones that read a file, the quickest most often
+    "config.json": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
+    "vocab.json": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
+    "model.safetensors": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
+    "last.safetensors": ("train --resume",),
+    "metrics.jsonl": ("train --resume",),
+    "model.onnx": ("sample --onnx",),
+}
+FINETUNE = ["--steps", "1", "--batch-size", "2", "--eval-batches", "1"]
 BEYOND_MEANING = (b"0", b"-1", b"1e308", b"99999999999999999999", b"null", b"true", b'"x"', b"[]", b"{}", b"NaN")
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -110,11 +120,29 @@ def resealed(content: bytes, r: random.Random) -> bytes:
     return sealed(r.choice((truncated, bits_flipped, overwritten, numbers_replaced))(body, r))
 
 
+def deep(content: bytes, r: random.Random) -> bytes:
+    """Brackets without end, which a parser may follow too far."""
+    place = r.randrange(len(content))
+    return content[:place] + r.choice((b"[", b'{"a":')) * 100_000 + content[place:]
+
+
+def counters_replaced(content: bytes, r: random.Random) -> bytes:
+    """A training that says something else of itself, under a hash that fits, since none covers that."""
+    values = (b"0", b"-1", b"2.5", b"1e308", b"null", b"true", b'"x"', b"[]", b"NaN", b"12345678901234567890")
+    name = r.choice((b"step", b"characters", b"train_seconds", b"best_val_loss", b"best_step"))
+    found = re.search(rb'\\"' + name + rb'\\": ([^,}]*)', content[:100_000])
+    if found is None:
+        return b""
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : found.start(1)] + r.choice(values).replace(b'"', b'\\"') + content[found.end(1) : 8 + length]
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
 OF_EACH: tuple[Damage, ...] = (truncated, bits_flipped, spliced, overwritten, grown, numbers_replaced)
 DAMAGES: dict[str, tuple[Damage, ...]] = {
-    ".json": OF_EACH,
-    ".jsonl": OF_EACH,
-    ".safetensors": (*OF_EACH, tensors_replaced, tensors_replaced, tensors_replaced),
+    ".json": (*OF_EACH, deep),
+    ".jsonl": (*OF_EACH, deep),
+    ".safetensors": (*OF_EACH, tensors_replaced, tensors_replaced, tensors_replaced, counters_replaced),
     ".onnx": (*OF_EACH, resealed, resealed, resealed),
 }
 
@@ -127,56 +155,72 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = RunDir(Path(folder) / "run")
         shutil.copytree(run, copy.path)
-        for name in FILES:  # undamaged, all is well
-            if code := _open(copy, name):
-                print(f"undamaged, {name} gives {code}", file=sys.stderr)
-                return 1
+        shutil.copyfile(
+            json.loads((run / "config.json").read_text("utf-8"))["corpus"]["source"], copy.path.with_name("text.txt")
+        )
+        _restore(run, copy)
+        for name, commands in COMMANDS.items():  # undamaged, all is well
+            for command in commands:
+                if code := _run(command, copy):
+                    print(f"undamaged, {command} of {name} gives {code}", file=sys.stderr)
+                    return 1
+                _restore(run, copy)
         size = int(Path("/proc/self/statm").read_text("utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
         for number in range(count):
-            name = r.choice(FILES)
+            name = r.choice(sorted(COMMANDS))
+            command = r.choice(COMMANDS[name])
             damage = r.choice(DAMAGES[Path(name).suffix])
             whole = (run / name).read_bytes()
             (copy.path / name).write_bytes(damage(whole, r))
-            watch = threading.Timer(SECONDS, _hangs, (number, name, damage.__name__))
+            watch = threading.Timer(SECONDS, _hangs, (number, command, name, damage.__name__))
             watch.start()
             try:
-                code = _open(copy, name)
+                code = _run(command, copy)
             except BaseException:
                 traceback.print_exc()
                 code = -1
             watch.cancel()
             if code not in (0, 2):
-                print(f"number {number}, {name} {damage.__name__}: {code}", file=sys.stderr)
+                print(f"number {number}, {command}, {name} {damage.__name__}: {code}", file=sys.stderr)
                 return 1
             found[f"{name}, {damage.__name__.replace('_', ' ')}, {'refused' if code else 'accepted'}"] += 1
-            for path in copy.path.iterdir():
-                if path.name not in FILES:
-                    continue
-                original = run / path.name
-                if path.stat().st_size != original.stat().st_size or path.name == name:
-                    shutil.copyfile(original, path)
+            _restore(run, copy)
     print(json.dumps(found))
     return 0
 
 
-def _open(run: RunDir, name: str) -> int:
-    """The exit code of the command that reads file ``name``; raises what it should not."""
-    short = ["--max-new-tokens", "3", "--seed", "1"]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-        if name == "model.onnx":
-            code = sample.main(["--onnx", str(run.onnx), *short])
-        elif name in ("last.safetensors", "metrics.jsonl"):
-            code = train.main(["--resume", "--out", str(run.path)])
+def _restore(run: Path, copy: RunDir) -> None:
+    for path in copy.path.iterdir():
+        if path.name in COMMANDS:
+            shutil.copyfile(run / path.name, path)
         else:
-            code = sample.main(["--run", str(run.path), *short])
+            path.unlink()
+
+
+def _run(command: str, run: RunDir) -> int:
+    """The command's exit code; raises what it should not."""
+    here, other = str(run.path), str(run.path.with_name("other"))
+    arguments = {
+        "sample": ["--run", here, "--max-new-tokens", "3", "--seed", "1"],
+        "sample --onnx": ["--onnx", str(run.onnx), "--max-new-tokens", "3", "--seed", "1"],
+        "export": ["--run", here],
+        "train --resume": ["--resume", "--out", here, "--steps", "7"],
+        "train --init-from": ["--stage", "finetune", "--init-from", here, "--out", other, "--overwrite", *FINETUNE],
+    }[command]
+    arguments += ["--data", str(run.path.with_name("text.txt"))] if command == "train --init-from" else []
+    main = {"sample": sample.main, "export": export.main, "train": train.main}[command.partition(" ")[0]]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main(arguments)
     if code == 2 and ("Traceback" in errors.getvalue() or not errors.getvalue().strip()):
         raise AssertionError(f"no clear line: {errors.getvalue()}")
+    if code not in (0, 2):
+        print(errors.getvalue(), file=sys.stderr)
     return code
 
 
-def _hangs(number: int, name: str, damage: str) -> None:
-    print(f"number {number}, {name} {damage}: no end after {SECONDS} s", file=sys.stderr)
+def _hangs(number: int, command: str, name: str, damage: str) -> None:
+    print(f"number {number}, {command}, {name} {damage}: no end after {SECONDS} s", file=sys.stderr)
     sys.stderr.flush()
     time.sleep(0.1)
     os._exit(1)
