@@ -79,7 +79,8 @@ def _run(args: argparse.Namespace) -> int:
         "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
     }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    rows, samplers = [], []
+    rows: list[dict[str, Any]] = []
+    samplers = []
 
     def keep() -> None:
         if args.json:

@@ -1,9 +1,9 @@
 """Which code an op runs: Triton kernels, the same arithmetic in PyTorch, or PyTorch's own functions.
 
 The environment variable ``CHARFORMER_KERNELS`` names it: ``auto`` (kernels on NVIDIA GPUs of sm_80 or newer where
-Triton works; elsewhere PyTorch's own functions and, where those are slow on a CPU, ``kernels.cpu``), ``triton`` (kernels
-always: on CPU tensors they need Triton's interpreter, ``TRITON_INTERPRET=1``) or ``reference`` (the kernels' arithmetic
-and dropout masks, in plain PyTorch).
+Triton works; elsewhere PyTorch's own functions and, where those are slow on a CPU, ``kernels.cpu``), ``triton``
+(kernels always: on CPU tensors they need Triton's interpreter, ``TRITON_INTERPRET=1``) or ``reference`` (the kernels'
+arithmetic and dropout masks, in plain PyTorch).
 """
 
 import importlib.util
