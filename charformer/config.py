@@ -168,6 +168,6 @@ PRESETS: dict[str, Preset] = {
     "best": Preset(
         replace(_MODERN, block_size=512, dropout=0.2),
         pretrain=replace(_MUON, max_steps=2200, zero_init=1),
-        finetune=_FINETUNE,
+        finetune=replace(_FINETUNE, max_steps=240),
     ),
 }
