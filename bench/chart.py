@@ -9,6 +9,7 @@ from bench.measure import Speed
 from charformer.rundir import atomic_path
 
 Bar = tuple[str, Speed, bool]
+Curve = tuple[str, str, list[dict[str, Any]]]
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
@@ -34,7 +35,7 @@ def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
     _save(figure, path)
 
 
-def write_curves(path: Path, curves: list[tuple[str, str, list[dict[str, Any]]]], target: float) -> None:
+def write_curves(path: Path, curves: list[Curve], target: float) -> None:
     """Write a PNG of validation losses against characters: a line for each (label, group, evaluations).
 
     Lines of one group share a color; ``target`` is drawn as a dashed line.

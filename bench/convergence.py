@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from bench import baseline, measure
+from bench import baseline, measure, report
 from bench.chart import write_curves
 from bench.trainers import nanogpt_recipe, with_nanogpt
 from charformer import stages
@@ -109,8 +109,7 @@ def _run(args: argparse.Namespace) -> int:
             measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
     _print(rows, args.target)
     if args.chart:
-        curves = [(f"{row['preset']}: {measure.label(row)}", row["preset"], row["curve"]) for row in rows]
-        write_curves(args.chart, curves, args.target)
+        write_curves(args.chart, report.curves({"rows": rows}), args.target)
     return 0
 
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import measure
-from bench.chart import Bar, write_bars
+from bench import baseline, measure
+from bench.chart import Bar, Curve, write_bars, write_curves
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.rundir import write_text
@@ -47,7 +47,9 @@ def _run(args: argparse.Namespace) -> int:
         write_text(args.markdown, text)
     else:
         print(text, end="")
-    if args.chart:
+    if args.chart and all(result["bench"] == "convergence" for result in results.values()):
+        write_curves(args.chart, [curve for result in results.values() for curve in curves(result)], baseline.ITS_LOSS)
+    elif args.chart:
         panels = [(_title(section), _bars(rows, section)) for section in sections]
         write_bars(args.chart, [panel for panel in panels if panel[1]])
     return 0
@@ -74,6 +76,11 @@ def markdown(results: dict[str, Any], rows: dict[str, list[Row]], sections: list
             cells = [label, *(_speed(group.get(label)) for group in found.values())]
             lines.append(_line(cells + (_details(one[label], one.get("baseline fp32")) if one else [])))
     return "\n".join(lines) + "\n"
+
+
+def curves(result: dict[str, Any]) -> list[Curve]:
+    """Of a result of bench.convergence: a line for each row, in the color of its preset."""
+    return [(f"{row['preset']}: {measure.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
 
 
 def _names(files: list[Path]) -> list[str]:

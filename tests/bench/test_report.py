@@ -48,6 +48,20 @@ def test_several_stand_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_convergences_are_drawn_as_curves(tmp_path: Path) -> None:
+    points = [{"characters": 0, "val_loss": 4.0}, {"characters": 1_000_000, "val_loss": 1.5}]
+    speed = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
+    row = measure.row(
+        engine="charformer", preset="nano", precision="float32", chars_per_second=speed, curve=points, seed=1
+    )
+    measure.write_result(tmp_path / "c.json", measure.result("convergence", {}, [row]))
+    assert report.curves(measure.read_result(tmp_path / "c.json")) == [
+        ("nano: charformer fp32, seed 1", "nano", points)
+    ]
+    assert report.main([str(tmp_path / "c.json"), "--chart", str(tmp_path / "c.png")]) == 0
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_committed_results_can_be_read() -> None:
     for name in ("convergence", "freeze", "precision", "sampling", "throughput", "throughput-nano"):
         assert measure.read_result(Path(measure.__file__).parent / "results" / f"{name}.json")["rows"]
