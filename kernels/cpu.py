@@ -79,9 +79,8 @@ class _Attention(torch.autograd.Function):
         shape, scale = d_out.shape, d_out.shape[3] ** -0.5
         d_out, kept = d_out.reshape(out.shape), weights
         precise = torch.promote_types(q.dtype, torch.float32)
-        along = (
-            (d_out.to(precise) * out).sum(-1, keepdim=True).to(q.dtype)
-        )  # of a row's gradient, what softmax takes away
+        # What the softmax takes away from a row's gradient (kernels/reference.py).
+        along = (d_out.to(precise) * out).sum(-1, keepdim=True).to(q.dtype)
         with torch.autocast("cpu", enabled=False):
             if keep is None:
                 d_scores = torch.baddbmm((-along).expand_as(weights), d_out, v.mT)  # subtracted before it is rounded
