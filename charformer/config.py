@@ -157,7 +157,7 @@ PRESETS: dict[str, Preset] = {
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
         replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
-        pretrain=replace(_MUON, max_steps=680, zero_init=1),
+        pretrain=replace(_MUON, max_steps=780, zero_init=1),
         finetune=_FINETUNE,
     ),
     "fast": Preset(
