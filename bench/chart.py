@@ -35,10 +35,11 @@ def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
     _save(figure, path)
 
 
-def write_curves(path: Path, curves: list[Curve], target: float) -> None:
+def write_curves(path: Path, curves: list[Curve], target: float, reference: Curve | None = None) -> None:
     """Write a PNG of validation losses against characters: a line for each (label, group, evaluations).
 
-    Lines of one group share a color; ``target`` is drawn as a dashed line, and what is far above it left out.
+    Lines of one group share a color; ``target`` is drawn as a dashed line, and what is far above it left out. A
+    ``reference`` is drawn in gray, as far as the others reach.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -47,6 +48,11 @@ def write_curves(path: Path, curves: list[Curve], target: float) -> None:
         color = COLORS[groups.index(group) % len(COLORS)]
         seen = [point["characters"] / 1e6 for point in points]
         axes.plot(seen, [point["val_loss"] for point in points], marker=".", color=color, label=label, alpha=0.8)
+    if reference is not None:
+        right = axes.get_xlim()[1]
+        seen = [point["characters"] / 1e6 for point in reference[2]]
+        axes.plot(seen, [point["val_loss"] for point in reference[2]], marker="s", color="gray", label=reference[0])
+        axes.set_xlim(right=right)
     axes.set_ylim(top=min(axes.get_ylim()[1], target + 0.8))  # the untrained model's loss would flatten the rest
     axes.axhline(target, color="gray", linestyle="--", linewidth=1)
     axes.annotate(f"{target:g}", (0, target), xytext=(2, 3), textcoords="offset points", color="gray")

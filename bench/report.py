@@ -11,7 +11,9 @@ from typing import Any
 
 from bench import baseline, measure
 from bench.chart import Bar, Curve, write_bars, write_curves
+from bench.freeze import PUBLISHED
 from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS
 from charformer.errors import UserError
 from charformer.rundir import write_text
 from kernels.program import writable_file
@@ -48,7 +50,8 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(text, end="")
     if args.chart and all(result["bench"] == "convergence" for result in results.values()):
-        write_curves(args.chart, [curve for result in results.values() for curve in curves(result)], baseline.ITS_LOSS)
+        lines = [curve for result in results.values() for curve in curves(result)]
+        write_curves(args.chart, lines, baseline.ITS_LOSS, baseline_curve())
     elif args.chart:
         panels = [(_title(section), _bars(rows, section)) for section in sections]
         write_bars(args.chart, [panel for panel in panels if panel[1]])
@@ -81,6 +84,15 @@ def markdown(results: dict[str, Any], rows: dict[str, list[Row]], sections: list
 def curves(result: dict[str, Any]) -> list[Curve]:
     """Of a result of bench.convergence: a line for each row, in the color of its preset."""
     return [(f"{row['preset']}: {measure.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
+
+
+def baseline_curve() -> Curve:
+    """What the baseline's page shows of its pretraining, at the characters that its code spends on a step."""
+    course = PRESETS["baseline-as-coded"]
+    characters = course.pretrain.batch_size * course.model.block_size
+    points = PUBLISHED["pretrain", "none"].items()
+    line = [{"characters": step * characters, "val_loss": validation} for step, (_, validation) in points]
+    return "the baseline's page, steps as coded", "baseline", line
 
 
 def _names(files: list[Path]) -> list[str]:

@@ -59,6 +59,8 @@ def test_convergences_are_drawn_as_curves(tmp_path: Path) -> None:
         ("nano: charformer fp32, seed 1", "nano", points)
     ]
     assert report.main([str(tmp_path / "c.json"), "--chart", str(tmp_path / "c.png")]) == 0
+    points = [(point["characters"], point["val_loss"]) for point in report.baseline_curve()[2]]
+    assert points == [(2_176_000, 2.11), (21_760_000, 1.52)]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
