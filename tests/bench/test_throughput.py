@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -104,10 +105,11 @@ def test_variants_train_in_turn_and_say_what_they_did(text_file: Path) -> None:
         assert len(row["samples"]) == sum(map(len, contestant.turns)) >= 4
         assert set(row["parts"]) == {"data", "forward", "backward", "optimizer", "evaluation"}
         assert all(seconds > 0 for seconds in row["parts"].values())
-        whole = 4 * 16 / row["chars_per_second"]["p50"]
+        wholes = [sum(step) for step in contestant.steps]
         parts = sum(row["parts"].values()) - row["parts"]["evaluation"]
-        assert parts == pytest.approx(whole, rel=0.5)
-        assert row["mfu"] == pytest.approx(flops.per_character(SMALL) * row["chars_per_second"]["p50"] / 1e12)
+        assert min(wholes) / 2 < parts < max(wholes) * 2  # medians of a few steps, on a machine that may be busy
+        assert 4 * 16 / row["chars_per_second"]["p50"] == pytest.approx(1 / np.median([1 / whole for whole in wholes]))
+        assert row["mfu"] == pytest.approx(flops.per_character(SMALL) * 4 * 16 / float(np.median(wholes)) / 1e12)
         assert row["peak_memory_bytes"] > 50e6
     assert ours.facts["parameters"] == sum(p.numel() for p in GPT(SMALL).parameters())
     assert theirs.facts["parameters"] == sum(p.numel() for p in Baseline(SMALL).parameters())
