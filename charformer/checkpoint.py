@@ -54,14 +54,11 @@ def save_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, counte
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             tensors[f"optimizer.{index}.{key}"] = _array(value)
-    tensors["random.cpu"] = torch.get_rng_state().numpy()
-    if next(model.parameters()).is_cuda:
-        tensors["random.cuda"] = torch.cuda.get_rng_state().numpy()
     write_tensors(run.state, tensors, {"counters": json.dumps(asdict(counters))})
 
 
 def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Counters:
-    """Read last.safetensors into the model, the optimizer and PyTorch's random state; return the counters.
+    """Read last.safetensors into the model and the optimizer; return the counters.
 
     Raises UserError when there is nothing to resume from, or it does not fit.
     """
@@ -77,9 +74,6 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Cou
             state.setdefault(int(index), {})[key] = torch.from_numpy(array)
         _check_state(state, optimizer)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(torch.from_numpy(tensors["random.cpu"]))
-        if next(model.parameters()).is_cuda and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(torch.from_numpy(tensors["random.cuda"]))
         counters = _counters(metadata)
         if run.weights.is_file():  # a kill between the two files may have left it newer than this one
             best = read_tensors(run.weights)[1]

@@ -15,6 +15,7 @@ from charformer.device import describe
 from charformer.errors import UserError
 from charformer.freeze import FREEZES, freeze
 from charformer.model import GPT
+from charformer.parallel import ALONE, Team
 from charformer.rundir import RunDir, read_tensors, write_tensors
 from charformer.trainer import Trainer
 from charformer.vocab import Vocab
@@ -28,7 +29,7 @@ class Start:
     vocab: Vocab
     corpus: Corpus
     config: TrainConfig
-    record: dict[str, str]
+    record: dict[str, Any]
 
 
 def pretrain(model_config: ModelConfig, config: TrainConfig, preset: str, corpus: Corpus) -> Start:
@@ -41,7 +42,7 @@ def pretrain(model_config: ModelConfig, config: TrainConfig, preset: str, corpus
     model = GPT(replace(model_config, vocab_size=len(vocab)))
     if config.zero_init:
         model.zero_init()
-    record = {"stage": "pretrain", "preset": preset, "freeze": "none", "prompt": "", "init_from": ""}
+    record = {"stage": "pretrain", "preset": preset, "freeze": "none", "prompt": "", "init_from": "", "changes": []}
     return Start(model, vocab, corpus, config, record)
 
 
@@ -55,7 +56,7 @@ def finetune(source: RunDir, config: TrainConfig, preset: str, what: str, corpus
     freeze(model, what)
     prompt = str(source.read_config().get("prompt", ""))  # so that the samples of both stages can be compared
     record = {"stage": "finetune", "preset": preset, "freeze": what, "prompt": prompt, "init_from": str(source.path)}
-    return Start(model, vocab, corpus, config, record)
+    return Start(model, vocab, corpus, config, record | {"changes": []})
 
 
 def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
@@ -69,7 +70,11 @@ def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
         raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_on}")
     config = replace(TrainConfig.from_dict(run.read_section("training")), **changes)
     shape, vocab = run.read_shape()
-    record = {key: str(values.get(key) or "") for key in ("stage", "preset", "freeze", "prompt", "init_from")}
+    record: dict[str, Any] = {
+        key: str(values.get(key) or "") for key in ("stage", "preset", "freeze", "prompt", "init_from")
+    }
+    changes_before = values.get("changes")
+    record["changes"] = changes_before if isinstance(changes_before, list) else []
     if record["freeze"] not in FREEZES:
         raise UserError(f"{run.config} has an unknown freeze {record['freeze']!r}")
     model = GPT(shape)
@@ -77,28 +82,50 @@ def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
     return Start(model, vocab, corpus, config, record)
 
 
-def open_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:
-    """A trainer of a new run; clears its folder and writes what is known of it."""
-    trainer = _trainer(start, run, device, dtype)
-    run.start()
-    _record(trainer, start)
-    run.write_vocab(start.vocab)
+def open_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> Trainer:
+    """A trainer of a new run; the leader's clears its folder and writes what is known of it."""
+    trainer = _trainer(start, run, device, dtype, team)
+    if team.is_leader:
+        run.start()
+        _record(trainer, start)
+        run.write_vocab(start.vocab)
     return trainer
 
 
-def reopen_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:
-    """A trainer of a stopped run, where it stopped; records what has changed if steps are left.
+def reopen_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> Trainer:
+    """A trainer of a stopped run, where it stopped; the leader's records what has changed if steps are left.
 
     Raises UserError when the run is past its last step.
     """
-    trainer = _trainer(start, run, device, dtype)
-    run.tidy()
+    trainer = _trainer(start, run, device, dtype, team)
+    if team.is_leader:
+        run.tidy()
     trainer.resume()
     if trainer.counters.step > start.config.max_steps:
         raise UserError(f"{run.path} is at step {trainer.counters.step:,} already; --steps must be at least that")
-    if trainer.counters.step < start.config.max_steps:
+    if trainer.counters.step < start.config.max_steps and team.is_leader:
+        _note_changes(trainer, start)
         _record(trainer, start)
     return trainer
+
+
+def is_begun(start: Start, run: RunDir) -> bool:
+    """Whether ``run`` has saved a training that began like ``start``, so that going on with it comes to the same."""
+    if not (run.exists and run.state.is_file()):
+        return False
+    wanted = start.record | {"model": start.model.config.to_dict(), "training": start.config.to_dict()}
+    there = run.read_config()
+    is_same_text = run.read_section("corpus").get("sha256") == start.corpus.sha256
+    return is_same_text and all(there.get(key) == value for key, value in wanted.items())
+
+
+def _note_changes(trainer: Trainer, start: Start) -> None:
+    """Add to the record how its course differs from what config.json has, and from which step on."""
+    before, now = trainer.run.read_section("training"), start.config.to_dict()
+    names = [name for name in now if before.get(name) != now[name]]
+    if names:
+        change = {"from_step": trainer.counters.step, **{name: [before.get(name), now[name]] for name in names}}
+        start.record["changes"] = [*start.record["changes"], change]
 
 
 def rescue(trainer: Trainer, start: Start) -> RunDir:
@@ -126,8 +153,8 @@ def rescue(trainer: Trainer, start: Start) -> RunDir:
     return trainer.run
 
 
-def _trainer(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype) -> Trainer:
-    return Trainer(start.model.to(device), start.vocab, start.corpus, start.config, run, device, dtype)
+def _trainer(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype, team: Team) -> Trainer:
+    return Trainer(start.model.to(device), start.vocab, start.corpus, start.config, run, device, dtype, team)
 
 
 def _record(trainer: Trainer, start: Start) -> None:
@@ -137,7 +164,7 @@ def _record(trainer: Trainer, start: Start) -> None:
             "model": start.model.config.to_dict(),
             "training": start.config.to_dict(),
             "corpus": trainer.corpus.summary(),
-            "machine": describe(trainer.device, trainer.dtype),
+            "machine": describe(trainer.device, trainer.dtype) | {"processes": trainer.team.size},
             "versions": {
                 "charformer": __version__,
                 "python": platform.python_version(),

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from charformer import checkpoint
 from charformer.batches import WindowOrder
@@ -19,6 +21,7 @@ from charformer.errors import UserError
 from charformer.freeze import train_mode
 from charformer.model import GPT
 from charformer.optim import build_optimizer, learning_rate
+from charformer.parallel import ALONE, Team, TeammateLostError
 from charformer.rundir import RunDir
 from charformer.vocab import Vocab
 from kernels import ops
@@ -79,6 +82,7 @@ class Trainer:
         model: on ``device``, with the weights that must not train marked so.
         vocab: the model's; it holds every character of ``corpus``.
         dtype: of matrix products; weights and the optimizer's state stay float32.
+        team: the processes that share this training, each with a Trainer; the leader's alone writes.
     """
 
     def __init__(
@@ -90,8 +94,10 @@ class Trainer:
         run: RunDir,
         device: torch.device,
         dtype: torch.dtype,
+        team: Team = ALONE,
     ) -> None:
         self.model = model
+        self.team = team
         self.corpus = corpus
         self.config = config
         self.run = run
@@ -102,24 +108,29 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._table = corpus.table(vocab)
         self._order = WindowOrder(len(corpus.train), model.config.block_size, config.seed)
+        self._replica: nn.Module = model
 
     def resume(self) -> None:
         """Continue from last.safetensors; metrics after it are dropped. Raises UserError where that is impossible."""
         self.counters = checkpoint.load_state(self.run, self.model, self.optimizer)
         self.history = [row for row in self.run.read_metrics() if row["step"] <= self.counters.step]
-        self.run.write_metrics(self.history)
+        if self.team.is_leader:
+            self.run.write_metrics(self.history)
 
     def save(self) -> None:
         """Write everything that ``resume`` needs."""
-        checkpoint.save_state(self.run, self.model, self.optimizer, self.counters)
+        if self.team.is_leader:
+            checkpoint.save_state(self.run, self.model, self.optimizer, self.counters)
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train until ``max_steps`` or until ``stopped()``; save at each evaluation, when due besides, and at the end.
 
-        The first Progress is that of step 0, the evaluation before any training.
+        The first Progress is that of step 0, the evaluation before any training. All of a team must stop together.
 
-        Raises UserError when a loss is no longer finite; what was saved last stays as it is.
+        Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises TeammateLostError,
+        with all steps so far saved.
         """
+        self._replica = self.team.shared(self.model)
         if self.counters.step == 0 and not self.history:
             first = self._evaluate(rate=0.0, speed=None)
             self.save()
@@ -127,29 +138,41 @@ class Trainer:
         train_mode(self.model)
         loss = torch.zeros(())
         clock, steps_since = _Clock(), 0
-        while self.counters.step < self.config.max_steps and not stopped():
-            rate = learning_rate(self.counters.step, self.config)
-            loss = self._step(rate)
-            steps_since += 1
-            self.counters.step += 1
-            self.counters.characters += self.config.batch_size * self.model.config.block_size
-            due = self.counters.step % self.config.eval_interval == 0
-            if due or self.counters.step == self.config.max_steps:
-                self._pause(clock, loss)
-                characters = steps_since * self.config.batch_size * self.model.config.block_size
-                evaluation = self._evaluate(rate, characters / clock.seconds)
-                self.save()
-                clock, steps_since = _Clock(), 0
-                yield Progress(self.counters.step, loss, rate, evaluation)
-                continue
-            if self._is_save_due(clock):
-                self._pause(clock, loss)
-                self._save_between()
-                clock.go_on()
-            yield Progress(self.counters.step, loss, rate, None)
+        lost: TeammateLostError | None = None
+        try:
+            while self.counters.step < self.config.max_steps and not stopped():
+                rate = learning_rate(self.counters.step, self.config)
+                loss = self._step(rate)
+                steps_since += 1
+                self.counters.step += 1
+                self.counters.characters += self.config.batch_size * self.model.config.block_size
+                due = self.counters.step % self.config.eval_interval == 0
+                if due or self.counters.step == self.config.max_steps:
+                    self._pause(clock, loss)
+                    characters = steps_since * self.config.batch_size * self.model.config.block_size
+                    steps_since = (
+                        0  # if the evaluation is cut off, there is nothing to save without its line of metrics
+                    )
+                    evaluation = self._evaluate(rate, characters / clock.seconds)
+                    self.save()
+                    clock = _Clock()
+                    yield Progress(self.counters.step, loss, rate, evaluation)
+                    continue
+                if self._is_save_due(clock):
+                    self._pause(clock, loss)
+                    self._save_between()
+                    clock.go_on()
+                yield Progress(self.counters.step, loss, rate, None)
+        except TeammateLostError as error:
+            lost = error
+        self._replica = self.model  # lets go of the team's connection, which must not outlive the team
         if steps_since:
             self._pause(clock, loss)
             self._save_between()
+        if lost:
+            raise lost
+        with suppress(TeammateLostError):  # nobody hangs up before all have heard the last answer
+            self.team.largest(0)
 
     def _pause(self, clock: "_Clock", loss: torch.Tensor) -> None:
         """Count the time so far as training; what follows is not. Raises UserError for a loss that is not finite."""
@@ -163,7 +186,7 @@ class Trainer:
         """
         length = self.model.config.block_size
         starts = np.zeros(1, np.int64)
-        self._check_finite(self._mean_loss(self.corpus.train, [(starts, length)], self.dtype), "the loss")
+        self._check_finite(self._mean_loss(self.corpus.train, [(starts, length)], self.dtype, ALONE), "the loss")
         self.save()
 
     def _is_save_due(self, clock: "_Clock") -> bool:
@@ -172,16 +195,16 @@ class Trainer:
         return bool((steps and self.counters.step % steps == 0) or (minutes and clock.running >= 60 * minutes))
 
     def draw(self) -> torch.Tensor:
-        """The training windows of the next step, (batch_size, block_size + 1) int64, on the trainer's device."""
+        """This process's training windows of the next step, (B, block_size + 1) int64, on the trainer's device."""
         batch_size = self.config.batch_size
-        starts = self._order.starts(self.counters.step * batch_size, batch_size)
+        starts = self._order.starts(self.counters.step * batch_size, batch_size)[self.team.rank :: self.team.size]
         return self._windows(self.corpus.train, starts, self.model.config.block_size)
 
     def loss(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The mean loss of predicting each character of (B, T + 1) from those before it, in ``dtype`` products."""
         dtype = dtype or self.dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = self.model(windows[:, :-1])
+            logits = self._replica(windows[:, :-1])
         return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
     def update(self, rate: float) -> None:
@@ -194,9 +217,11 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _step(self, rate: float) -> torch.Tensor:
+        self._seed_dropout()
         loss = self.loss(self.draw())
         try:
-            loss.backward()  # type: ignore[no-untyped-call]
+            with self.team.together():
+                loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "returned nan values" not in str(error):
                 raise
@@ -204,8 +229,14 @@ class Trainer:
                 f"step {self.counters.step + 1}: {error} The lines above say where it was computed; "
                 "try a lower --learning-rate or --grad-clip 1"
             ) from error
+        mean = self.team.sum(loss.detach()) / self.team.size
         self.update(rate)
-        return loss.detach()
+        return mean
+
+    def _seed_dropout(self) -> None:
+        """Let a step's dropout follow from its number, so that a resumed run draws the same, and from the process."""
+        numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.team.rank))
+        torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
 
     def _windows(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
         """Each of ``length`` characters from ``starts``, (B,), and the character behind them."""
@@ -227,8 +258,9 @@ class Trainer:
         is_best = val_loss < counters.best_val_loss
         if is_best:  # first of all, so that whoever finds that a file cannot be written knows it
             counters.best_val_loss, counters.best_step = val_loss, counters.step
-        self.run.write_metrics(self.history)
-        if is_best:
+        if self.team.is_leader:
+            self.run.write_metrics(self.history)
+        if is_best and self.team.is_leader:
             checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
         return row
 
@@ -237,7 +269,7 @@ class Trainer:
         length = self.model.config.block_size
         count = min(self.config.eval_batches * self.config.batch_size, (len(ids) - 1) // length)
         starts = np.linspace(0, len(ids) - length - 1, count).astype(np.int64)
-        return self._mean_loss(ids, [(starts, length)], self.dtype)
+        return self._mean_loss(ids, [(starts, length)], self.dtype, self.team)
 
     def whole_validation_loss(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> float:
         """The loss of the best weights over all of the validation split, in windows of ``block_size``.
@@ -251,7 +283,7 @@ class Trainer:
         starts = np.arange(0, len(ids) - length, length)
         rest = (len(ids) - 1) % length
         tail = [(np.array([len(ids) - 1 - rest]), rest)] if rest else []
-        return self._mean_loss(ids, [(starts, length), *tail], torch.float32, on_progress)
+        return self._mean_loss(ids, [(starts, length), *tail], torch.float32, ALONE, on_progress)
 
     @torch.inference_mode()
     def _mean_loss(
@@ -259,19 +291,23 @@ class Trainer:
         ids: NDArray[Any],
         windows: list[tuple[NDArray[np.int64], int]],
         dtype: torch.dtype,
+        team: Team,
         on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> float:
+        """The mean loss over ``windows``, pairs of starts and a length, each of ``team`` working on its share."""
         was_training = self.model.training
         self.model.eval()
         total, characters = 0.0, 0
+        batch_size = self.config.batch_size // team.size
         for starts, length in windows:
-            for first in range(0, len(starts), self.config.batch_size):
-                part = starts[first : first + self.config.batch_size]
+            for first in range(team.rank * batch_size, len(starts), team.size * batch_size):
+                part = starts[first : first + batch_size]
                 total += float(self.loss(self._windows(ids, part, length), dtype)) * len(part) * length
                 characters += len(part) * length
                 on_progress(characters, len(ids) - 1)
         self.model.train(was_training)
-        return total / characters
+        sums = team.sum(torch.tensor([total, float(characters)], dtype=torch.float64))
+        return float(sums[0] / sums[1])
 
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):

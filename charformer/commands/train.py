@@ -3,128 +3,66 @@
 import argparse
 import json
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charformer import corpus as corpora
 from charformer import sampling
-from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS, ModelConfig, TrainConfig
+from charformer.commands.common import execute
+from charformer.commands.train_arguments import (
+    DEFAULT_DATA,
+    DEFAULT_PRESETS,
+    MODEL_FIELDS,
+    TRAIN_FIELDS,
+    build_parser,
+    check,
+    given,
+)
+from charformer.config import PRESETS
 from charformer.display import PlainConsole, TrainingDisplay, printable, progress_bar
 from charformer.errors import UserError, WriteError
+from charformer.parallel import Team, TeammateLostError, joined
 from charformer.rundir import RunDir
 from charformer.runlock import locked
+from charformer.signals import stop_signals
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the arguments do without it
     from charformer.stages import Start
     from charformer.trainer import Trainer
 
-DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
-DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
 CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
-MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
-TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
-
-EXAMPLES = """\
-presets:
-{presets}
-
-examples:
-  charformer-train                                      pretrain on Tiny Shakespeare, into runs/pretrain
-  charformer-train --data novel.txt --out runs/novel    pretrain on a text of your own
-  charformer-train --stage finetune --freeze            adapt runs/pretrain to a second text, attention frozen
-  charformer-train --resume                             continue a run that was stopped
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    return execute(_parser(), argv, _run)
-
-
-def _parser() -> Parser:
-    presets = "\n".join(
-        f"  {name:<18} {p.model.n_layer} blocks, {p.model.n_head} heads, {p.model.n_embd} wide, context "
-        f"{p.model.block_size}; {p.pretrain.max_steps:,} steps, then {p.finetune.max_steps:,}"
-        for name, p in PRESETS.items()
-    )
-    parser = Parser(
-        "charformer-train", "Pretrain a character-level GPT, or fine-tune one.", EXAMPLES.format(presets=presets)
-    )
-    parser.add_argument(
-        "--stage", choices=DEFAULT_DATA, help="pretrain starts anew, finetune from --init-from (default: pretrain)"
-    )
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="model and training (default: nano on the CPU, fast on a GPU; of a fine-tune: its checkpoint's)",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="FILE|NAME",
-        help=f"a UTF-8 text, or one of {', '.join(corpora.NAMES)} "
-        "(default: tiny-shakespeare; of a fine-tune: ace-attorney)",
-    )
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/pretrain or runs/finetune)")
-    parser.add_argument(
-        "--init-from", metavar="DIR", help="the run that a fine-tune starts from (default: runs/pretrain)"
-    )
-    parser.add_argument(
-        "--freeze",
-        nargs="?",
-        const="attention",
-        choices=("attention", "trunk"),
-        help="what a fine-tune leaves as it is: attention (meant by --freeze alone), or trunk, "
-        "which is all but the head and the last layer norm (default: nothing)",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto takes a GPU where there is one (default: auto)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of matrix products; auto takes bfloat16 where the processor has it (default: auto)",
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
-    parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
-    parser.add_argument(
-        "--detect-anomaly", action="store_true", help="find the operation whose gradient is nan first; slow"
-    )
-    parser.add_argument("--verbose", action="store_true", help="say which code runs attention, layer norm and loss")
-    for title, items in (
-        ("model (default: the preset's)", fields(ModelConfig)),
-        ("training (default: the preset's)", fields(TrainConfig)),
-    ):
-        group = parser.add_argument_group(title)
-        for item in items:
-            if item.name == "vocab_size":  # the text's own
-                continue
-            flag = "--steps" if item.name == "max_steps" else "--" + item.name.replace("_", "-")
-            kind = float if item.type is float else int
-            group.add_argument(
-                flag, dest=item.name, type=kind, metavar="X" if kind is float else "N", help=item.metadata["help"]
-            )
-    return parser
+    return execute(build_parser(), argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     stage = args.stage or "pretrain"
     run = RunDir(args.out or f"runs/{stage}")
-    _check(args, stage, run)
-    console, notices = PlainConsole(), PlainConsole(stderr=True)
-    with ExitStack() as held:
-        trainer, start = _prepare(args, stage, run, console, notices, held)
-        return _train(args, trainer, start, console, notices)
+    with joined() as team, ExitStack() as held:
+        console, notices = PlainConsole(quiet=not team.is_leader), PlainConsole(stderr=True, quiet=not team.is_leader)
+        try:
+            trainer, start = team.in_turn(lambda: _prepare(args, stage, run, team, console, notices, held))
+        except TeammateLostError:
+            if team.is_leader:
+                raise
+            return 2  # the leader has said why
+        if team.is_leader:
+            return _train(args, trainer, start, console, notices)
+        return _follow(trainer, notices)
+
+
+def _follow(trainer: "Trainer", notices: PlainConsole) -> int:
+    """Do this process's share of the steps; whatever ends them, the leader says why."""
+    with stop_signals(notices, is_patient=True) as stop, suppress(UserError):
+        for _ in trainer.steps(lambda: trainer.team.agree(stop)):
+            pass
+        return 128 + stop[0] if stop and trainer.counters.step < trainer.config.max_steps else 0
+    return 2
 
 
 def _train(
@@ -162,9 +100,10 @@ def _train(
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
     )
     teller = console if console.is_interactive else notices  # above the live panel, not through it
-    with _stop_signals(teller) as stop, display, torch.autograd.set_detect_anomaly(args.detect_anomaly):
+    is_patient = trainer.team.is_launched
+    with stop_signals(teller, is_patient) as stop, display, torch.autograd.set_detect_anomaly(args.detect_anomaly):
         try:
-            for progress in trainer.steps(lambda: bool(stop)):
+            for progress in trainer.steps(lambda: trainer.team.agree(stop)):
                 try:
                     display.update(progress)
                 except BrokenPipeError:
@@ -235,50 +174,26 @@ def _summarise(summary: dict[str, Any], stage: str, run: RunDir, console: PlainC
         console.print(f"{name:>16}  {value}")
 
 
-def _given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def _check(args: argparse.Namespace, stage: str, run: RunDir) -> None:
-    """Refuse what cannot work, before anything takes time."""
-    model_flags = ["--" + name.replace("_", "-") for name in _given(args, MODEL_FIELDS)]
-    if args.resume:
-        given = _given(args, ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"])
-        if fixed := model_flags + ["--" + name.replace("_", "-") for name in given]:
-            raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
-        if args.overwrite:
-            raise UserError("--resume continues a run, --overwrite replaces it; choose one")
-        began_as = run.read_config().get("stage")
-        if args.stage not in (None, began_as):
-            raise UserError(f"the run in {run.path} is of stage {began_as}; leave out --stage {args.stage}")
-        return
-    if stage == "finetune":
-        if model_flags:
-            raise UserError(f"{model_flags[0]} is the checkpoint's in a fine-tune; leave it out, or pretrain with it")
-        source = RunDir(args.init_from or "runs/pretrain")
-        if not source.exists:
-            raise UserError(
-                f"there is no run in {source.path} to fine-tune; "
-                "`charformer-train` makes runs/pretrain, --init-from names another"
-            )
-        if run.path.exists() and source.path.samefile(run.path):
-            raise UserError("--out and --init-from are the same folder; a fine-tune needs one of its own")
-    elif args.freeze or args.init_from:
-        flag = "--freeze" if args.freeze else "--init-from"
-        raise UserError(f"{flag} is for fine-tuning; add --stage finetune")
-    run.check_free(args.overwrite)
-
-
 def _prepare(
-    args: argparse.Namespace, stage: str, run: RunDir, console: PlainConsole, notices: PlainConsole, held: ExitStack
+    args: argparse.Namespace,
+    stage: str,
+    run: RunDir,
+    team: Team,
+    console: PlainConsole,
+    notices: PlainConsole,
+    held: ExitStack,
 ) -> "tuple[Trainer, Start]":
-    """Load the text, build or load the model, and open the run's folder, whose lock ``held`` then holds."""
+    """Load the text, make or load the model, open the run's folder, whose lock ``held`` then holds for the leader."""
+    check(args, stage, run, team)
+    import torch
+
     from charformer import device as machine
     from charformer import stages
 
-    changes = _given(args, TRAIN_FIELDS)
+    changes = given(args, TRAIN_FIELDS)
     if args.resume:
-        held.enter_context(locked(run))
+        if team.is_leader:
+            held.enter_context(locked(run))
         began_on = run.read_section("machine")
         device = machine.choose_device(str(began_on.get("device")) if args.device == "auto" else args.device)
         dtype = machine.choose_dtype(str(began_on.get("dtype")) if args.dtype == "auto" else args.dtype, device)
@@ -289,7 +204,7 @@ def _prepare(
         dtype = machine.choose_dtype(args.dtype, device)
         source = RunDir(args.init_from or "runs/pretrain")
         preset = args.preset or (stages.preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[device.type])
-        shape = replace(PRESETS[preset].model, **_given(args, MODEL_FIELDS))  # a fine-tune's is its checkpoint's
+        shape = replace(PRESETS[preset].model, **given(args, MODEL_FIELDS))  # a fine-tune's is its checkpoint's
         course = replace(getattr(PRESETS[preset], stage), **changes)
         corpus = _load(args.data, stage, console, notices)
         if stage == "finetune":
@@ -299,12 +214,16 @@ def _prepare(
     if args.prompt is not None:
         sampling.encode_prompt(start.vocab, args.prompt)  # now, not at the end of a long training
         start.record["prompt"] = args.prompt
+    team.check(start.config.batch_size, torch.cuda.device_count() if device.type == "cuda" else None)
     machine.keep_freed_memory()
-    if not args.resume:
+    # Processes that torchrun has started again get the arguments that they had at first.
+    is_begun = args.resume or (team.restarts > 0 and stages.is_begun(start, run))
+    if team.is_leader and not args.resume:
         held.enter_context(locked(run))
-        run.check_free(args.overwrite)  # what another training has left there since
-    open_run = stages.reopen_run if args.resume else stages.open_run
-    return open_run(start, run, device, dtype), start
+        if not is_begun:
+            run.check_free(args.overwrite)  # what another training has left there since
+    open_run = stages.reopen_run if is_begun else stages.open_run
+    return open_run(start, run, device, dtype, team), start
 
 
 def _load(data: str | None, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
@@ -318,35 +237,6 @@ def _recorded_data(recorded: dict[str, Any]) -> str:
     """What --data loads the text of a run again: a file by its path, anything else by its name."""
     source = str(recorded.get("source"))
     return source if Path(source).is_absolute() else str(recorded.get("name"))
-
-
-@contextmanager
-def _stop_signals(teller: PlainConsole) -> Iterator[list[int]]:
-    """A list that gains the number of the first SIGINT, SIGTERM or SIGHUP; a second one takes its usual course.
-
-    A signal that whoever started us has had ignored (nohup does that) stays ignored.
-    """
-    received: list[int] = []
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-
-    def take(number: int, _frame: object) -> None:
-        received.append(number)
-        restore()
-        with suppress(OSError):  # a terminal that has gone away; what matters is the save
-            teller.print("stopping after this step; once more leaves at once")
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, take)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 if __name__ == "__main__":

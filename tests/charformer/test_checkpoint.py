@@ -37,7 +37,8 @@ def test_weights_survive_bit_for_bit(run: RunDir) -> None:
 
 @pytest.mark.parametrize("muon_learning_rate", [0.0, 0.02])
 def test_a_training_continues_as_if_it_had_never_stopped(muon_learning_rate: float, run: RunDir) -> None:
-    def step(model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    def step(number: int, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+        torch.manual_seed(number)  # as the trainer does
         ids = torch.randint(5, (4, 8))
         model(ids).logsumexp(-1).mean().backward()
         optimizer.step()
@@ -50,16 +51,16 @@ def test_a_training_continues_as_if_it_had_never_stopped(muon_learning_rate: flo
 
     config = TrainConfig(weight_decay=0.1, muon_learning_rate=muon_learning_rate)
     first = build(0)
-    for _ in range(3):
-        step(*first)
+    for number in range(3):
+        step(number, *first)
     counters = checkpoint.Counters(step=3, characters=96, best_val_loss=1.5, best_step=2)
     checkpoint.save_state(run, *first, counters)
-    for _ in range(3):
-        step(*first)
+    for number in range(3, 6):
+        step(number, *first)
     second = build(1)
     assert checkpoint.load_state(run, *second) == counters
-    for _ in range(3):
-        step(*second)
+    for number in range(3, 6):
+        step(number, *second)
     for name, tensor in first[0].state_dict().items():
         assert torch.equal(tensor, second[0].state_dict()[name]), name
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from charformer.commands.train import DEFAULT_PRESETS
+from charformer.commands.train_arguments import DEFAULT_PRESETS
 from charformer.config import PRESETS, ModelConfig, TrainConfig
 from charformer.errors import UserError
 

@@ -90,17 +90,20 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert not torch.equal(runs[0]["head.weight"], runs[2]["head.weight"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop_after", [2, 4])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(stop_after: int, text_file: Path, tmp_path: Path) -> None:
-    whole = pretrain(text_file, tmp_path / "whole")
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    stop_after: int, dtype: torch.dtype, text_file: Path, tmp_path: Path
+) -> None:
+    whole = pretrain(text_file, tmp_path / "whole", dtype=dtype)
     run_all(whole)
-    half = pretrain(text_file, tmp_path / "half")
+    half = pretrain(text_file, tmp_path / "half", dtype=dtype)
     for _ in half.steps(stopped=lambda: half.counters.step >= stop_after):
         pass
     assert half.counters.step == stop_after
     torch.manual_seed(99)  # a new process would be in another random state
     run = RunDir(tmp_path / "half")
-    again = stages.reopen_run(stages.resume(run, {}, whole.corpus), run, CPU, torch.float32)
+    again = stages.reopen_run(stages.resume(run, {}, whole.corpus), run, CPU, dtype)
     assert again.counters.step == stop_after
     run_all(again)
     assert_same(weights(whole), weights(again))
@@ -190,6 +193,28 @@ def test_what_was_written_after_the_last_save_is_dropped(text_file: Path, tmp_pa
     again = stages.reopen_run(stages.resume(trainer.run, {}, trainer.corpus), trainer.run, CPU, torch.float32)
     assert again.run.read_metrics() == rows
     assert (again.counters.best_step, again.counters.best_val_loss) == (16, better)
+
+
+def test_a_changed_course_is_recorded(text_file: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    trainer = pretrain(text_file, run.path)
+    for stop_after, changes in (
+        (4, {}),
+        (6, {"max_steps": 20}),
+        (8, {}),
+        (10, {"learning_rate": 1e-4, "max_steps": 10}),
+    ):
+        if stop_after > 4:
+            trainer = stages.reopen_run(stages.resume(run, changes, trainer.corpus), run, CPU, torch.float32)
+        for _ in trainer.steps(
+            stopped=lambda trainer=trainer, stop_after=stop_after: trainer.counters.step >= stop_after
+        ):
+            pass
+    assert run.read_config()["changes"] == [
+        {"from_step": 4, "max_steps": [COURSE.max_steps, 20]},
+        {"from_step": 8, "learning_rate": [COURSE.learning_rate, 1e-4], "max_steps": [20, 10]},
+    ]
+    assert run.read_section("training")["max_steps"] == 10
 
 
 def test_a_run_past_its_last_step_is_not_resumed(text_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""What charformer-train can be told, and what of it goes together."""
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from charformer import corpus as corpora
+from charformer.commands.common import Parser
+from charformer.config import PRESETS, ModelConfig, TrainConfig
+from charformer.errors import UserError
+from charformer.parallel import Team
+from charformer.rundir import RunDir
+
+DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
+DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
+MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
+TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
+
+EXAMPLES = """\
+presets:
+{presets}
+
+examples:
+  charformer-train                                      pretrain on Tiny Shakespeare, into runs/pretrain
+  charformer-train --data novel.txt --out runs/novel    pretrain on a text of your own
+  charformer-train --stage finetune --freeze            adapt runs/pretrain to a second text, attention frozen
+  charformer-train --resume                             continue a run that was stopped
+"""
+
+
+def build_parser() -> Parser:
+    """The parser of the command."""
+    presets = "\n".join(
+        f"  {name:<18} {p.model.n_layer} blocks, {p.model.n_head} heads, {p.model.n_embd} wide, context "
+        f"{p.model.block_size}; {p.pretrain.max_steps:,} steps, then {p.finetune.max_steps:,}"
+        for name, p in PRESETS.items()
+    )
+    parser = Parser(
+        "charformer-train", "Pretrain a character-level GPT, or fine-tune one.", EXAMPLES.format(presets=presets)
+    )
+    parser.add_argument(
+        "--stage", choices=DEFAULT_DATA, help="pretrain starts anew, finetune from --init-from (default: pretrain)"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="model and training (default: nano on the CPU, fast on a GPU; of a fine-tune: its checkpoint's)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE|NAME",
+        help=f"a UTF-8 text, or one of {', '.join(corpora.NAMES)} "
+        "(default: tiny-shakespeare; of a fine-tune: ace-attorney)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/pretrain or runs/finetune)")
+    parser.add_argument(
+        "--init-from", metavar="DIR", help="the run that a fine-tune starts from (default: runs/pretrain)"
+    )
+    parser.add_argument(
+        "--freeze",
+        nargs="?",
+        const="attention",
+        choices=("attention", "trunk"),
+        help="what a fine-tune leaves as it is: attention (meant by --freeze alone), or trunk, "
+        "which is all but the head and the last layer norm (default: nothing)",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes a GPU where there is one (default: auto)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of matrix products; auto takes bfloat16 where the processor has it (default: auto)",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
+    parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
+    parser.add_argument(
+        "--detect-anomaly", action="store_true", help="find the operation whose gradient is nan first; slow"
+    )
+    parser.add_argument("--verbose", action="store_true", help="say which code runs attention, layer norm and loss")
+    for title, items in (
+        ("model (default: the preset's)", fields(ModelConfig)),
+        ("training (default: the preset's)", fields(TrainConfig)),
+    ):
+        group = parser.add_argument_group(title)
+        for item in items:
+            if item.name == "vocab_size":  # the text's own
+                continue
+            flag = "--steps" if item.name == "max_steps" else "--" + item.name.replace("_", "-")
+            kind = float if item.type is float else int
+            group.add_argument(
+                flag, dest=item.name, type=kind, metavar="X" if kind is float else "N", help=item.metadata["help"]
+            )
+    return parser
+
+
+def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """The values of those arguments that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def check(args: argparse.Namespace, stage: str, run: RunDir, team: Team) -> None:
+    """Refuse what cannot work, before anything takes time."""
+    model_flags = ["--" + name.replace("_", "-") for name in given(args, MODEL_FIELDS)]
+    if args.resume:
+        names = given(args, ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"])
+        if fixed := model_flags + ["--" + name.replace("_", "-") for name in names]:
+            raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
+        if args.overwrite:
+            raise UserError("--resume continues a run, --overwrite replaces it; choose one")
+        began_as = run.read_config().get("stage")
+        if args.stage not in (None, began_as):
+            raise UserError(f"the run in {run.path} is of stage {began_as}; leave out --stage {args.stage}")
+        return
+    if stage == "finetune":
+        if model_flags:
+            raise UserError(f"{model_flags[0]} is the checkpoint's in a fine-tune; leave it out, or pretrain with it")
+        source = RunDir(args.init_from or "runs/pretrain")
+        if not source.exists:
+            raise UserError(
+                f"there is no run in {source.path} to fine-tune; "
+                "`charformer-train` makes runs/pretrain, --init-from names another"
+            )
+        if run.path.exists() and source.path.samefile(run.path):
+            raise UserError("--out and --init-from are the same folder; a fine-tune needs one of its own")
+    elif args.freeze or args.init_from:
+        flag = "--freeze" if args.freeze else "--init-from"
+        raise UserError(f"{flag} is for fine-tuning; add --stage finetune")
+    if team.is_leader and not team.restarts:
+        run.check_free(args.overwrite)
