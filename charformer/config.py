@@ -146,6 +146,7 @@ _MUON = TrainConfig(
     learning_rate=3e-3,
     muon_learning_rate=0.02,
     eval_interval=100,
+    eval_batches=5,
     decay_fraction=0.6,
     weight_decay=0.1,
     beta2=0.95,
@@ -157,7 +158,7 @@ PRESETS: dict[str, Preset] = {
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
         replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
-        pretrain=replace(_MUON, max_steps=780, zero_init=1),
+        pretrain=replace(_MUON, max_steps=780, eval_interval=130, zero_init=1),
         finetune=_FINETUNE,
     ),
     "fast": Preset(

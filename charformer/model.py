@@ -4,7 +4,7 @@ Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
 """
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,11 +50,11 @@ class Rotary(nn.Module):
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """(B, T, ..., D) at positions ``start``, ``start`` + 1, ... -> the same, rotated."""
-        shape = (x.shape[1], *[1] * (x.dim() - 3), -1)
-        cos, sin = (table[start : start + x.shape[1]].view(shape).to(x.dtype) for table in (self.cos, self.sin))
-        return _turned(x, cos, sin)
+    def forward(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, 3, H, D) at positions ``start``, ... -> q, k and v, (B, H, T, D) each, q and k rotated."""
+        cos, sin = (table[start : start + qkv.shape[1]].to(qkv.dtype) for table in (self.cos, self.sin))
+        parts: tuple[Tensor, Tensor, Tensor] = _TurnedHeads.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
+        return parts
 
     def slide(self, cache: KVCache) -> None:
         """Move the last ``block_size`` - 1 positions to the front of ``cache``, their keys turned back accordingly."""
@@ -68,10 +68,34 @@ class Rotary(nn.Module):
         cache.length = kept
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+class _TurnedHeads(torch.autograd.Function):
+    """Takes q, k and v apart and turns the first two, without the copies of the whole that indexing costs backward."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return _turned(q, cos, sin), _turned(k, cos, sin), v.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        batch, heads, time, width = d_q.shape
+        d_qkv = d_q.new_empty(batch, time, 3, heads, width)
+        q, k, v = d_qkv.permute(2, 0, 3, 1, 4)
+        _turned(d_q, cos, -sin, out=q)
+        _turned(d_k, cos, -sin, out=k)
+        v.copy_(d_v)
+        return d_qkv, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """(..., D) with its pairs, half of D apart, turned by angles (..., D / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=turned_b).addcmul_(a, sin)
+    return out
 
 
 class Attention(nn.Module):
@@ -89,9 +113,10 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         batch, time, channels = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if rotary is not None:
-            q, k = rotary(qkv[:, :, :2], cache.length if cache is not None else 0).permute(2, 0, 3, 1, 4)
+            q, k, v = rotary(qkv, cache.length if cache is not None else 0)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -108,8 +133,24 @@ class MLP(nn.Module):
         self.squared = config.relu_power == 2
 
     def forward(self, x: Tensor) -> Tensor:
-        h = nn.functional.relu(self.fc(x))
-        return self.proj(h.square() if self.squared else h)
+        h = self.fc(x)
+        h = _SquaredReLU.apply(h) if self.squared else nn.functional.relu(h)  # type: ignore[no-untyped-call]
+        return self.proj(h)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """Two passes over the gradient instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        root = x.relu()
+        ctx.save_for_backward(root)
+        return root.square()
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return (d_out * root).mul_(2)
 
 
 class Block(nn.Module):
