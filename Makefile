@@ -14,7 +14,7 @@ help:
 	@echo "make demo   pretrain, fine-tune with --freeze and sample, into $(DEMO)"
 	@echo "make test   the test suite"
 	@echo "make lint   formatting, lint and types"
-	@echo "make soak   200 kills and 20,000 damaged files, some ten minutes"
+	@echo "make soak   200 kills, 20,000 damaged files and half an hour of training, some fifty minutes"
 	@echo "make gates  compile every kernel for every card, and check what the compiler made; needs no GPU"
 	@echo "make gpu    the kernels' tests and timings on an NVIDIA GPU (sm_80 or newer)"
 	@echo "make peers  CTranslate2 and onnxruntime-genai, for python -m bench.sampling, into $(PEERS)"
@@ -49,6 +49,7 @@ lint: $(INSTALLED)
 soak: $(INSTALLED)
 	$(BIN)/python -m bench.kills --count 200 --json bench/results/kills.json
 	FUZZ_COUNT=20000 $(BIN)/pytest tests/reliability/test_fuzz.py
+	$(BIN)/python -m bench.soak --minutes 30 --json bench/results/soak.json
 
 gates: $(INSTALLED)
 	$(BIN)/python -W ignore -m kernels.aot --card all --json bench/results/kernels-aot.json

@@ -30,6 +30,7 @@ from kernels.program import writable_file
 
 COURSE = "--preset nano --steps 1000000 --eval-interval 20 --save-interval 7 --eval-batches 1"
 EVERY = 2.0  # seconds between two looks
+SAMPLE_EVERY = 60.0  # seconds between two samplings, or less in a soak of a few minutes
 STEEPEST = 2**20  # bytes a minute; a leak of 1 MiB at each evaluation would be some fifteen times that
 
 
@@ -107,7 +108,7 @@ def _watch(
                 times.append(now)
                 resident.append(int((about / "status").read_text("utf-8").partition("VmRSS:")[2].split()[0]) * 1024)
                 files.append(len(list((about / "fd").iterdir())))
-                if now >= 60 * (len(samples) + 1):
+                if now >= min(SAMPLE_EVERY, seconds / 2) * (len(samples) + 1):
                     samples.append(_sample(run))
             time.sleep(EVERY)
     return times, resident, files, samples
