@@ -1,0 +1,89 @@
+"""One process with N threads against N processes with one: characters a second of the same training.
+
+    python -m bench.processes --processes 2 --json bench/results/processes.json
+
+`charformer-train` by itself and through torchrun, in turn, rounds of both; a round's speed is the median of its
+evaluations' but the first, whose steps warm up.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure
+from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS
+from charformer.errors import UserError
+from charformer.rundir import RunDir
+from kernels.program import writable_file
+from kernels.roofline import positive
+
+COURSE = ("--eval-interval", "20", "--eval-batches", "1")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.processes", __doc__.partition("\n")[0], "")
+    parser.add_argument("--processes", type=positive, default=2, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano", "fast"], help="(default: nano fast)")
+    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="of a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--data", metavar="FILE|NAME", default="tiny-shakespeare", help="(default: %(default)s)")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    rows = []
+    for preset in args.preset:
+        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, *COURSE]
+        turns: dict[int, list[float]] = {1: [], args.processes: []}
+        for _ in range(args.rounds):
+            for processes, speeds in turns.items():
+                speeds.append(_speed(flags, processes, args.processes // processes))
+        rows += [
+            measure.row(
+                engine="charformer",
+                preset=preset,
+                threads=args.processes // processes,
+                processes=processes,
+                chars_per_second=measure.percentiles(speeds),
+                samples=speeds,
+            )
+            for processes, speeds in turns.items()
+        ]
+    table = Table("preset", "processes", "threads each", "characters/s", "of one process'")
+    for row, alone in zip(rows, [row for row in rows if row["processes"] == 1 for _ in turns], strict=True):
+        ratio = measure.ratio(row, alone)
+        cells = [row["preset"], str(row["processes"]), str(row["threads"]), f"{row['chars_per_second']['p50']:,.0f}"]
+        table.add_row(*cells, f"{ratio:.2f}")
+    Console().print(table)
+    if args.json:
+        config = {key: value for key, value in vars(args).items() if key not in ("json", "debug")}
+        measure.write_result(args.json, measure.result("processes", config, rows))
+    return 0
+
+
+def _speed(flags: list[str], processes: int, threads: int) -> float:
+    """Characters a second of a training by so many processes."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        command = [sys.executable, *launch, "-m", "charformer.commands.train", *flags, "--out", str(run.path)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+        if done.returncode:
+            raise UserError(f"a training failed: {done.stderr.strip().splitlines()[-1]}")
+        speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
+    return float(np.median(speeds[1:] or speeds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

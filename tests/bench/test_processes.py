@@ -1,0 +1,17 @@
+"""bench.processes, a few steps of it."""
+
+from pathlib import Path
+
+from bench import measure, processes
+
+
+def test_it_times_one_process_and_two(text_file: Path, tmp_path: Path) -> None:
+    flags = ["--preset", "nano", "--steps", "4", "--rounds", "1", "--data", str(text_file)]
+    assert processes.main([*flags, "--json", str(tmp_path / "r.json")]) == 0
+    rows = measure.read_result(tmp_path / "r.json")["rows"]
+    assert [(row["processes"], row["threads"]) for row in rows] == [(1, 2), (2, 1)]
+    assert all(row["chars_per_second"]["p50"] > 0 for row in rows)
+
+
+def test_a_training_that_fails_is_one_line(tmp_path: Path) -> None:
+    assert processes.main(["--preset", "nano", "--data", str(tmp_path / "no such file")]) == 2
