@@ -177,3 +177,25 @@ def test_a_cache_that_does_not_fit_its_alphabet_is_made_anew(tmp_path: Path, cac
     for strange in (np.full(36, 0.5), np.zeros(36, np.int64), np.full(36, 200, np.uint8)):
         np.save(cache_folder / f"{sha256}.npy", strange)
         assert decoded(corpus.load(path)) == "abab" * 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_text_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    size = 64 * 2**20
+    with open(tmp_path / "large.txt", "wb") as file:
+        for _ in range(64):
+            file.write(b"0123456789abcde\n" * 2**16)
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from charformer import corpus
+        def peak(): return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+        before = peak()
+        print(len(corpus.load(sys.argv[1]).ids), peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, "large.txt"], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
+    )
+    characters, grown = map(int, done.stdout.split())
+    assert characters == size
+    assert grown < size // 4
