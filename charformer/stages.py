@@ -164,7 +164,8 @@ def _record(trainer: Trainer, start: Start) -> None:
             "model": start.model.config.to_dict(),
             "training": start.config.to_dict(),
             "corpus": trainer.corpus.summary(),
-            "machine": describe(trainer.device, trainer.dtype) | {"processes": trainer.team.size},
+            "machine": describe(trainer.device, trainer.dtype),
+            "processes": trainer.team.size,
             "versions": {
                 "charformer": __version__,
                 "python": platform.python_version(),

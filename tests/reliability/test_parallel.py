@@ -50,7 +50,7 @@ def whole(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def long_course(text_file: Path) -> list[str]:
-    return [*COURSE, "--data", str(text_file), "--steps", "600", "--attention-dropout", "0.1", "--out", "run"]
+    return [*COURSE, "--data", str(text_file), "--steps", "400", "--attention-dropout", "0.1", "--out", "run"]
 
 
 def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> None:
