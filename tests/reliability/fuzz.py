@@ -220,8 +220,9 @@ def _run(command: str, run: RunDir) -> int:
 
 
 def _hangs(number: int, command: str, name: str, damage: str) -> None:
-    print(f"number {number}, {command}, {name} {damage}: no end after {SECONDS} s", file=sys.stderr)
-    sys.stderr.flush()
+    assert sys.__stderr__ is not None  # sys.stderr is the command's just now
+    print(f"number {number}, {command}, {name} {damage}: no end after {SECONDS} s", file=sys.__stderr__)
+    sys.__stderr__.flush()
     time.sleep(0.1)
     os._exit(1)
 
