@@ -3,8 +3,8 @@
     python -m bench.soak --minutes 30 --json bench/results/soak.json
 
 `charformer-train` in a process of its own, looked at from outside: resident memory and open files every few seconds,
-and `charformer-sample` from its folder once a minute. At the end it gets a Ctrl-C. The slope is that of a straight line
-through the memory of all but the first tenth. Linux only.
+and `charformer-sample` from its folder once a minute. At the end it gets a SIGTERM. The slope is that of a line fitted
+to the memory of all but the first tenth. Linux only.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         config = {"minutes": args.minutes, "course": args.course, "seconds_between": EVERY}
         measure.write_result(args.json, measure.result("soak", config, [row]))
-    is_fine = found["exit_code"] == 128 + signal.SIGINT and not found["left_behind"] and not found["failed_samples"]
+    is_fine = found["exit_code"] == 128 + signal.SIGTERM and not found["left_behind"] and not found["failed_samples"]
     return int(not is_fine or found["bytes_a_minute"] > STEEPEST)
 
 
@@ -66,7 +66,7 @@ def _soak(folder: Path, course: list[str], seconds: float) -> dict[str, Any]:
         try:
             seen = _watch(process, run, seconds)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         _, errors = process.communicate(timeout=60)
     times, resident, files, samples = seen
     if len(times) < 10:

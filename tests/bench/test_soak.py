@@ -19,7 +19,7 @@ def test_a_soak_tells_of_memory_and_of_files_left_behind(tmp_path: Path, monkeyp
     flags = ["--minutes", "0.4", "--json", str(tmp_path / "r.json"), "--course", f"{TINY} --eval-interval 100"]
     assert soak.main(flags) == 0
     (row,) = measure.read_result(tmp_path / "r.json")["rows"]
-    assert row["exit_code"] == 130
+    assert row["exit_code"] == 143
     assert row["left_behind"] == []
     assert row["evaluations"] > 2
     assert row["samples"] >= 1
