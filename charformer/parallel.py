@@ -122,7 +122,7 @@ class Team:
             return DistributedDataParallel(model, forward_sync_buffers=False)
 
     def together(self) -> AbstractContextManager[None]:
-        """Turns the errors of a connection that has gone, which come from any backward pass, into TeammateLostError."""
+        """Turns the errors of a connection that has gone, which any pass of a shared model may raise, into TeammateLostError."""
         return nullcontext() if self.size == 1 else _listening()
 
 

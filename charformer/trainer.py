@@ -128,7 +128,7 @@ class Trainer:
         The first Progress is that of step 0, the evaluation before any training. All of a team must stop together.
 
         Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises TeammateLostError,
-        with all steps so far saved.
+        with all steps so far saved unless an evaluation was under way.
         """
         self._replica = self.team.shared(self.model)
         if self.counters.step == 0 and not self.history:
@@ -218,7 +218,8 @@ class Trainer:
 
     def _step(self, rate: float) -> torch.Tensor:
         self._seed_dropout()
-        loss = self.loss(self.draw())
+        with self.team.together():
+            loss = self.loss(self.draw())
         try:
             with self.team.together():
                 loss.backward()  # type: ignore[no-untyped-call]

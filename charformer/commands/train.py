@@ -221,7 +221,10 @@ def _prepare(
     if team.is_leader and not args.resume:
         held.enter_context(locked(run))
         if not is_begun:
-            run.check_free(args.overwrite)  # what another training has left there since
+            was_cut_off = team.restarts > 0 and not (
+                run.state.is_file() or run.weights.is_file()
+            )  # before its first save
+            run.check_free(args.overwrite or was_cut_off)  # what another training has left there since
     open_run = stages.reopen_run if is_begun else stages.open_run
     return open_run(start, run, device, dtype, team), start
 
