@@ -58,7 +58,7 @@ class Team:
             raise UserError(
                 f"{self.size} processes cannot share a batch of {batch_size}; take a multiple as --batch-size"
             )
-        if gpus is not None and self.local_rank >= gpus:
+        if gpus is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus:
             raise UserError(f"more processes than the {gpus} GPUs of this machine; lower torchrun's --nproc-per-node")
 
     def in_turn(self, work: Callable[[], T]) -> T:
@@ -122,7 +122,7 @@ class Team:
             return DistributedDataParallel(model, forward_sync_buffers=False)
 
     def together(self) -> AbstractContextManager[None]:
-        """Turns the errors of a connection that has gone, which any pass of a shared model may raise, into TeammateLostError."""
+        """Turns errors of a connection that has gone, which any pass of a shared model raises, into TeammateLostError."""
         return nullcontext() if self.size == 1 else _listening()
 
 
