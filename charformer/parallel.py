@@ -122,7 +122,7 @@ class Team:
             return DistributedDataParallel(model, forward_sync_buffers=False)
 
     def together(self) -> AbstractContextManager[None]:
-        """Turns errors of a connection that has gone, which any pass of a shared model raises, into TeammateLostError."""
+        """Turns a lost connection's errors, which any pass of a shared model may raise, into TeammateLostError."""
         return nullcontext() if self.size == 1 else _listening()
 
 
