@@ -42,13 +42,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     rows = []
+    table = Table("preset", "processes", "threads each", "characters/s", "of one process'")
     for preset in args.preset:
         flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, *COURSE]
         turns: dict[int, list[float]] = {1: [], args.processes: []}
         for _ in range(args.rounds):
             for processes, speeds in turns.items():
                 speeds.append(_speed(flags, processes, args.processes // processes))
-        rows += [
+        of_preset = [
             measure.row(
                 engine="charformer",
                 preset=preset,
@@ -59,11 +60,10 @@ def _run(args: argparse.Namespace) -> int:
             )
             for processes, speeds in turns.items()
         ]
-    table = Table("preset", "processes", "threads each", "characters/s", "of one process'")
-    for row, alone in zip(rows, [row for row in rows if row["processes"] == 1 for _ in turns], strict=True):
-        ratio = measure.ratio(row, alone)
-        cells = [row["preset"], str(row["processes"]), str(row["threads"]), f"{row['chars_per_second']['p50']:,.0f}"]
-        table.add_row(*cells, f"{ratio:.2f}")
+        for row in of_preset:
+            speed, ratio = row["chars_per_second"]["p50"], measure.ratio(row, of_preset[0])
+            table.add_row(preset, str(row["processes"]), str(row["threads"]), f"{speed:,.0f}", f"{ratio:.2f}")
+        rows += of_preset
     Console().print(table)
     if args.json:
         config = {key: value for key, value in vars(args).items() if key not in ("json", "debug")}
@@ -80,7 +80,8 @@ def _speed(flags: list[str], processes: int, threads: int) -> float:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
         if done.returncode:
-            raise UserError(f"a training failed: {done.stderr.strip().splitlines()[-1]}")
+            told = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]  # not torchrun
+            raise UserError(f"a training failed: {told[0] if told else done.returncode}")
         speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
     return float(np.median(speeds[1:] or speeds))
 

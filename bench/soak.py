@@ -31,6 +31,7 @@ from kernels.program import writable_file
 COURSE = "--preset nano --steps 1000000 --eval-interval 20 --save-interval 7 --eval-batches 1"
 EVERY = 2.0  # seconds between two looks
 SAMPLE_EVERY = 60.0  # seconds between two samplings, or less in a soak of a few minutes
+LEAST = 10  # looks that a slope is fitted to
 STEEPEST = 2**20  # bytes a minute; a leak of 1 MiB at each evaluation would be some fifteen times that
 
 
@@ -64,13 +65,16 @@ def _soak(folder: Path, course: list[str], seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "charformer.commands.train", *course, "--data", str(data), "--out", str(run.path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as process:
         try:
-            seen = _watch(process, run, seconds)
-        finally:
+            times, resident, files, samples = _watch(process, run, seconds)
+            ended_early = process.poll() is not None
             process.terminate()
-        _, errors = process.communicate(timeout=60)
-    times, resident, files, samples = seen
-    if len(times) < 10:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    if ended_early:
         raise UserError(f"the training ended early: {errors.strip() or process.returncode}")
+    if len(times) < LEAST:
+        raise UserError(f"{len(times)} looks at the training are too few to tell; take more --minutes")
     late = slice(len(times) // 10, None)
     known = {path.name for name, path in vars(run).items() if name not in ("path", "lock")}
     rows = run.read_metrics()
@@ -105,8 +109,11 @@ def _watch(
         while process.poll() is None and (now := time.monotonic() - began) < seconds:
             progress.update(task, completed=now)
             if run.weights.is_file():  # it has begun
+                size = (about / "status").read_text("utf-8").partition("VmRSS:")[2].split()[:1]
+                if not size:  # it has just ended
+                    break
                 times.append(now)
-                resident.append(int((about / "status").read_text("utf-8").partition("VmRSS:")[2].split()[0]) * 1024)
+                resident.append(int(size[0]) * 1024)
                 files.append(len(list((about / "fd").iterdir())))
                 if now >= min(SAMPLE_EVERY, seconds / 2) * (len(samples) + 1):
                     samples.append(_sample(run))

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from charformer.config import ModelConfig
 from charformer.rotary import cache_turns, turns
@@ -78,6 +79,7 @@ class _TurnedHeads(torch.autograd.Function):
         return _turned(q, cos, sin), _turned(k, cos, sin), v.contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         batch, heads, time, width = d_q.shape
@@ -148,6 +150,7 @@ class _SquaredReLU(torch.autograd.Function):
         return root.square()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
         return (d_out * root).mul_(2)

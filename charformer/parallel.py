@@ -7,7 +7,7 @@ arXiv 2006.15704), so that every process takes the same steps. The leader alone 
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -73,7 +73,8 @@ class Team:
         try:
             result = work()
         except BaseException:
-            self.largest(1)
+            with suppress(TeammateLostError):
+                self.largest(1)
             raise
         self._hear_of_failures()
         if self.is_leader:
@@ -95,6 +96,11 @@ class Team:
         with self.together():
             distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
         return int(numbers)
+
+    def part(self) -> None:
+        """Wait until all are done, or gone: torchrun ends the others when one that has failed hangs up early."""
+        with suppress(TeammateLostError):
+            self.largest(0)
 
     def agree(self, stop: list[int]) -> bool:
         """Whether any process has a reason to stop, the number of a signal, which all have then; all must ask."""
@@ -147,10 +153,9 @@ def joined() -> Iterator[Team]:
     gpus = torch.cuda.device_count()
     if team.local_rank < gpus:
         torch.cuda.set_device(team.local_rank)
+    backend = "cpu:gloo,cuda:nccl" if gpus and distributed.is_nccl_available() else "gloo"
     with team.together():
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo", store=_store(team), rank=team.rank, world_size=team.size
-        )
+        distributed.init_process_group(backend, store=_store(team), rank=team.rank, world_size=team.size)
     try:
         yield team
     finally:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, SupportsFloat
 
@@ -128,7 +127,7 @@ class Trainer:
         The first Progress is that of step 0, the evaluation before any training. All of a team must stop together.
 
         Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises TeammateLostError,
-        with all steps so far saved unless an evaluation was under way.
+        on the CPU with all steps so far saved unless an evaluation was under way.
         """
         self._replica = self.team.shared(self.model)
         if self.counters.step == 0 and not self.history:
@@ -150,9 +149,7 @@ class Trainer:
                 if due or self.counters.step == self.config.max_steps:
                     self._pause(clock, loss)
                     characters = steps_since * self.config.batch_size * self.model.config.block_size
-                    steps_since = (
-                        0  # if the evaluation is cut off, there is nothing to save without its line of metrics
-                    )
+                    steps_since = 0  # a save behind an evaluation that is cut off would lack its line of metrics
                     evaluation = self._evaluate(rate, characters / clock.seconds)
                     self.save()
                     clock = _Clock()
@@ -165,14 +162,13 @@ class Trainer:
                 yield Progress(self.counters.step, loss, rate, None)
         except TeammateLostError as error:
             lost = error
-        self._replica = self.model  # lets go of the team's connection, which must not outlive the team
-        if steps_since:
+        finally:
+            self._replica = self.model  # lets go of the team's connection, which must not outlive the team
+        if steps_since and not (lost and self.device.type == "cuda"):  # whose queue waits for the lost one for ever
             self._pause(clock, loss)
             self._save_between()
         if lost:
             raise lost
-        with suppress(TeammateLostError):  # nobody hangs up before all have heard the last answer
-            self.team.largest(0)
 
     def _pause(self, clock: "_Clock", loss: torch.Tensor) -> None:
         """Count the time so far as training; what follows is not. Raises UserError for a loss that is not finite."""
@@ -218,10 +214,9 @@ class Trainer:
 
     def _step(self, rate: float) -> torch.Tensor:
         self._seed_dropout()
-        with self.team.together():
-            loss = self.loss(self.draw())
         try:
             with self.team.together():
+                loss = self.loss(self.draw())
                 loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "returned nan values" not in str(error):

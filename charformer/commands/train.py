@@ -51,18 +51,26 @@ def _run(args: argparse.Namespace) -> int:
             if team.is_leader:
                 raise
             return 2  # the leader has said why
-        if team.is_leader:
-            return _train(args, trainer, start, console, notices)
-        return _follow(trainer, notices)
+        code = _train(args, trainer, start, console, notices) if team.is_leader else _follow(args, trainer, notices)
+        team.part()
+        return code
 
 
-def _follow(trainer: "Trainer", notices: PlainConsole) -> int:
-    """Do this process's share of the steps; whatever ends them, the leader says why."""
-    with stop_signals(notices, is_patient=True) as stop, suppress(UserError):
-        for _ in trainer.steps(lambda: trainer.team.agree(stop)):
-            pass
-        return 128 + stop[0] if stop and trainer.counters.step < trainer.config.max_steps else 0
-    return 2
+def _follow(args: argparse.Namespace, trainer: "Trainer", notices: PlainConsole) -> int:
+    """Do this process's share of the steps. What ends them the leader says, but for an anomaly in the share itself.
+
+    Raises SystemExit when they end in an error.
+    """
+    import torch
+
+    of_all = TeammateLostError if args.detect_anomaly else UserError
+    with stop_signals(notices, is_patient=True) as stop, torch.autograd.set_detect_anomaly(args.detect_anomaly):
+        try:
+            for _ in trainer.steps(lambda: trainer.team.agree(stop)):
+                pass
+        except of_all:
+            raise SystemExit(2) from None
+    return 128 + stop[0] if stop and trainer.counters.step < trainer.config.max_steps else 0
 
 
 def _train(

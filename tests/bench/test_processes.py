@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from bench import measure, processes
 
 
@@ -13,5 +15,7 @@ def test_it_times_one_process_and_two(text_file: Path, tmp_path: Path) -> None:
     assert all(row["chars_per_second"]["p50"] > 0 for row in rows)
 
 
-def test_a_training_that_fails_is_one_line(tmp_path: Path) -> None:
+def test_a_training_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert processes.main(["--preset", "nano", "--data", str(tmp_path / "no such file")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench.processes: a training failed: charformer-train: there is no file")

@@ -122,3 +122,42 @@ def test_a_mistake_is_told_once(flags: list[str], message: str, text_file: Path,
     told = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]
     assert len({*told}) == 1, done.stderr
     assert message in told[0]
+
+
+def test_a_run_of_two_goes_on_with_one(text_file: Path, tmp_path: Path) -> None:
+    flags = [*COURSE, "--data", str(text_file), "--decay-fraction", "0"]
+    alone = [sys.executable, "-m", "charformer.commands.train"]
+    for command in (
+        [*torchrun(*flags), "--steps", "20", "--out", "run"],
+        [*alone, "--resume", "--steps", "40", "--out", "run"],
+        [*alone, *flags, "--steps", "40", "--out", "one"],
+    ):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    curves = [[row["val_loss"] for row in RunDir(tmp_path / name).read_metrics()] for name in ("run", "one")]
+    assert len(curves[0]) == 3
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("saved", "changed", "code"),
+    [("nothing", [], 0), ("all", [], 0), ("all", ["--seed", "7"], 2), ("weights", [], 2)],
+    ids=["cut off before its first save", "begun", "another run", "a run whose state is gone"],
+)
+def test_what_a_restart_finds(saved: str, changed: list[str], code: int, text_file: Path, tmp_path: Path) -> None:
+    flags = [*COURSE, "--data", str(text_file), "--steps", "20", "--out", "run"]
+    train = [sys.executable, "-m", "charformer.commands.train", *flags]
+    subprocess.run(train, cwd=tmp_path, check=True, capture_output=True)
+    run = RunDir(tmp_path / "run")
+    before = run.weights_sha256()
+    if saved != "all":
+        run.state.unlink()
+    if saved == "nothing":
+        run.weights.unlink()
+    restarted = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}
+    restarted |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [*train, *changed], cwd=tmp_path, env=os.environ | restarted, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == code, done.stderr
+    assert ("holds a run" in done.stderr) == (code == 2)
+    assert run.weights_sha256() == before
