@@ -1,6 +1,7 @@
 """Fixtures: a cache folder of the test's own, real text without network, and one small trained run."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
 
 from charformer import standins
 from charformer.commands import train
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "24", "--batch-size", "8"]
 

@@ -13,8 +13,8 @@ SOURCES = [
 ]
 ORDER = ["kernels", "charformer", "export", "charformer.commands", "bench"]
 WITHOUT_TORCH = (
-    "batches config corpus display download errors onnx_engine onnx_file plots rotary rundir runlock sampling "
-    "speculation standins vocab commands.export commands.sample commands.train"
+    "batches config corpus display download errors onnx_engine onnx_file parallel plots rotary rundir runlock "
+    "sampling signals speculation standins vocab commands.export commands.sample commands.train"
 )
 
 
