@@ -1,19 +1,27 @@
 """What a training on a CPU runs instead of PyTorch's own attention and dropout, where those are slow.
 
 PyTorch's attention of 16-bit numbers takes two to three times as long as its matrix products would, above all backward,
-and with dropout far longer; a dropout mask takes a random number of 64 bits an element, where 16 do (NOTES.md).
+and with dropout far longer. Here some heads' rows of scores are worked on at a time, as many as a cache holds, and what
+lies behind the diagonal is left out; where an operation on floating-point numbers is one on their bits too, it is
+done on integers, which PyTorch is several times as fast at (NOTES.md).
 
 Shapes: B batch, H heads, T time, D head width, C channels.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.masks import Masks
 
 MOST_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward pass, in every layer
-LEVELS = 2**16  # of a dropout mask's random numbers
+ROWS = 128  # queries of a tile
+TILE = 3 * 2**19  # scores of a tile, at the most
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers, by their bytes
 
 
 def suits_attention(q: Tensor, k: Tensor, dropout_p: float) -> bool:
@@ -36,59 +44,139 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
 
 def dropout(x: Tensor, dropout_p: float) -> Tensor:
     """``x`` with its elements dropped with that probability, the others scaled to keep its mean."""
-    keep, scale = _keep(x.shape, dropout_p)
-    return x * keep.to(x.dtype).mul_(scale)
+    out: Tensor = _Dropout.apply(x, dropout_p)  # type: ignore[no-untyped-call]
+    return out
 
 
-def _keep(shape: torch.Size, dropout_p: float) -> tuple[Tensor, float]:
-    """1 for what stays and 0 for what does not, in int8, and the factor that makes up for it.
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout_p: float) -> Tensor:
+        masks = Masks(dropout_p, x.numel())
+        keep = masks.draw(x.shape)
+        ctx.save_for_backward(keep)
+        ctx.scale = masks.scale
+        return _kept(x, keep).mul_(masks.scale)
 
-    Draws from PyTorch's generator. A mask of bool takes four times as long to make and to multiply by (NOTES.md).
-    """
-    dropped = min(round(dropout_p * LEVELS), LEVELS - 1)
-    count = math.prod(shape)
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    numbers = bits.view(torch.int16)[:count].view(shape)
-    keep = torch.ge(numbers, dropped - LEVELS // 2, out=torch.empty(shape, dtype=torch.int8))
-    return keep, LEVELS / (LEVELS - dropped)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return _kept(d_out, keep).mul_(ctx.scale), None
 
 
 class _Attention(torch.autograd.Function):
-    """Matrix products of all heads at once; only the weights are as large as T x T."""
+    """Weights are kept as exponentials, over whose sum the output is divided; a dropped one's sign is negative."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-        batch, heads, time, width = q.shape
-        q, k, v = (x.reshape(batch * heads, time, width) for x in (q, k, v))
-        later = torch.full((time, time), -math.inf, dtype=q.dtype).triu(1)
-        keep, ctx.factor = _keep(torch.Size((batch * heads, time, time)), dropout_p) if dropout_p else (None, 1.0)
+        shape = q.shape
+        time, width = shape[2:]
+        q, k, v = (x.reshape(-1, time, width) for x in (q, k, v))
+        precise = torch.promote_types(q.dtype, torch.float32)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        factors = torch.empty(len(q), time, 1, dtype=precise)  # of rows of the output
+        masks = Masks(dropout_p, min(TILE, len(q) * time * time)) if dropout_p else None
+        tiles = []
         with torch.autocast("cpu", enabled=False):
-            scores = torch.baddbmm(later, q, k.mT, alpha=width**-0.5)
-            if q.dtype == torch.bfloat16:  # rounded below a row's largest, where rounding tells least
-                scores = torch.baddbmm(later - scores.amax(-1, keepdim=True), q, k.mT, alpha=width**-0.5)
-            weights = scores.softmax(-1)
-            out = torch.bmm(weights if keep is None else weights * keep.to(q.dtype), v)
-        if keep is not None:
-            out *= ctx.factor
-        ctx.save_for_backward(q, k, v, weights, keep, out)
-        return out.view(batch, heads, time, width)
+            for heads, rows, seen in _tiles(len(q), time):
+                weights = _exponentials(q[heads, rows], k[heads, seen])
+                factor = weights.sum(-1, keepdim=True, dtype=precise).reciprocal_()
+                kept = weights
+                if masks is not None:
+                    factor *= masks.scale
+                    _mark(weights, masks.draw(weights.shape))
+                    kept = _unmarked(weights)
+                factors[heads, rows] = factor
+                out[heads, rows] = torch.bmm(kept, v[heads, seen]) * factor
+                tiles.append(weights)
+        ctx.scale = masks.scale if masks is not None else None
+        ctx.save_for_backward(q, k, v, out, factors, *tiles)
+        return out.view(shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, weights, keep, out = ctx.saved_tensors
-        shape, scale = d_out.shape, d_out.shape[3] ** -0.5
-        d_out, kept = d_out.reshape(out.shape), weights
-        precise = torch.promote_types(q.dtype, torch.float32)
-        # What the softmax takes away from a row's gradient (kernels/reference.py).
-        along = (d_out.to(precise) * out).sum(-1, keepdim=True).to(q.dtype)
+        q, k, v, out, factors, *tiles = ctx.saved_tensors
+        shape, scale, time = d_out.shape, d_out.shape[3] ** -0.5, d_out.shape[2]
+        d_out = d_out.reshape(q.shape)
+        d_q, d_k, d_v = (torch.empty_like(out) for _ in range(3))
         with torch.autocast("cpu", enabled=False):
-            if keep is None:
-                d_scores = torch.baddbmm((-along).expand_as(weights), d_out, v.mT)  # subtracted before it is rounded
-            else:
-                keep = keep.to(q.dtype)
-                d_out, kept = d_out * ctx.factor, weights * keep
-                d_scores = torch.bmm(d_out, v.mT).mul_(keep).sub_(along)
-            d_scores *= weights
-            d_v = torch.bmm(kept.mT, d_out)
-            d_q, d_k = torch.bmm(d_scores, k) * scale, torch.bmm(d_scores.mT, q) * scale
+            # From the end, so that a head's first tile writes all of its keys' gradients, which the others add to.
+            for (heads, rows, seen), weights in zip(reversed(list(_tiles(len(q), time))), reversed(tiles), strict=True):
+                d_rows = (d_out[heads, rows] * factors[heads, rows]).to(q.dtype)
+                # What the softmax takes away from a row's gradient (kernels/reference.py).
+                along = (d_rows * out[heads, rows].to(factors.dtype)).sum(-1, keepdim=True)
+                if ctx.scale is None:
+                    kept = weights
+                    d_scores = _minus(d_rows, v[heads, seen], along).mul_(weights)
+                else:
+                    kept = _unmarked(weights)
+                    along = (along / -ctx.scale).to(q.dtype)
+                    d_scores = weights.abs().mul_(along).addcmul_(kept, torch.bmm(d_rows, v[heads, seen].mT))
+                beta = int(seen.stop < time)
+                d_v[heads, seen].baddbmm_(kept.mT, d_rows, beta=beta)
+                d_k[heads, seen].baddbmm_(d_scores.mT, q[heads, rows], beta=beta, alpha=scale)
+                d_q[heads, rows] = torch.bmm(d_scores, k[heads, seen]).mul_(scale)
         return d_q.view(shape), d_k.view(shape), d_v.view(shape), None
+
+
+def _tiles(heads: int, time: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Which heads, which of their rows, and which columns those see."""
+    together = max(1, TILE // (min(ROWS, time) * time))
+    for head in range(0, heads, together):
+        for row in range(0, time, ROWS):
+            end = min(row + ROWS, time)
+            yield slice(head, head + together), slice(row, end), slice(0, end)
+
+
+def _exponentials(q: Tensor, k: Tensor) -> Tensor:
+    """Softmax's numerators, (H, rows, seen), those behind the diagonal 0, up to a factor that a row has in common."""
+    rows, seen, scale = q.shape[1], k.shape[1], q.shape[2] ** -0.5
+    later = torch.full((rows, rows), -math.inf, dtype=q.dtype).triu(1)
+    scores = torch.bmm(q, k.mT)
+    scores[..., seen - rows :].add_(later)
+    if q.dtype == torch.bfloat16:  # once more, rounded below a row's largest, where rounding tells least
+        scores = _minus(q, k, _largest(scores)).mul_(scale)
+        scores[..., seen - rows :].add_(later)
+    else:
+        scores.sub_(scores.amax(-1, keepdim=True)).mul_(scale)
+    return scores.exp_()
+
+
+def _minus(a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
+    """a b^T, less a row's ``offset`` before the difference is rounded: two more columns, for it and its rounding."""
+    high = offset.to(a.dtype)
+    low = (offset - high).to(a.dtype)
+    ones = torch.ones_like(b[..., :1]).expand(-1, -1, 2)
+    return torch.bmm(torch.cat([a, -high, -low], -1), torch.cat([b, ones], -1).mT)
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """The largest of each row of 16-bit numbers: their bits, as integers, have the positive ones' order.
+
+    That of the negative ones is reversed.
+    """
+    bits = scores.view(torch.int16)
+    top = bits.amax(-1, keepdim=True)
+    return torch.where(top < 0, bits.amin(-1, keepdim=True), top).view(scores.dtype)
+
+
+def _mark(weights: Tensor, keep: Tensor) -> None:
+    """Turn the sign of those that are dropped."""
+    bits = _bits(weights)
+    bits.bitwise_or_((1 - keep).to(bits.dtype).bitwise_left_shift_(8 * weights.itemsize - 1))
+
+
+def _unmarked(weights: Tensor) -> Tensor:
+    """Marked ones as 0."""
+    return _bits(weights).clamp_min(0).view(weights.dtype)
+
+
+def _kept(x: Tensor, keep: Tensor) -> Tensor:
+    """``x`` where ``keep`` is 1, 0 where it is 0."""
+    bits = _bits(x)
+    return torch.mul(bits, keep.to(bits.dtype)).view(x.dtype)
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.view(BITS[x.itemsize])
