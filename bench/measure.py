@@ -15,6 +15,7 @@ from rich.console import Console
 
 from charformer import corpus as corpora
 from charformer.corpus import Corpus
+from charformer.device import total_memory
 from charformer.errors import UserError
 from charformer.rundir import make_folder, write_text
 
@@ -44,7 +45,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": total_memory(torch.device("cpu")),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "os": platform.platform(),
     }
@@ -189,9 +190,3 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    if not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,6 +1,7 @@
 """The machine that a run is on: its device, the dtype that it is fast in, and its memory."""
 
 import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # the most that an older glibc takes
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of the GPU, or of the machine; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_bytes(device: torch.device) -> int | None:

@@ -151,7 +151,7 @@ class TrainingDisplay:
         return [
             ("learning rate", f"{step.learning_rate:.2e}"),
             ("chars/s", f"{rate * self._characters_per_step:,.0f}"),
-            ("left", _minutes((self._max_steps - step.step) / rate) if rate else "?"),
+            ("left", duration((self._max_steps - step.step) / rate) if rate else "?"),
             ("memory", f"{memory / 2**20:,.0f} MiB" if memory else "?"),
         ]
 
@@ -200,7 +200,8 @@ class _Clock:
         return 1 / self._mean if self._mean else 0.0
 
 
-def _minutes(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As minutes:seconds, behind hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from charformer import corpus as corpora
 from charformer import sampling
 from charformer.commands.common import execute
+from charformer.commands.plan import show_plan
 from charformer.commands.train_arguments import (
     DEFAULT_DATA,
     DEFAULT_PRESETS,
@@ -29,6 +30,8 @@ from charformer.runlock import locked
 from charformer.signals import stop_signals
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the arguments do without it
+    import torch
+
     from charformer.stages import Start
     from charformer.trainer import Trainer
 
@@ -45,6 +48,8 @@ def _run(args: argparse.Namespace) -> int:
     run = RunDir(args.out or f"runs/{stage}")
     with joined() as team, ExitStack() as held:
         console, notices = PlainConsole(quiet=not team.is_leader), PlainConsole(stderr=True, quiet=not team.is_leader)
+        if args.plan:
+            return show_plan(args, *_choose(args, stage, run, team, console, notices, held), console)
         try:
             trainer, start = team.in_turn(lambda: _prepare(args, stage, run, team, console, notices, held))
         except TeammateLostError:
@@ -191,9 +196,39 @@ def _prepare(
     notices: PlainConsole,
     held: ExitStack,
 ) -> "tuple[Trainer, Start]":
-    """Load the text, make or load the model, open the run's folder, whose lock ``held`` then holds for the leader."""
-    check(args, stage, run, team)
+    """Choose what to train and open the run's folder, whose lock ``held`` then holds for the leader."""
     import torch
+
+    from charformer import device as machine
+    from charformer import stages
+
+    start, device, dtype = _choose(args, stage, run, team, console, notices, held)
+    team.check(start.config.batch_size, torch.cuda.device_count() if device.type == "cuda" else None)
+    machine.keep_freed_memory()
+    # Processes that torchrun has started again get the arguments that they had at first.
+    is_begun = args.resume or (team.restarts > 0 and stages.is_begun(start, run))
+    if team.is_leader and not args.resume:
+        held.enter_context(locked(run))
+        if not is_begun:
+            was_cut_off = team.restarts > 0 and not (
+                run.state.is_file() or run.weights.is_file()
+            )  # before its first save
+            run.check_free(args.overwrite or was_cut_off)  # what another training has left there since
+    open_run = stages.reopen_run if is_begun else stages.open_run
+    return open_run(start, run, device, dtype, team), start
+
+
+def _choose(
+    args: argparse.Namespace,
+    stage: str,
+    run: RunDir,
+    team: Team,
+    console: PlainConsole,
+    notices: PlainConsole,
+    held: ExitStack,
+) -> "tuple[Start, torch.device, torch.dtype]":
+    """What to train on which device in which dtype: load the text, make or load the model."""
+    check(args, stage, run, team)
 
     from charformer import device as machine
     from charformer import stages
@@ -222,19 +257,7 @@ def _prepare(
     if args.prompt is not None:
         sampling.encode_prompt(start.vocab, args.prompt)  # now, not at the end of a long training
         start.record["prompt"] = args.prompt
-    team.check(start.config.batch_size, torch.cuda.device_count() if device.type == "cuda" else None)
-    machine.keep_freed_memory()
-    # Processes that torchrun has started again get the arguments that they had at first.
-    is_begun = args.resume or (team.restarts > 0 and stages.is_begun(start, run))
-    if team.is_leader and not args.resume:
-        held.enter_context(locked(run))
-        if not is_begun:
-            was_cut_off = team.restarts > 0 and not (
-                run.state.is_file() or run.weights.is_file()
-            )  # before its first save
-            run.check_free(args.overwrite or was_cut_off)  # what another training has left there since
-    open_run = stages.reopen_run if is_begun else stages.open_run
-    return open_run(start, run, device, dtype, team), start
+    return start, device, dtype
 
 
 def _load(data: str | None, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:

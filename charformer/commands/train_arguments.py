@@ -25,6 +25,7 @@ examples:
   charformer-train --data novel.txt --out runs/novel    pretrain on a text of your own
   charformer-train --stage finetune --freeze            adapt runs/pretrain to a second text, attention frozen
   charformer-train --resume                             continue a run that was stopped
+  charformer-train --preset fast --plan                 what memory and time a training takes here
 """
 
 
@@ -63,6 +64,9 @@ def build_parser() -> Parser:
         choices=("attention", "trunk"),
         help="what a fine-tune leaves as it is: attention (meant by --freeze alone), or trunk, "
         "which is all but the head and the last layer norm (default: nothing)",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="train nothing: say what memory and time it takes, from a short probe"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -107,6 +111,8 @@ def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def check(args: argparse.Namespace, stage: str, run: RunDir, team: Team) -> None:
     """Refuse what cannot work, before anything takes time."""
+    if args.plan and (args.resume or team.is_launched):
+        raise UserError("--plan is for a training that is not begun, by one process; leave out --resume and torchrun")
     model_flags = ["--" + name.replace("_", "-") for name in given(args, MODEL_FIELDS)]
     if args.resume:
         names = given(args, ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"])
@@ -132,5 +138,5 @@ def check(args: argparse.Namespace, stage: str, run: RunDir, team: Team) -> None
     elif args.freeze or args.init_from:
         flag = "--freeze" if args.freeze else "--init-from"
         raise UserError(f"{flag} is for fine-tuning; add --stage finetune")
-    if team.is_leader and not team.restarts:
+    if team.is_leader and not team.restarts and not args.plan:
         run.check_free(args.overwrite)

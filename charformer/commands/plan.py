@@ -1,0 +1,79 @@
+"""What ``charformer-train --plan`` says."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from charformer.display import PlainConsole, duration, progress_bar
+from charformer.rundir import RunDir
+
+if TYPE_CHECKING:
+    import torch
+
+    from charformer.stages import Start
+
+MIB = 2**20
+
+
+def show_plan(
+    args: argparse.Namespace,
+    start: "Start",
+    device: "torch.device",
+    dtype: "torch.dtype",
+    console: PlainConsole,
+) -> int:
+    """Count the memory, train for some seconds without saving anything, and say what comes of it."""
+    import torch
+
+    from charformer import plan
+    from charformer.device import keep_freed_memory
+    from charformer.trainer import Trainer
+
+    keep_freed_memory()
+    nowhere = RunDir(args.out or "nowhere")
+    trainer = Trainer(start.model.to(device), start.vocab, start.corpus, start.config, nowhere, device, dtype)
+    optimizer, batch_size = trainer.optimizer, start.config.batch_size
+    found = plan.memory(start.model, optimizer, dtype, device.type == "cuda", batch_size)
+    on_card = plan.memory(start.model, optimizer, torch.bfloat16, fused=True)
+    available = plan.available_bytes(device)
+    speed = None
+    if available is None or found.of(batch_size) <= available:
+        with progress_bar(console) as on_progress:
+            speed = plan.probe(
+                trainer, on_step=lambda share: on_progress("training for a while", int(100 * share), 100)
+            )
+    content = plan.summary(start.config, start.model, found, on_card, available, speed)
+    about = f"{device.type}, {str(dtype).removeprefix('torch.')}"
+    for name, value in _lines(content, start.record["preset"], start.corpus.name, about).items():
+        console.print(f"{name:>16}  {value}")
+    if args.json:
+        print(json.dumps(content))
+    return 0
+
+
+def _lines(content: dict[str, Any], preset: str, text: str, about: str) -> dict[str, str]:
+    memory, batch = content["memory"], content["batch_size"]
+    lines = {
+        "plan": f"preset {preset} on {text}; {about}; nothing is saved",
+        "parameters": f"{content['trainable']:,} train, {content['frozen']:,} are frozen",
+        "memory": f"{content['memory_bytes'] / MIB:,.0f} MiB: weights {memory['weights'] / MIB:,.0f}, gradients "
+        f"{memory['gradients'] / MIB:,.0f}, optimizer {memory['optimizer'] / MIB:,.0f}, and "
+        f"{memory['sequence'] / MIB:,.1f} for each of {batch} sequences",
+    }
+    if content["fits"] is not None:
+        verdict = "fits" if content["fits"] else "does not fit"
+        most = content["largest_batch"]
+        hint = f"--batch-size {most:,} is the most that does" if most else "not even one sequence does"
+        lines["here"] = f"{verdict} into the {content['available_bytes'] / 2**30:.1f} GiB that are there; {hint}"
+    cards = [f"{size}: {_card(most, batch)}" for size, most in content["largest_batch_on_card"].items()]
+    lines["on a GPU"] = f"in bfloat16, computed: {'; '.join(cards)}"
+    if content["chars_per_second"] is not None:
+        evaluation = content["eval_seconds"]
+        total = content["train_seconds"] + evaluation
+        lines["speed"] = f"{content['chars_per_second']:,.0f} characters/s, median of {content['probed_steps']} steps"
+        lines["time"] = f"{duration(total)} for {content['steps']:,} steps, {duration(evaluation)} of it evaluations"
+    return lines
+
+
+def _card(most: int, batch: int) -> str:
+    return f"{'fits' if most >= batch else 'does not fit'}, up to {most:,} sequences"
