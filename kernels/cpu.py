@@ -1,4 +1,4 @@
-"""What a training on a CPU runs instead of PyTorch's own attention and dropout, where those are slow.
+"""What a training on a CPU runs instead of PyTorch's own attention, dropout and layer norm, where those are slow.
 
 PyTorch's attention of 16-bit numbers takes two to three times as long as its matrix products would, above all backward,
 and with dropout far longer. Here some heads' rows of scores are worked on at a time, as many as a cache holds, and what
@@ -42,26 +42,80 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
     return out
 
 
-def dropout(x: Tensor, dropout_p: float) -> Tensor:
-    """``x`` with its elements dropped with that probability, the others scaled to keep its mean."""
-    out: Tensor = _Dropout.apply(x, dropout_p)  # type: ignore[no-untyped-call]
+def suits_joint(residual: Tensor, x: Tensor, dropout_p: float) -> bool:
+    """Whether ``add_dropout_layer_norm`` is the faster one for these."""
+    wide = residual.dtype in (torch.float32, torch.float64)
+    return wide and runs_here(x) and (dropout_p > 0.0 or x.numel() // x.shape[-1] >= ROWS)
+
+
+def add_dropout_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout_p: float = 0.0, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """See ``kernels.ops.add_dropout_layer_norm``; ``residual`` is of float32 or float64."""
+    weight, bias = weight.to(residual.dtype), bias.to(residual.dtype)
+    out: tuple[Tensor, Tensor] = _Joint.apply(residual, x, weight, bias, dropout_p, eps)  # type: ignore[no-untyped-call]
     return out
 
 
-class _Dropout(torch.autograd.Function):
+class _Joint(torch.autograd.Function):
+    """Some rows at a time, as many as a cache holds from the sum to its norm in ``x``'s dtype."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropout_p: float) -> Tensor:
-        masks = Masks(dropout_p, x.numel())
-        keep = masks.draw(x.shape)
-        ctx.save_for_backward(keep)
-        ctx.scale = masks.scale
-        return _kept(x, keep).mul_(masks.scale)
+    def forward(
+        ctx: Any, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout_p: float, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        channels = x.shape[-1]
+        masks = Masks(dropout_p, min(TILE, x.numel())) if dropout_p else None
+        ctx.scale = masks.scale if masks is not None else 1.0
+        total = torch.empty_like(residual, memory_format=torch.contiguous_format)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        means, rstds, keeps = [], [], []
+        pieces = zip(*(_pieces(whole) for whole in (residual, x, total, y)), strict=True)
+        for residual_rows, x_rows, total_rows, y_rows in pieces:
+            if masks is not None:
+                keeps.append(masks.draw(x_rows.shape))
+                x_rows = _kept(x_rows, keeps[-1])
+            torch.add(residual_rows, x_rows, alpha=ctx.scale, out=total_rows)
+            normed, mean, rstd = torch.native_layer_norm(total_rows, (channels,), weight, bias, eps)
+            y_rows.copy_(normed)
+            means.append(mean)
+            rstds.append(rstd)
+        ctx.save_for_backward(total, weight, bias, *means, *rstds, *keeps)
+        return total, y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return _kept(d_out, keep).mul_(ctx.scale), None
+    def backward(ctx: Any, d_total: Tensor, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, bias, *rest = ctx.saved_tensors
+        channels = total.shape[-1]
+        d_residual, d_x = torch.empty_like(total), torch.empty_like(d_y, memory_format=torch.contiguous_format)
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        pieces = list(zip(*(_pieces(whole) for whole in (d_total, d_y, total, d_residual, d_x)), strict=True))
+        count = len(pieces)
+        means, rstds, keeps = rest[:count], rest[count : 2 * count], rest[2 * count :]
+        wanted = [True, *ctx.needs_input_grad[2:4]]
+        for i, (d_total_rows, d_y_rows, total_rows, d_residual_rows, d_x_rows) in enumerate(pieces):
+            d_normed, d_weight_part, d_bias_part = torch.ops.aten.native_layer_norm_backward(
+                d_y_rows.to(total.dtype), total_rows, (channels,), means[i], rstds[i], weight, bias, wanted
+            )
+            torch.add(d_normed, d_total_rows, out=d_residual_rows)
+            if keeps:
+                torch.mul(d_residual_rows, ctx.scale, out=d_normed)
+                d_x_rows.copy_(d_normed)
+                _bits(d_x_rows).mul_(keeps[i].to(BITS[d_x.itemsize]))
+            else:
+                d_x_rows.copy_(d_residual_rows)
+            if wanted[1]:
+                d_weight += d_weight_part
+            if wanted[2]:
+                d_bias += d_bias_part
+        return d_residual, d_x, d_weight, d_bias, None, None
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """(..., C) as (N, C) each, a quarter of a tile: the joint has four of float32 at a time."""
+    rows: tuple[Tensor, ...] = x.reshape(-1, x.shape[-1]).split(max(1, TILE // 4 // x.shape[-1]))  # type: ignore[no-untyped-call]
+    return rows
 
 
 class _Attention(torch.autograd.Function):
@@ -136,7 +190,10 @@ def _exponentials(q: Tensor, k: Tensor) -> Tensor:
     scores = torch.bmm(q, k.mT)
     scores[..., seen - rows :].add_(later)
     if q.dtype == torch.bfloat16:  # once more, rounded below a row's largest, where rounding tells least
-        scores = _minus(q, k, _largest(scores)).mul_(scale)
+        exact = scale if math.frexp(scale)[0] == 0.5 else 1.0  # a power of two rounds nothing
+        scores = _minus(q * exact, k, _largest(scores) * exact)
+        if exact != scale:
+            scores *= scale
         scores[..., seen - rows :].add_(later)
     else:
         scores.sub_(scores.amax(-1, keepdim=True)).mul_(scale)

@@ -97,8 +97,8 @@ def add_dropout_layer_norm(
     if residual.shape != x.shape:
         raise ValueError(f"residual and x do not fit: {_about(residual)}, {_about(x)}")
     if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
-        if dropout_p and seed is None and cpu.runs_here(x):
-            x, dropout_p = cpu.dropout(x, dropout_p), 0.0
+        if seed is None and cpu.suits_joint(residual, x, dropout_p):
+            return cpu.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, eps)
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
     total, y, _, _ = registered.add_dropout_layer_norm(
         residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps

@@ -1,4 +1,4 @@
-"""The CPU's attention and dropout against float64 and against PyTorch's own."""
+"""The CPU's attention, dropout and layer norm against float64 and against PyTorch's own."""
 
 import math
 
@@ -121,14 +121,76 @@ def test_under_autocast_nothing_is_cast() -> None:
         torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_dropout_keeps_the_mean_and_passes_the_gradient_of_what_stays() -> None:
-    x = torch.ones(400, 300, requires_grad=True)
-    y = cpu.dropout(x, 0.2)
-    y.sum().backward()
-    assert torch.equal(x.grad, y)
-    assert y.unique().tolist() == pytest.approx([0.0, 1.25], rel=1e-4)
-    assert float(y.detach().mean()) == pytest.approx(1.0, abs=0.01)
-    assert cpu.dropout(x.bfloat16(), 0.2).dtype == torch.bfloat16
+def joint(
+    inputs: list[Tensor], dtypes: tuple[torch.dtype, torch.dtype], function: object, frozen: bool = False
+) -> list[Tensor]:
+    """Both outputs and the gradients of all inputs of an ``add_dropout_layer_norm``, in float64."""
+    residual, x, weight, bias, d_total, d_y = inputs
+    wide, narrow = dtypes
+    leaves = [residual.to(wide), x.to(narrow), weight.to(wide), bias.to(wide)]
+    leaves = [leaf.detach().requires_grad_(not frozen or i < 2) for i, leaf in enumerate(leaves)]
+    total, y = function(*leaves)
+    assert (total.dtype, y.dtype) == dtypes
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    grads = torch.autograd.grad([total, y], wanted, [d_total.to(wide), d_y.to(narrow)])
+    return [found.detach().double() for found in (total, y, *grads)]
+
+
+def random_joint() -> list[Tensor]:
+    torch.manual_seed(0)
+    like = [torch.randn(3, 50, 24, dtype=torch.float64) for _ in range(4)]
+    return [*(like[:2]), torch.randn(24, dtype=torch.float64), torch.randn(24, dtype=torch.float64), *like[2:]]
+
+
+@pytest.mark.parametrize("tile", [2**20, 24 * 4 * 40], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_the_joint_is_that_of_the_formula(dropout_p: float, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "TILE", tile)
+    inputs = random_joint()
+    rows = tile // 4 // 24
+
+    def naive(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        if dropout_p:
+            masks = Masks(dropout_p, min(tile, x.numel()))
+            parts = [masks.draw(part.shape) for part in x.reshape(-1, 24).split(rows)]
+            x = x * torch.cat(parts).view(x.shape) * masks.scale
+        total = residual + x
+        mean, variance = total.mean(-1, keepdim=True), total.var(-1, correction=0, keepdim=True)
+        return total, (total - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+    def ours(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        return cpu.add_dropout_layer_norm(*leaves, dropout_p)
+
+    found = []
+    for function in (naive, ours):
+        torch.manual_seed(5)
+        found.append(joint(inputs, (torch.float64, torch.float64), function))
+    for wanted, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-10, rtol=1e-10)
+    exact = found[0]
+    for dtypes, tolerance in (
+        ((torch.float32, torch.float32), 1e-5),
+        ((torch.float32, torch.bfloat16), 2**-7),
+    ):
+        torch.manual_seed(5)
+        for wanted, mine in zip(exact, joint(inputs, dtypes, ours), strict=True):
+            assert rms(mine - wanted) <= tolerance * rms(wanted)
+
+
+def test_the_joint_with_a_frozen_norm_has_the_same_gradients_else() -> None:
+    inputs = random_joint()
+    both = (torch.float64, torch.float64)
+    free = joint(inputs, both, cpu.add_dropout_layer_norm)
+    for wanted, mine in zip(free[:4], joint(inputs, both, cpu.add_dropout_layer_norm, frozen=True), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_the_joint_drops_out_the_branch_alone() -> None:
+    x = torch.ones(400, 300)
+    weight, bias = torch.ones(300), torch.zeros(300)
+    total, _ = cpu.add_dropout_layer_norm(torch.full_like(x, 2.0), x, weight, bias, 0.2)
+    assert total.unique().tolist() == pytest.approx([2.0, 3.25], rel=1e-4)
+    assert float(total.mean()) == pytest.approx(3.0, abs=0.01)
 
 
 def test_what_it_is_for() -> None:
@@ -142,3 +204,8 @@ def test_what_it_is_for() -> None:
     assert not cpu.suits_attention(many, many, 0.0)
     assert not cpu.suits_attention(q.to("meta"), k.to("meta"), 0.0)
     assert torch.equal(ops.attention(q, k, v), cpu.attention(q, k, v))
+    x = torch.zeros(2, 100, 8)
+    assert cpu.suits_joint(x, x.bfloat16(), 0.0)
+    assert not cpu.suits_joint(x[:, :1], x[:, :1], 0.0), "a character in sampling"
+    assert cpu.suits_joint(x[:, :1], x[:, :1], 0.1)
+    assert not cpu.suits_joint(x.bfloat16(), x.bfloat16(), 0.1)
