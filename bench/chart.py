@@ -9,6 +9,7 @@ from bench.measure import Speed
 from charformer.rundir import atomic_path
 
 Bar = tuple[str, Speed, bool]
+Stack = tuple[str, dict[str, float]]
 Curve = tuple[str, str, list[dict[str, Any]]]
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
@@ -60,6 +61,30 @@ def write_curves(path: Path, curves: list[Curve], target: float, reference: Curv
     axes.set_ylabel("validation loss (nats a character)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def write_stacks(path: Path, panels: list[tuple[str, list[Stack]]], parts: tuple[str, ...], unit: str) -> None:
+    """Write a PNG of what sums are made of: a panel for each (title, stacks), a bar for each (label, size by part)."""
+    heights = [0.9 + 0.4 * len(stacks) for _, stacks in panels]
+    figure = Figure(figsize=(8, sum(heights) + 0.5), layout="constrained")
+    axes_of = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, stacks) in zip(axes_of, panels, strict=True):
+        lefts = [0.0] * len(stacks)
+        for part, color in zip(parts, ("#2a6fb0", "#e08a2c", "#4f9d69", "#c9b458", "#8d6cab", "#b8bec6"), strict=True):
+            sizes = [sizes.get(part, 0.0) for _, sizes in stacks]
+            axes.barh(range(len(stacks)), sizes, left=lefts, color=color, label=part)
+            lefts = [left + size for left, size in zip(lefts, sizes, strict=True)]
+        for place, total in enumerate(lefts):
+            axes.annotate(f"{total:.3f}", (total, place), xytext=(4, -3), textcoords="offset points", fontsize=9)
+        axes.set_yticks(range(len(stacks)), [label for label, _ in stacks], fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * max(lefts))
+        axes.set_title(title, fontsize=10, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes_of[-1].set_xlabel(unit)
+    handles, labels = axes_of[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=8)
     _save(figure, path)
 
 

@@ -163,12 +163,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast": Preset(
         _MODERN,
-        pretrain=replace(_MUON, max_steps=520, zero_init=1),
+        pretrain=replace(_MUON, max_steps=520, eval_interval=130, zero_init=1),
         finetune=_FINETUNE,
     ),
     "best": Preset(
         replace(_MODERN, block_size=512, dropout=0.2),
-        pretrain=replace(_MUON, max_steps=2200, zero_init=1),
-        finetune=replace(_FINETUNE, max_steps=240),
+        pretrain=replace(_MUON, max_steps=2200, eval_interval=200, zero_init=1),
+        finetune=replace(_FINETUNE, max_steps=240, eval_interval=120, eval_batches=4),
     ),
 }

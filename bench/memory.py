@@ -1,0 +1,87 @@
+"""Peak memory of trainings by batch and context: what `charformer-train --plan` counts, and what a process takes.
+
+    python -m bench.memory --json bench/results/memory.json
+
+Each batch and context is a process of its own, whose peak includes what Python and PyTorch take by themselves.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from itertools import product
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure
+from bench.trainers.contest import Contestant, contest
+from bench.trainers.engine import DTYPES, Variant
+from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS
+from charformer.device import choose_dtype
+from charformer.display import PlainConsole, progress_bar
+from charformer.model import GPT
+from charformer.optim import build_optimizer
+from charformer.plan import CARDS, RESERVE, memory
+from kernels.program import writable_file
+from kernels.roofline import positive
+
+MIB = 2**20
+SECONDS = 0.01  # of a turn: two steps
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.memory", __doc__.partition("\n")[0], "")
+    parser.add_argument("--preset", choices=PRESETS, default="baseline", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=positive, nargs="+", default=[8, 32, 64], metavar="N", help="(default: 8 32 64)"
+    )
+    parser.add_argument(
+        "--context", type=positive, nargs="+", default=[128, 256, 384], metavar="N", help="(default: 128 256 384)"
+    )
+    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    notices = PlainConsole(stderr=True)
+    corpus = measure.load_text(args.data, notices)
+    precision = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    chosen = PRESETS[args.preset]
+    rows = []
+    pairs = list(product(args.context, args.batch))
+    table = Table("context", "batch", "counted", "measured", *(f"GPU of {size} GiB" for size in CARDS), title="MiB")
+    with progress_bar(notices) as on_progress:
+        for done, (context, batch) in enumerate(pairs):
+            on_progress(f"{batch} x {context}", done, len(pairs))
+            corpus.require(context, "take a smaller --context, or a longer text")
+            shape = replace(chosen.model, block_size=context, vocab_size=len(corpus.alphabet))
+            contestant = Contestant(Variant("charformer", args.preset, shape, batch, precision))
+            contest([contestant], [json.dumps(corpus.summary()), "cpu"], 1, SECONDS, lambda _: None)
+            model = GPT(shape)
+            optimizer = build_optimizer(model, chosen.pretrain)
+            here = memory(model, optimizer, DTYPES[precision], fused=False, sequences=batch)
+            on_card = memory(model, optimizer, torch.bfloat16, fused=True)
+            row = contestant.row("memory", {}, counted_bytes=here.of(batch), counted_on_gpu_bytes=on_card.of(batch))
+            rows.append(row)
+            peak = row["peak_memory_bytes"]
+            fits = [on_card.of(batch) <= size * 2**30 - RESERVE["cuda"] for size in CARDS]
+            table.add_row(
+                str(context),
+                str(batch),
+                f"{here.of(batch) / MIB:,.0f}",
+                f"{peak / MIB:,.0f}" if peak else str(row["error"]),
+                *("fits" if fit else "does not fit" for fit in fits),
+            )
+    if args.json:
+        config = {"corpus": corpus.name, "preset": args.preset}
+        measure.write_result(args.json, measure.result("memory", config, rows))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

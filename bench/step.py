@@ -1,0 +1,207 @@
+"""Where the time of a training step goes: products with weights, attention, what joins the branches, the rest.
+
+    python -m bench.step --preset baseline nano --json bench/results/step.json --chart docs/step.png
+
+A step is timed part by part: the forward pass by module and op, the backward pass by the node of autograd's graph, each
+of which runs to its end before the next begins on a CPU. Beside it stands what the matrix products alone take. With
+--before, the result of another commit on this machine is drawn too.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure
+from bench.chart import Stack, write_stacks
+from bench.trainers.engine import Variant
+from bench.trainers.products import Products
+from bench.trainers.with_charformer import CharformerEngine
+from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS
+from charformer.corpus import Corpus
+from charformer.device import choose_dtype
+from charformer.display import PlainConsole, progress_bar
+from kernels import ops
+from kernels.program import writable_file
+from kernels.roofline import positive
+
+PARTS = ("products", "attention", "joints", "activation", "optimizer", "rest")  # joints: sum, dropout, layer norm
+CPU = torch.device("cpu")
+WARM_STEPS = 3
+# Of autograd's nodes, by what their names begin with.
+BACKWARD = {
+    "Addmm": "products",
+    "Mm": "products",
+    "_Attention": "attention",
+    "_Joint": "joints",
+    "_Dropout": "joints",
+    "NativeLayerNorm": "joints",
+    "Relu": "activation",
+    "_SquaredReLU": "activation",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.step", __doc__.partition("\n")[0], "")
+    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["baseline", "nano"], help="(default: both)")
+    parser.add_argument("--steps", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier result, drawn above")
+    parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a PNG goes")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    corpus = measure.load_text(args.data, PlainConsole(stderr=True))
+    precision = str(choose_dtype("auto", CPU)).removeprefix("torch.")
+    rows = []
+    with progress_bar(PlainConsole(stderr=True)) as on_progress:
+        for preset in args.preset:
+            rows.append(_measure(preset, precision, corpus, args.steps, on_progress))
+    config = {"steps": args.steps, "corpus": corpus.name}
+    if args.json:
+        measure.write_result(args.json, measure.result("step", config, rows))
+    earlier = measure.read_result(args.before)["rows"] if args.before else []
+    table = Table("step", *PARTS, "together", "products alone", title="milliseconds, medians")
+    for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
+        seconds = [*row["seconds"].values(), row["step_seconds"], row["products_seconds"]]
+        table.add_row(f"{when}{row['preset']}", *(f"{1e3 * each:.1f}" for each in seconds))
+    Console().print(table)
+    if args.chart:
+        stacks: list[tuple[str, list[Stack]]] = []
+        for row in rows:
+            found = [("before", old["seconds"]) for old in earlier if old["preset"] == row["preset"]]
+            found += [("now" if found else "step", row["seconds"]), ("alone", {"products": row["products_seconds"]})]
+            stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
+        write_stacks(args.chart, stacks, PARTS, "seconds of a step")
+    return 0
+
+
+def _measure(
+    preset: str, precision: str, corpus: Corpus, steps: int, on_progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    chosen = PRESETS[preset]
+    shape = replace(chosen.model, vocab_size=len(corpus.alphabet))
+    variant = Variant("charformer", preset, shape, chosen.pretrain.batch_size, precision)
+    engine, products = CharformerEngine(variant, corpus, CPU), Products(variant, CPU)
+    whole: list[float] = []
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    alone: list[float] = []
+    for step in range(WARM_STEPS + steps):
+        spent: dict[str, float] = defaultdict(float)
+        began = time.perf_counter()
+        with _forward_timed(engine.model, spent):
+            loss = engine.loss(engine.batch())
+        _time_backward(loss, spent)
+        loss.backward()  # type: ignore[no-untyped-call]
+        with _timed("optimizer", spent):
+            engine.update()
+        seconds = time.perf_counter() - began
+        spent["rest"] = seconds - sum(spent.values())
+        began = time.perf_counter()
+        products.step(lambda: None)
+        if step >= WARM_STEPS:
+            alone.append(time.perf_counter() - began)
+            whole.append(seconds)
+            for part, found in parts.items():
+                found.append(spent[part])
+        on_progress(preset, step + 1, WARM_STEPS + steps)
+    return measure.row(
+        engine="charformer",
+        preset=preset,
+        precision=precision,
+        batch=variant.batch_size,
+        context=shape.block_size,
+        threads=torch.get_num_threads(),
+        freeze="none",
+        chars_per_second=measure.percentiles([variant.characters / seconds for seconds in whole]),
+        samples=whole,
+        step_seconds=median(whole),
+        products_seconds=median(alone),
+        seconds={part: median(found) for part, found in parts.items()},
+    )
+
+
+@contextmanager
+def _timed(part: str, spent: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    spent[part] += time.perf_counter() - began
+
+
+@contextmanager
+def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[None]:
+    """Add up, while it lasts, what linears and ops take."""
+    began = [0.0]
+
+    def start(*_: object) -> None:
+        began[0] = time.perf_counter()
+
+    def stop(*_: object) -> None:
+        spent["products"] += time.perf_counter() - began[0]
+
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    handles = [
+        hook
+        for linear in linears
+        for hook in (linear.register_forward_pre_hook(start), linear.register_forward_hook(stop))
+    ]
+    originals = {"attention": ops.attention, "add_dropout_layer_norm": ops.add_dropout_layer_norm}
+    parts = {"attention": "attention", "add_dropout_layer_norm": "joints"}
+
+    def wrapped(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            with _timed(parts[name], spent):
+                return originals[name](*args, **options)
+
+        return call
+
+    for name in originals:
+        setattr(ops, name, wrapped(name))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(ops, name, original)
+        for handle in handles:
+            handle.remove()
+
+
+def _time_backward(loss: torch.Tensor, spent: dict[str, float]) -> None:
+    """Let every node of the graph behind ``loss`` add its time when it runs."""
+    began = [0.0]
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        part = next((part for prefix, part in BACKWARD.items() if node.name().startswith(prefix)), None)
+        if part is None:
+            continue
+
+        def start(_: object) -> None:
+            began[0] = time.perf_counter()
+
+        def stop(_: object, __: object, part: str = part) -> None:
+            spent[part] += time.perf_counter() - began[0]
+
+        node.register_prehook(start)
+        node.register_hook(stop)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

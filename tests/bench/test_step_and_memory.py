@@ -1,0 +1,48 @@
+"""bench.step and bench.memory, as real commands on small texts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def bench(name: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"bench.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not to be that is the question\n" * 400, "utf-8")
+    return path
+
+
+def test_the_parts_of_a_step_are_most_of_it(tmp_path: Path, text: Path) -> None:
+    first, second, chart = tmp_path / "first.json", tmp_path / "second.json", tmp_path / "step.png"
+    common = ("--preset", "nano", "--steps", "3", "--data", str(text))
+    bench("step", *common, "--json", str(first))
+    printed = bench("step", *common, "--before", str(first), "--json", str(second), "--chart", str(chart))
+    assert "products" in printed
+    (row,) = json.loads(second.read_text("utf-8"))["rows"]
+    parts = row["seconds"]
+    assert sum(parts.values()) == pytest.approx(row["step_seconds"], rel=0.25)
+    assert parts["rest"] < 0.5 * row["step_seconds"]
+    assert parts["products"] > 0.5 * row["products_seconds"] > 0
+    assert min(parts["attention"], parts["joints"], parts["activation"], parts["optimizer"]) > 0
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_counted_and_measured(tmp_path: Path, text: Path) -> None:
+    found = tmp_path / "memory.json"
+    printed = bench(
+        "memory", "--preset", "nano", "--batch", "2", "8", "--context", "64", "--data", str(text), "--json", str(found)
+    )
+    assert "fits" in printed
+    rows = json.loads(found.read_text("utf-8"))["rows"]
+    assert [(row["batch"], row["context"]) for row in rows] == [(2, 64), (8, 64)]
+    for row in rows:
+        assert 0 < row["counted_on_gpu_bytes"] < row["peak_memory_bytes"]
+    assert rows[0]["counted_bytes"] < rows[1]["counted_bytes"]
