@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
         seconds = [*row["seconds"].values(), row["step_seconds"], row["products_seconds"]]
         table.add_row(f"{when}{row['preset']}", *(f"{1e3 * each:.1f}" for each in seconds))
-    Console().print(table)
+    Console(width=None if Console().is_terminal else 120).print(table)
     if args.chart:
         stacks: list[tuple[str, list[Stack]]] = []
         for row in rows:
@@ -158,7 +158,10 @@ def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[
         for linear in linears
         for hook in (linear.register_forward_pre_hook(start), linear.register_forward_hook(stop))
     ]
-    originals = {"attention": ops.attention, "add_dropout_layer_norm": ops.add_dropout_layer_norm}
+    originals: dict[str, Callable[..., Any]] = {
+        "attention": ops.attention,
+        "add_dropout_layer_norm": ops.add_dropout_layer_norm,
+    }
     parts = {"attention": "attention", "add_dropout_layer_norm": "joints"}
 
     def wrapped(name: str) -> Callable[..., Any]:
