@@ -62,6 +62,7 @@ def test_a_words_numbers_are_independent_of_each_other_and_of_those_that_come_af
     """The bits are sums, modulo 2, of a seed's, so two numbers are independent where all of their 32 bits are."""
     units = torch.tensor([2**bit if bit < 63 else -(2**63) for bit in range(64)])
     first = advance(units, 1)
+    assert rank([word % 2**64 for word in first.tolist()]) == 64, "no two words have the same successor"
     numbers = first.view(torch.int16).view(64, 4).int() & 0xFFFF  # of each unit
     for times in (*range(20), 100, 1000):
         later = advance(first, times).view(torch.int16).view(64, 4).int() & 0xFFFF
