@@ -31,6 +31,7 @@ from charformer.config import PRESETS
 from charformer.corpus import Corpus
 from charformer.device import choose_dtype
 from charformer.display import PlainConsole, progress_bar
+from charformer.errors import UserError
 from kernels import ops
 from kernels.program import writable_file
 from kernels.roofline import positive
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    earlier = _earlier(args.before) if args.before else []
     corpus = measure.load_text(args.data, PlainConsole(stderr=True))
     precision = str(choose_dtype("auto", CPU)).removeprefix("torch.")
     rows = []
@@ -73,7 +75,6 @@ def _run(args: argparse.Namespace) -> int:
     config = {"steps": args.steps, "corpus": corpus.name}
     if args.json:
         measure.write_result(args.json, measure.result("step", config, rows))
-    earlier = measure.read_result(args.before)["rows"] if args.before else []
     table = Table("step", *PARTS, "together", "products alone", title="milliseconds, medians")
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
         seconds = [*row["seconds"].values(), row["step_seconds"], row["products_seconds"]]
@@ -87,6 +88,14 @@ def _run(args: argparse.Namespace) -> int:
             stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
         write_stacks(args.chart, stacks, PARTS, "seconds of a step")
     return 0
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    content = measure.read_result(path)
+    if content.get("bench") != "step":
+        raise UserError(f"{path} is not a result of bench.step")
+    rows: list[dict[str, Any]] = content["rows"]
+    return rows
 
 
 def _measure(

@@ -17,7 +17,7 @@ from charformer.trainer import Trainer
 from kernels import cpu
 
 PROBE_SECONDS = 10.0
-PASSING = 7  # tensors of the MLP's width that a backward pass works with, as bench.memory finds
+PASSING = 7  # tensors of the MLP's width that a step works with beside what it keeps, at the most that was measured
 WARM_STEPS = 2
 LEAST_STEPS = 3
 RESERVE = {
@@ -69,7 +69,7 @@ def memory(model: GPT, optimizer: torch.optim.Optimizer, dtype: torch.dtype, fus
     working = 4 * dtype.itemsize * by_muon if isinstance(optimizer, Muon) else 0
     length = model.config.block_size
     kept = kept_bytes(model, dtype, fused, sequences)
-    passing = 0 if _is_trunk_frozen(model) else PASSING * 4 * model.config.n_embd * dtype.itemsize
+    passing = PASSING * 4 * model.config.n_embd * dtype.itemsize
     return Memory(4 * (trained + frozen) + copies, 4 * trained, state + working, length * (kept + passing))
 
 

@@ -91,7 +91,7 @@ def describe(device: torch.device) -> str:
     if chosen() != "auto":
         return f"kernels: {chosen()} (CHARFORMER_KERNELS)"
     reason = missing(device)
-    return "kernels: Triton" if reason is None else f"kernels: PyTorch's own functions ({reason})"
+    return "kernels: Triton" if reason is None else f"kernels: plain PyTorch ({reason})"
 
 
 def _missing_driver() -> str | None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the a
     from charformer.stages import Start
     from charformer.trainer import Trainer
 
+    Choice = tuple[Start, torch.device, torch.dtype]
+
 CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
 
 
@@ -48,10 +50,14 @@ def _run(args: argparse.Namespace) -> int:
     run = RunDir(args.out or f"runs/{stage}")
     with joined() as team, ExitStack() as held:
         console, notices = PlainConsole(quiet=not team.is_leader), PlainConsole(stderr=True, quiet=not team.is_leader)
+
+        def choose() -> "Choice":
+            return _choose(args, stage, run, team, console, notices, held)
+
         if args.plan:
-            return show_plan(args, *_choose(args, stage, run, team, console, notices, held), console)
+            return show_plan(args, *choose(), console)
         try:
-            trainer, start = team.in_turn(lambda: _prepare(args, stage, run, team, console, notices, held))
+            trainer, start = team.in_turn(lambda: _open(args, run, team, held, choose()))
         except TeammateLostError:
             if team.is_leader:
                 raise
@@ -187,22 +193,16 @@ def _summarise(summary: dict[str, Any], stage: str, run: RunDir, console: PlainC
         console.print(f"{name:>16}  {value}")
 
 
-def _prepare(
-    args: argparse.Namespace,
-    stage: str,
-    run: RunDir,
-    team: Team,
-    console: PlainConsole,
-    notices: PlainConsole,
-    held: ExitStack,
+def _open(
+    args: argparse.Namespace, run: RunDir, team: Team, held: ExitStack, chosen: "Choice"
 ) -> "tuple[Trainer, Start]":
-    """Choose what to train and open the run's folder, whose lock ``held`` then holds for the leader."""
+    """Open the run's folder, whose lock ``held`` then holds for the leader."""
     import torch
 
     from charformer import device as machine
     from charformer import stages
 
-    start, device, dtype = _choose(args, stage, run, team, console, notices, held)
+    start, device, dtype = chosen
     team.check(start.config.batch_size, torch.cuda.device_count() if device.type == "cuda" else None)
     machine.keep_freed_memory()
     # Processes that torchrun has started again get the arguments that they had at first.
@@ -226,7 +226,7 @@ def _choose(
     console: PlainConsole,
     notices: PlainConsole,
     held: ExitStack,
-) -> "tuple[Start, torch.device, torch.dtype]":
+) -> "Choice":
     """What to train on which device in which dtype: load the text, make or load the model."""
     check(args, stage, run, team)
 

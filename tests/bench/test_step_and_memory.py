@@ -46,3 +46,11 @@ def test_memory_is_counted_and_measured(tmp_path: Path, text: Path) -> None:
     for row in rows:
         assert 0 < row["counted_on_gpu_bytes"] < row["peak_memory_bytes"]
     assert rows[0]["counted_bytes"] < rows[1]["counted_bytes"]
+
+
+def test_a_result_of_another_bench_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    other = tmp_path / "memory.json"
+    other.write_text('{"schema": 1, "bench": "memory", "rows": []}', "utf-8")
+    command = [sys.executable, "-m", "bench.step", "--before", str(other)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (2, f"bench.step: {other} is not a result of bench.step\n")

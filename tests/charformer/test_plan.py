@@ -79,14 +79,17 @@ from pathlib import Path
 from charformer.config import PRESETS
 from charformer.corpus import load
 from charformer.device import keep_freed_memory, memory_bytes
+from charformer.freeze import freeze, train_mode
 from charformer.plan import memory
 from charformer.stages import pretrain
 from charformer.rundir import RunDir
 from charformer.trainer import Trainer
-preset, batch, dtype, text = PRESETS[sys.argv[1]], int(sys.argv[2]), getattr(torch, sys.argv[3]), sys.argv[4]
+preset, batch, dtype, text = PRESETS[sys.argv[1]], int(sys.argv[2]), getattr(torch, sys.argv[3]), sys.argv[5]
 keep_freed_memory()
 start = pretrain(preset.model, replace(preset.pretrain, batch_size=batch), sys.argv[1], load(text))
 device = torch.device("cpu")
+freeze(start.model, sys.argv[4])
+train_mode(start.model)
 trainer = Trainer(start.model, start.vocab, start.corpus, start.config, RunDir("nowhere"), device, dtype)
 before = memory_bytes(device)
 for _ in range(2):
@@ -99,13 +102,18 @@ print(memory_bytes(device) - before, found.of(batch) - 4 * sum(p.numel() for p i
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory as Linux counts it")
 @pytest.mark.parametrize(
-    ("preset", "batch", "dtype"),
-    [("nano", 32, "bfloat16"), ("baseline-as-coded", 24, "float32"), ("fast", 8, "bfloat16")],
+    ("preset", "batch", "dtype", "what"),
+    [
+        ("nano", 32, "bfloat16", "none"),
+        ("baseline-as-coded", 24, "float32", "none"),
+        ("fast", 8, "bfloat16", "none"),
+        ("baseline", 32, "bfloat16", "trunk"),
+    ],
 )
-def test_a_process_takes_about_as_much(preset: str, batch: int, dtype: str, tmp_path: Path) -> None:
+def test_a_process_takes_about_as_much(preset: str, batch: int, dtype: str, what: str, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be that is the question\n" * 500, "utf-8")
-    command = [sys.executable, "-c", TRAIN, preset, str(batch), dtype, str(text)]
+    command = [sys.executable, "-c", TRAIN, preset, str(batch), dtype, what, str(text)]
     taken, said = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert 0.75 * taken - 100e6 <= said <= 1.35 * taken  # PyTorch's own code and its products' scratch are some 100 MB
 
@@ -122,7 +130,7 @@ def test_frozen_weights_have_neither_gradients_nor_state() -> None:
     course = TrainConfig()
     found = {}
     for what in FREEZES:
-        model = build(SMALL, what)
+        model = build(replace(PRESETS["baseline"].model, vocab_size=100), what)
         found[what] = memory(model, build_optimizer(model, course), torch.float32, fused=False)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert (found[what].gradients, found[what].optimizer) == (4 * trained, 8 * trained)

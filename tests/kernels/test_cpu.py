@@ -105,6 +105,23 @@ def test_scores_below_zero_and_far_from_it() -> None:
         assert rms(mine - wanted) <= 2 * rms(its - wanted) + 2**-8 * rms(wanted)
 
 
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_is_not_a_number_stays_so(sign: float, dropout_p: float) -> None:
+    """Also the kind with a negative sign, which processors make and which the bits' order puts below 0."""
+    q, k, v, _ = packed(1, 2, 40, 16, torch.bfloat16)
+    q = q.clone()
+    q[0, 0, 7] = math.copysign(math.nan, sign)
+    out = cpu.attention(q, k, v, dropout_p)
+    assert out[0, 0, 7].isnan().all()
+    assert out.isnan().sum() == 16
+    x = torch.zeros(200, 16)
+    x[3, 2] = math.copysign(math.nan, sign)
+    norm = torch.ones(16), torch.zeros(16)
+    _, y = cpu.add_dropout_layer_norm(x, torch.zeros_like(x), *norm, dropout_p)
+    assert y[3].isnan().all()
+
+
 def test_the_largest_of_each_row() -> None:
     rows = torch.tensor(
         [[-3.0, -1.5, -math.inf], [-3.0, 2.5, 1.0], [0.0, -1.0, -math.inf], [-0.0, -1.0, -2.0], [1e30, math.inf, -1.0]]

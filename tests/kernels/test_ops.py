@@ -84,7 +84,7 @@ def test_what_a_card_needs(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -
     assert backend.describe(gpu) == "kernels: Triton"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "sm_80" in (backend.missing(gpu) or "")
-    assert backend.describe(gpu).startswith("kernels: PyTorch's own functions (")
+    assert backend.describe(gpu).startswith("kernels: plain PyTorch (")
     with backend.force("triton"), pytest.raises(backend.KernelsUnavailableError, match="sm_80"):
         backend.check(gpu)
 
@@ -116,7 +116,7 @@ def test_a_driver_that_cannot_be_built_is_tried_once_and_named(
 
 def test_without_triton_the_ops_are_pytorchs(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "TRITON", False)
-    assert backend.describe(gpu).startswith("kernels: PyTorch's own functions (Triton is not installed")
+    assert backend.describe(gpu).startswith("kernels: plain PyTorch (Triton is not installed")
 
 
 def test_a_backend_that_is_none() -> None:
