@@ -81,9 +81,8 @@ def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) 
     head = norm + row + config.vocab_size * (size if fused else 4) + 16
     if _is_trunk_frozen(model):
         return head
-    attention = 4 * row + 4 * config.n_head  # q, k, v and the output
-    if not fused:
-        attention += _weights_bytes(config, dtype, sequences)
+    weights = 0 if fused else _weights_bytes(config, dtype, sequences)
+    attention = 3 * row + (weights or row + 4 * config.n_head)  # q, k and v; else the output and the sums of its rows
     if model.blocks[0].attn.qkv.weight.requires_grad:  # type: ignore[union-attr]
         attention += row if fused else 2 * row  # inputs of its matrices, of which the kernel's output is one
     mlp = row + 4 * row * (2 if config.relu_power == 2 else 1)
@@ -92,7 +91,7 @@ def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) 
 
 
 def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> int:
-    """A character's attention weights, as ``kernels.cpu`` keeps them."""
+    """A character's attention weights, as ``kernels.cpu`` keeps them; 0 where PyTorch's attention runs instead."""
     length = config.block_size
     shape = (sequences, config.n_head, length, config.n_embd // config.n_head)
     like = torch.empty(1, dtype=dtype).expand(shape)

@@ -10,6 +10,7 @@ Shapes: B batch, H heads, T time, D head width, C channels.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from kernels.masks import Masks
 
 MOST_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward pass, in every layer
-ROWS = 128  # queries of a tile
-TILE = 3 * 2**19  # scores of a tile, at the most
+ROWS = 64  # queries of a tile
+TILE = 3 * 2**18  # scores of a tile, at the most
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers, by their bytes
 
 
@@ -113,62 +114,57 @@ class _Joint(torch.autograd.Function):
 
 
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
-    """(..., C) as (N, C) each, a quarter of a tile: the joint has four of float32 at a time."""
-    rows: tuple[Tensor, ...] = x.reshape(-1, x.shape[-1]).split(max(1, TILE // 4 // x.shape[-1]))  # type: ignore[no-untyped-call]
+    """(..., C) as (N, C) each, half a tile: the joint has four of float32 at a time."""
+    rows: tuple[Tensor, ...] = x.reshape(-1, x.shape[-1]).split(max(1, TILE // 2 // x.shape[-1]))  # type: ignore[no-untyped-call]
     return rows
 
 
 class _Attention(torch.autograd.Function):
-    """Weights are kept as exponentials, over whose sum the output is divided; a dropped one's sign is negative."""
+    """Weights are kept for the backward pass; with dropout, the sign of one that stays is negative."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
         shape = q.shape
         time, width = shape[2:]
         q, k, v = (x.reshape(-1, time, width) for x in (q, k, v))
-        precise = torch.promote_types(q.dtype, torch.float32)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        factors = torch.empty(len(q), time, 1, dtype=precise)  # of rows of the output
         masks = Masks(dropout_p, min(TILE, len(q) * time * time)) if dropout_p else None
         tiles = []
         with torch.autocast("cpu", enabled=False):
             for heads, rows, seen in _tiles(len(q), time):
-                weights = _exponentials(q[heads, rows], k[heads, seen])
-                factor = weights.sum(-1, keepdim=True, dtype=precise).reciprocal_()
-                kept = weights
-                if masks is not None:
-                    factor *= masks.scale
+                weights = _softmax(q[heads, rows], k[heads, seen])
+                if masks is None:
+                    out[heads, rows] = torch.bmm(weights, v[heads, seen])
+                else:
                     _mark(weights, masks.draw(weights.shape))
-                    kept = _unmarked(weights)
-                factors[heads, rows] = factor
-                out[heads, rows] = torch.bmm(kept, v[heads, seen]) * factor
+                    out[heads, rows] = torch.bmm(_marked(weights), v[heads, seen]).mul_(-masks.scale)
                 tiles.append(weights)
         ctx.scale = masks.scale if masks is not None else None
-        ctx.save_for_backward(q, k, v, out, factors, *tiles)
+        ctx.save_for_backward(q, k, v, *tiles)
         return out.view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, factors, *tiles = ctx.saved_tensors
-        shape, scale, time = d_out.shape, d_out.shape[3] ** -0.5, d_out.shape[2]
+        q, k, v, *tiles = ctx.saved_tensors
+        shape, time, width = d_out.shape, d_out.shape[2], d_out.shape[3]
         d_out = d_out.reshape(q.shape)
-        d_q, d_k, d_v = (torch.empty_like(out) for _ in range(3))
+        d_q, d_k, d_v = (torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3))
+        kept_scale = -ctx.scale if ctx.scale is not None else 1.0
+        scale = abs(kept_scale) * width**-0.5
         with torch.autocast("cpu", enabled=False):
             # From the end, so that a head's first tile writes all of its keys' gradients, which the others add to.
             for (heads, rows, seen), weights in zip(reversed(list(_tiles(len(q), time))), reversed(tiles), strict=True):
-                d_rows = (d_out[heads, rows] * factors[heads, rows]).to(q.dtype)
-                # What the softmax takes away from a row's gradient (kernels/reference.py).
-                along = (d_rows * out[heads, rows].to(factors.dtype)).sum(-1, keepdim=True)
-                if ctx.scale is None:
-                    kept = weights
-                    d_scores = _minus(d_rows, v[heads, seen], along).mul_(weights)
-                else:
-                    kept = _unmarked(weights)
-                    along = (along / -ctx.scale).to(q.dtype)
-                    d_scores = weights.abs().mul_(along).addcmul_(kept, torch.bmm(d_rows, v[heads, seen].mT))
+                d_rows = d_out[heads, rows]
+                d_weights = torch.bmm(d_rows, v[heads, seen].contiguous().mT)
+                kept = weights
+                if ctx.scale is not None:
+                    kept = _marked(weights)
+                    _bits(d_weights).bitwise_and_(_bits(weights) >> (8 * weights.itemsize - 1))
+                    weights = weights.abs()
+                d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
                 beta = int(seen.stop < time)
-                d_v[heads, seen].baddbmm_(kept.mT, d_rows, beta=beta)
+                d_v[heads, seen].baddbmm_(kept.mT, d_rows, beta=beta, alpha=kept_scale)
                 d_k[heads, seen].baddbmm_(d_scores.mT, q[heads, rows], beta=beta, alpha=scale)
                 d_q[heads, rows] = torch.bmm(d_scores, k[heads, seen]).mul_(scale)
         return d_q.view(shape), d_k.view(shape), d_v.view(shape), None
@@ -183,50 +179,40 @@ def _tiles(heads: int, time: int) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(head, head + together), slice(row, end), slice(0, end)
 
 
-def _exponentials(q: Tensor, k: Tensor) -> Tensor:
-    """Softmax's numerators, (H, rows, seen), those behind the diagonal 0, up to a factor that a row has in common."""
-    rows, seen, scale = q.shape[1], k.shape[1], q.shape[2] ** -0.5
-    later = torch.full((rows, rows), -math.inf, dtype=q.dtype).triu(1)
-    scores = torch.bmm(q, k.mT)
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
+    """(H, rows, D) and (H, seen, D) -> (H, rows, seen) weights in q's dtype, from scores that were not rounded to it."""
+    rows, seen = q.shape[1], k.shape[1]
+    precise = torch.promote_types(q.dtype, torch.float32)
+    later = torch.full((rows, rows), -math.inf, dtype=precise).triu(1)
+    scores = torch.empty(len(q), rows, seen, dtype=precise)
+    with _products(q.dtype):
+        scores.baddbmm_(q.to(precise), k.to(precise).mT, beta=0, alpha=q.shape[2] ** -0.5)
     scores[..., seen - rows :].add_(later)
-    if q.dtype == torch.bfloat16:  # once more, rounded below a row's largest, where rounding tells least
-        exact = scale if math.frexp(scale)[0] == 0.5 else 1.0  # a power of two rounds nothing
-        scores = _minus(q * exact, k, _largest(scores) * exact)
-        if exact != scale:
-            scores *= scale
-        scores[..., seen - rows :].add_(later)
-    else:
-        scores.sub_(scores.amax(-1, keepdim=True)).mul_(scale)
-    return scores.exp_()
+    return torch.softmax(scores, -1, out=scores).to(q.dtype)
 
 
-def _minus(a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
-    """a b^T, less a row's ``offset`` before the difference is rounded: two more columns, for it and its rounding."""
-    high = offset.to(a.dtype)
-    low = (offset - high).to(a.dtype)
-    ones = torch.ones_like(b[..., :1]).expand(-1, -1, 2)
-    return torch.bmm(torch.cat([a, -high, -low], -1), torch.cat([b, ones], -1).mT)
-
-
-def _largest(scores: Tensor) -> Tensor:
-    """The largest of each row of 16-bit numbers: their bits, as integers, have the positive ones' order.
-
-    That of the negative ones is reversed.
-    """
-    bits = scores.view(torch.int16)
-    top = bits.amax(-1, keepdim=True)
-    return torch.where(top < 0, bits.amin(-1, keepdim=True), top).view(scores.dtype)
+@contextmanager
+def _products(dtype: torch.dtype) -> Iterator[None]:
+    """Products of float32 from factors of ``dtype``, which is what they were and all that they are read as."""
+    settings: Any = torch.backends.mkldnn
+    before = settings.matmul.fp32_precision
+    if dtype == torch.bfloat16:
+        settings.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.matmul.fp32_precision = before
 
 
 def _mark(weights: Tensor, keep: Tensor) -> None:
-    """Turn the sign of those that are dropped."""
+    """Turn the sign of those that stay."""
     bits = _bits(weights)
-    bits.bitwise_or_((1 - keep).to(bits.dtype).bitwise_left_shift_(8 * weights.itemsize - 1))
+    bits.add_(keep, alpha=torch.iinfo(bits.dtype).min)
 
 
-def _unmarked(weights: Tensor) -> Tensor:
-    """Marked ones as 0."""
-    return _bits(weights).clamp_min(0).view(weights.dtype)
+def _marked(weights: Tensor) -> Tensor:
+    """Those that are not marked as 0; the integers of the others are negative."""
+    return _bits(weights).clamp_max(0).view(weights.dtype)
 
 
 def _kept(x: Tensor, keep: Tensor) -> Tensor:

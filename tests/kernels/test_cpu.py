@@ -122,14 +122,6 @@ def test_what_is_not_a_number_stays_so(sign: float, dropout_p: float) -> None:
     assert y[3].isnan().all()
 
 
-def test_the_largest_of_each_row() -> None:
-    rows = torch.tensor(
-        [[-3.0, -1.5, -math.inf], [-3.0, 2.5, 1.0], [0.0, -1.0, -math.inf], [-0.0, -1.0, -2.0], [1e30, math.inf, -1.0]]
-    )
-    found = cpu._largest(rows.bfloat16())
-    assert torch.equal(found, rows.bfloat16().amax(-1, keepdim=True))
-
-
 def test_under_autocast_nothing_is_cast() -> None:
     inputs = packed(1, 2, 16, 8, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -159,12 +151,12 @@ def random_joint() -> list[Tensor]:
     return [*(like[:2]), torch.randn(24, dtype=torch.float64), torch.randn(24, dtype=torch.float64), *like[2:]]
 
 
-@pytest.mark.parametrize("tile", [2**20, 24 * 4 * 40], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("tile", [2**20, 24 * 2 * 40], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 def test_the_joint_is_that_of_the_formula(dropout_p: float, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "TILE", tile)
     inputs = random_joint()
-    rows = tile // 4 // 24
+    rows = tile // 2 // 24
 
     def naive(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if dropout_p:
