@@ -66,7 +66,7 @@ class _Joint(torch.autograd.Function):
         ctx: Any, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout_p: float, eps: float
     ) -> tuple[Tensor, Tensor]:
         channels = x.shape[-1]
-        masks = Masks(dropout_p, min(TILE, x.numel())) if dropout_p else None
+        masks = Masks(dropout_p) if dropout_p else None
         ctx.scale = masks.scale if masks is not None else 1.0
         total = torch.empty_like(residual, memory_format=torch.contiguous_format)
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -128,7 +128,7 @@ class _Attention(torch.autograd.Function):
         time, width = shape[2:]
         q, k, v = (x.reshape(-1, time, width) for x in (q, k, v))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        masks = Masks(dropout_p, min(TILE, len(q) * time * time)) if dropout_p else None
+        masks = Masks(dropout_p) if dropout_p else None
         tiles = []
         with torch.autocast("cpu", enabled=False):
             for heads, rows, seen in _tiles(len(q), time):
@@ -180,7 +180,7 @@ def _tiles(heads: int, time: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    """(H, rows, D) and (H, seen, D) -> (H, rows, seen) weights in q's dtype, from scores that were not rounded to it."""
+    """(H, rows, D) and (H, seen, D) -> (H, rows, seen) weights in q's dtype, from scores not rounded to it."""
     rows, seen = q.shape[1], k.shape[1]
     precise = torch.promote_types(q.dtype, torch.float32)
     later = torch.full((rows, rows), -math.inf, dtype=precise).triu(1)

@@ -60,7 +60,7 @@ def test_with_dropout_values_and_gradients_are_those_of_the_formula(dropout_p: f
     inputs = packed(2, 3, 21, 8, torch.float64)
 
     def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keep = Masks(dropout_p, 6 * 21 * 21).draw(torch.Size((2, 3, 21, 21)))
+        keep = Masks(dropout_p).draw(torch.Size((2, 3, 21, 21)))
         scores = (q @ k.mT / math.sqrt(8)).masked_fill(torch.ones(21, 21).triu(1).bool(), -math.inf)
         dropped = round(dropout_p * 65536) / 65536
         return (scores.softmax(-1) * keep / (1 - dropped)) @ v
@@ -160,7 +160,7 @@ def test_the_joint_is_that_of_the_formula(dropout_p: float, tile: int, monkeypat
 
     def naive(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if dropout_p:
-            masks = Masks(dropout_p, min(tile, x.numel()))
+            masks = Masks(dropout_p)
             parts = [masks.draw(part.shape) for part in x.reshape(-1, 24).split(rows)]
             x = x * torch.cat(parts).view(x.shape) * masks.scale
         total = residual + x
