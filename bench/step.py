@@ -43,6 +43,7 @@ WARM_STEPS = 3
 BACKWARD = {
     "Addmm": "products",
     "Mm": "products",
+    "_Linear": "products",
     "_Attention": "attention",
     "_Joint": "joints",
     "_Dropout": "joints",

@@ -100,6 +100,13 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> T
     return out
 
 
+class Linear(nn.Linear):
+    """PyTorch's, by ``kernels.ops``; with a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention with packed q, k, v."""
 
@@ -109,7 +116,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.dropout = config.attention_dropout
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -130,8 +137,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = Linear(4 * config.n_embd, config.n_embd)
         self.squared = config.relu_power == 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +195,7 @@ class GPT(nn.Module):
         self.rotary = Rotary(config) if config.rope_base else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size)
+        self.head = Linear(config.n_embd, config.vocab_size)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Next-character logits at every position.
@@ -232,7 +239,7 @@ class GPT(nn.Module):
         old = self.tok_emb.weight
         noise = torch.randn(new, old.shape[1], generator=generator).to(old) * (0.1 * old.std())
         self.tok_emb = nn.Embedding(vocab_size, old.shape[1], _weight=torch.cat([old, old.mean(0) + noise]))
-        head = nn.Linear(self.config.n_embd, vocab_size, device=old.device, dtype=old.dtype)
+        head = Linear(self.config.n_embd, vocab_size, device=old.device, dtype=old.dtype)
         head.weight.copy_(_append_mean(self.head.weight, new))
         head.bias.copy_(_append_mean(self.head.bias, new))
         self.head = head

@@ -1,4 +1,4 @@
-"""What a training on a CPU runs instead of PyTorch's own attention, dropout and layer norm, where those are slow.
+"""What a training on a CPU runs instead of PyTorch's attention, dropout, layer norm and linear, where those are slow.
 
 PyTorch's attention of 16-bit numbers takes two to three times as long as its matrix products would, above all backward,
 and with dropout far longer. Here some heads' rows of scores are worked on at a time, as many as a cache holds, and what
@@ -11,6 +11,7 @@ Shapes: B batch, H heads, T time, D head width, C channels.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,6 +57,43 @@ def add_dropout_layer_norm(
     weight, bias = weight.to(residual.dtype), bias.to(residual.dtype)
     out: tuple[Tensor, Tensor] = _Joint.apply(residual, x, weight, bias, dropout_p, eps)  # type: ignore[no-untyped-call]
     return out
+
+
+def suits_linear(x: Tensor) -> bool:
+    """Whether ``linear`` is the faster one for this."""
+    return x.dtype == torch.bfloat16 and runs_here(x) and _multiplies_bfloat16()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See ``kernels.ops.linear``."""
+    out: Tensor = _Linear.apply(x, weight.to(x.dtype), bias.to(x.dtype))  # type: ignore[no-untyped-call]
+    return out
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    onednn: Any = torch.backends.mkldnn
+    return onednn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _Linear(torch.autograd.Function):
+    """oneDNN adds the bias as it writes the product; PyTorch's linear first fills the output with copies of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = d_y.reshape(-1, d_y.shape[-1])
+        d_x = (rows @ weight).view(*d_y.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        d_weight = rows.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        return d_x, d_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class _Joint(torch.autograd.Function):
@@ -134,10 +172,10 @@ class _Attention(torch.autograd.Function):
             for heads, rows, seen in _tiles(len(q), time):
                 weights = _softmax(q[heads, rows], k[heads, seen])
                 if masks is None:
-                    out[heads, rows] = torch.bmm(weights, v[heads, seen])
+                    out[heads, rows].baddbmm_(weights, v[heads, seen], beta=0)
                 else:
                     _mark(weights, masks.draw(weights.shape))
-                    out[heads, rows] = torch.bmm(_marked(weights), v[heads, seen]).mul_(-masks.scale)
+                    out[heads, rows].baddbmm_(_marked(weights), v[heads, seen], beta=0, alpha=-masks.scale)
                 tiles.append(weights)
         ctx.scale = masks.scale if masks is not None else None
         ctx.save_for_backward(q, k, v, *tiles)
@@ -166,7 +204,7 @@ class _Attention(torch.autograd.Function):
                 beta = int(seen.stop < time)
                 d_v[heads, seen].baddbmm_(kept.mT, d_rows, beta=beta, alpha=kept_scale)
                 d_k[heads, seen].baddbmm_(d_scores.mT, q[heads, rows], beta=beta, alpha=scale)
-                d_q[heads, rows] = torch.bmm(d_scores, k[heads, seen]).mul_(scale)
+                d_q[heads, rows].baddbmm_(d_scores, k[heads, seen], beta=0, alpha=scale)
         return d_q.view(shape), d_k.view(shape), d_v.view(shape), None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels import cpu, reference, registered
 from kernels.backend import runs_registered_op
 
-__all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm"]
+__all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm", "linear"]
 
 MAX_HEAD_WIDTH = 128
 MAX_CHANNELS = 2048  # of a row that a kernel keeps in registers; wider ones go to PyTorch
@@ -125,6 +125,20 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
         return reference.cross_entropy(logits, targets, ignore_index)
     loss: Tensor = registered.cross_entropy(logits, targets, ignore_index)[0]
     return loss
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x`` through a matrix and a bias: PyTorch's own, but on a CPU in bfloat16.
+
+    Args:
+        x: (..., C). weight: (O, C). bias: (O,); both are cast to x's dtype, as autocast does.
+
+    Returns:
+        (..., O).
+    """
+    if cpu.suits_linear(x):
+        return cpu.linear(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def _check_dropout(dropout_p: float, seed: Tensor | None) -> None:

@@ -1,6 +1,7 @@
 """The CPU's attention, dropout and layer norm against float64 and against PyTorch's own."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -202,6 +203,42 @@ def test_the_joint_drops_out_the_branch_alone() -> None:
     assert float(total.mean()) == pytest.approx(3.0, abs=0.01)
 
 
+@pytest.mark.parametrize("trained", [(True, True, True), (True, False, False), (False, True, True)], ids=str)
+def test_a_linear_errs_no_more_than_twice_what_pytorch_does(trained: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(*shape, dtype=torch.float64) for shape in ((3, 50, 24), (40, 24), (40,))]
+    d_y = torch.randn(3, 50, 40, dtype=torch.float64)
+
+    def results(function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [
+            each.bfloat16().to(dtype).requires_grad_(trains) for each, trains in zip(inputs, trained, strict=True)
+        ]
+        y = function(*leaves)
+        grads = torch.autograd.grad(y, [leaf for leaf in leaves if leaf.requires_grad], d_y.bfloat16().to(dtype))
+        return [found.detach().double() for found in (y, *grads)]
+
+    def naive(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return x @ weight.T + bias
+
+    its = results(torch.nn.functional.linear, torch.bfloat16)
+    exact = results(naive, torch.float64)
+    for wanted, mine, theirs in zip(exact, results(cpu.linear, torch.bfloat16), its, strict=True):
+        assert rms(mine - wanted) <= 2 * rms(theirs - wanted)
+
+
+def test_a_linear_keeps_what_is_not_a_number_and_casts_its_weights() -> None:
+    x = torch.zeros(2, 8, dtype=torch.bfloat16)
+    x[1, 3] = math.nan
+    weight, bias = torch.ones(16, 8, requires_grad=True), torch.linspace(-1, 1, 16, requires_grad=True)
+    y = cpu.linear(x, weight, bias)
+    assert torch.equal(y[0], bias.bfloat16())
+    assert y[1].isnan().all()
+    y[0].sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.dtype == torch.float32
+    assert torch.equal(bias.grad, torch.ones(16))
+
+
 def test_what_it_is_for() -> None:
     q, k, v, _ = packed(1, 2, 8, 4, torch.bfloat16)
     assert cpu.suits_attention(q, k, 0.0)
@@ -213,6 +250,8 @@ def test_what_it_is_for() -> None:
     assert not cpu.suits_attention(many, many, 0.0)
     assert not cpu.suits_attention(q.to("meta"), k.to("meta"), 0.0)
     assert torch.equal(ops.attention(q, k, v), cpu.attention(q, k, v))
+    assert not cpu.suits_linear(q.float())
+    assert not cpu.suits_linear(q.to("meta"))
     x = torch.zeros(2, 100, 8)
     assert cpu.suits_joint(x, x.bfloat16(), 0.0)
     assert not cpu.suits_joint(x[:, :1], x[:, :1], 0.0), "a character in sampling"
