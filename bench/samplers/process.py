@@ -1,8 +1,10 @@
 """Samplers as processes that take turns."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Self
 
 from bench import measure
@@ -10,8 +12,9 @@ from bench.conversation import Conversation, StoppedError
 from charformer.errors import UserError
 
 THREADS = (1, 2)
-PROBES = 3  # texts that choose a sampler's threads
-WARM_SECONDS = 1.0
+PROBES = 5  # texts whose median chooses a sampler's threads
+WARM_SECONDS = 0.5
+SLOW_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,27 @@ class Process:
         quiet = {"ORT_DISABLE_TELEMETRY": "1"}  # genai's too
         with ExitStack() as stack:
             self._conversation = stack.enter_context(Conversation(command, quiet))
-            self.greedy = self._ask("greedy")["ids"]  # which also warms it up
+            answer = self._ask("greedy")
+            self.greedy, self._text_seconds = answer["ids"], answer["seconds"]
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    def sample(self) -> float:
-        """Generate; keeps and returns the characters a second, of all texts together.
+    def warm_up(self) -> None:
+        """Generate for half a second that does not count.
 
-        A text that takes less than a second is made twice, and the second one counts: while the others had their turn
-        the processor's caches filled with their weights.
+        While the others had their turn the processor's caches filled with their weights, and the threads of the last of
+        them may go on spinning for some tenths of a second. One whose text takes two seconds needs none.
         """
+        until = time.monotonic() + WARM_SECONDS
+        while time.monotonic() < until and self._text_seconds < SLOW_SECONDS:
+            self._text_seconds = self._ask("sample")["seconds"]
+
+    def sample(self) -> float:
+        """Generate; keeps and returns the characters a second, of all texts together."""
         answer = self._ask("sample")
-        if answer["seconds"] < WARM_SECONDS:
-            answer = self._ask("sample")
         self.peak_memory_bytes = answer["peak_memory_bytes"]
         self.samples.append(self.sampler.batch * len(answer["ids"]) / answer["seconds"])
         return self.samples[-1]
@@ -90,13 +98,14 @@ def contest(samplers: list[Sampler], rounds: int, done: Callable[[str], None]) -
     processes = []
     for sampler in samplers:
         trials = [alone(sampler, threads, PROBES) for threads in THREADS]
-        processes.append(Process(sampler, max(trials, key=lambda trial: max(trial.samples)).threads))
+        processes.append(Process(sampler, max(trials, key=lambda trial: median(trial.samples)).threads))
         done(f"threads of {sampler.engine} {sampler.precision}")
     with ExitStack() as running:
         for process in processes:
             running.enter_context(process)
         for turn in range(rounds):
             for process in processes:
+                process.warm_up()
                 process.sample()
                 done(f"round {turn + 1}: {process.sampler.engine} {process.sampler.precision}")
     return processes
@@ -105,6 +114,7 @@ def contest(samplers: list[Sampler], rounds: int, done: Callable[[str], None]) -
 def alone(sampler: Sampler, threads: int, texts: int) -> Process:
     """One sampler while nothing else runs."""
     with Process(sampler, threads) as process:
+        process.warm_up()
         for _ in range(texts):
             process.sample()
     return process

@@ -57,6 +57,23 @@ def test_speed_is_characters_of_all_texts_over_seconds() -> None:
     assert 3 * 2 / 0.4 < max(process.samples) <= 3 * 2 / 0.2
 
 
+def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = "import sys, time; from bench.samplers.worker import serve; n = [0]\n"
+    script += "def text(greedy): n[0] += 1; time.sleep({}); return n\nserve(text)"
+    quick, slow = (Sampler("a", "x", [sys.executable, "-c", script.format(pause)]) for pause in (0.1, 0.3))
+    with Process(quick, 1) as process:
+        process.warm_up()
+        process.warm_up()
+        made = process._ask("sample")["ids"][0]
+        assert 2 + 2 * 3 <= made <= 2 + 2 * 5, "one greedy text, those of two half seconds, and this one"
+    monkeypatch.setattr("bench.samplers.process.SLOW_SECONDS", 0.2)
+    with Process(slow, 1) as process:
+        process.warm_up()
+        assert process._ask("sample")["ids"] == [2]
+
+
 def test_a_sampler_that_dies_is_named() -> None:
     with pytest.raises(UserError, match="a x stopped"), Process(Sampler("a", "x", [sys.executable, "-c", "0"]), 1):
         pass
