@@ -38,7 +38,7 @@ demo: $(INSTALLED)
 	@echo "curves  $(DEMO)/pretrain/loss.png  $(DEMO)/finetune/loss.png"
 	@echo "runs    $(DEMO)/pretrain  $(DEMO)/finetune"
 
-# A process a core, of one thread each.
+# A process a core, eight at the most, of one thread each.
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal

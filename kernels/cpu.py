@@ -9,6 +9,7 @@ Shapes: B batch, H heads, T time, D head width, C channels.
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +23,9 @@ from kernels.masks import Masks
 
 MOST_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward pass, in every layer
 ROWS = 64  # queries of a tile
+FEW = 128  # rows that are not worth a way of their own: a character in sampling, not a training
 TILE = 3 * 2**18  # scores of a tile, at the most
+_lock = threading.Lock()
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers, by their bytes
 
 
@@ -34,7 +37,7 @@ def suits_attention(q: Tensor, k: Tensor, dropout_p: float) -> bool:
 
 
 def runs_here(x: Tensor) -> bool:
-    """Whether ``x`` is a CPU's, and no compiler looks on, which could not trace what draws the masks."""
+    """Whether ``x`` is a CPU's, and no compiler looks on, which could not trace what is here."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -47,7 +50,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
 def suits_joint(residual: Tensor, x: Tensor, dropout_p: float) -> bool:
     """Whether ``add_dropout_layer_norm`` is the faster one for these."""
     wide = residual.dtype in (torch.float32, torch.float64)
-    return wide and runs_here(x) and (dropout_p > 0.0 or x.numel() // x.shape[-1] >= ROWS)
+    return wide and runs_here(x) and (dropout_p > 0.0 or x.numel() >= FEW * x.shape[-1])
 
 
 def add_dropout_layer_norm(
@@ -61,7 +64,8 @@ def add_dropout_layer_norm(
 
 def suits_linear(x: Tensor) -> bool:
     """Whether ``linear`` is the faster one for this."""
-    return x.dtype == torch.bfloat16 and runs_here(x) and _multiplies_bfloat16()
+    wide = x.dtype == torch.bfloat16 and x.numel() >= FEW * x.shape[-1]
+    return wide and runs_here(x) and multiplies_bfloat16()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -71,7 +75,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Whether oneDNN is there and this processor can do with it what ``linear`` asks for."""
     onednn: Any = torch.backends.mkldnn
     return onednn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -91,7 +96,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = d_y.reshape(-1, d_y.shape[-1])
-        d_x = (rows @ weight).view(*d_y.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        d_x = (rows @ weight).view(*d_y.shape[:-1], weight.shape[1]) if ctx.needs_input_grad[0] else None
         d_weight = rows.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
         return d_x, d_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
@@ -176,7 +181,8 @@ class _Attention(torch.autograd.Function):
                 else:
                     _mark(weights, masks.draw(weights.shape))
                     out[heads, rows].baddbmm_(_marked(weights), v[heads, seen], beta=0, alpha=-masks.scale)
-                tiles.append(weights)
+                if any(ctx.needs_input_grad):
+                    tiles.append(weights)
         ctx.scale = masks.scale if masks is not None else None
         ctx.save_for_backward(q, k, v, *tiles)
         return out.view(shape)
@@ -231,21 +237,26 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
 
 @contextmanager
 def _products(dtype: torch.dtype) -> Iterator[None]:
-    """Products of float32 from factors of ``dtype``, which is what they were and all that they are read as."""
-    settings: Any = torch.backends.mkldnn
-    before = settings.matmul.fp32_precision
-    if dtype == torch.bfloat16:
-        settings.matmul.fp32_precision = "bf16"
-    try:
+    """Products of float32 from factors that were of ``dtype``, and are read as that."""
+    if dtype != torch.bfloat16:
         yield
-    finally:
-        settings.matmul.fp32_precision = before
+        return
+    settings: Any = torch.backends.mkldnn
+    with _lock:  # the setting is the whole process's
+        before = settings.matmul.fp32_precision
+        settings.matmul.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            settings.matmul.fp32_precision = (
+                "none" if before == settings.fp32_precision else before
+            )  # none: as oneDNN's
 
 
 def _mark(weights: Tensor, keep: Tensor) -> None:
-    """Turn the sign of those that stay."""
+    """Give those that stay a negative sign, whatever theirs was: that of what is not a number may be either."""
     bits = _bits(weights)
-    bits.add_(keep, alpha=torch.iinfo(bits.dtype).min)
+    bits.bitwise_or_(keep.to(bits.dtype).mul_(torch.iinfo(bits.dtype).min))
 
 
 def _marked(weights: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ class Masks:
 
     An element is decided by the sum, without carries, of a number from each of two tables, which are always the same;
     where in them a mask begins is PyTorch's generator's to say. All elements of a mask, and of any two, are independent
-    of one another, unless both begin equally far apart in the tables, as one pair in two million does, and overlap.
-    (Six elements of three masks may depend on one another.)
+    of one another, unless the two places of both are the same distance apart, as in one pair in 1.6 million, and they
+    overlap. (Six elements of three masks may depend on one another.)
 
     Args:
         dropout_p: below 1; rounded to ``LEVELS``.

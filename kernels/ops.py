@@ -131,7 +131,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``x`` through a matrix and a bias: PyTorch's own, but on a CPU in bfloat16.
 
     Args:
-        x: (..., C). weight: (O, C). bias: (O,); both are cast to x's dtype, as autocast does.
+        x: (..., C). weight: (O, C). bias: (O,); in x's dtype, or under autocast.
 
     Returns:
         (..., O).

@@ -65,7 +65,7 @@ class Process:
     def sample(self) -> float:
         """Generate; keeps and returns the characters a second, of all texts together."""
         answer = self._ask("sample")
-        self.peak_memory_bytes = answer["peak_memory_bytes"]
+        self._text_seconds, self.peak_memory_bytes = answer["seconds"], answer["peak_memory_bytes"]
         self.samples.append(self.sampler.batch * len(answer["ids"]) / answer["seconds"])
         return self.samples[-1]
 

@@ -1,13 +1,16 @@
-"""The CPU's attention, dropout and layer norm against float64 and against PyTorch's own."""
+"""The CPU's attention, dropout, layer norm and linear against float64 and against PyTorch's own."""
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charformer.config import ModelConfig
+from charformer.model import GPT
 from kernels import cpu, ops
 from kernels.masks import Masks
 
@@ -51,7 +54,7 @@ def test_errors_are_at_most_twice_pytorchs(shape: tuple[int, int, int, int], sha
 def test_float32_and_float64() -> None:
     inputs = packed(2, 2, 50, 24, torch.float64)
     exact = results(pytorch, inputs, torch.float64)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 5e-3)):
         for wanted, mine in zip(exact, results(cpu.attention, inputs, dtype), strict=True):
             torch.testing.assert_close(mine, wanted, atol=tolerance, rtol=tolerance)
 
@@ -91,7 +94,7 @@ def test_tiles_with_dropout_come_to_what_float64_gives_under_the_same_masks(
 
 
 def test_scores_below_zero_and_far_from_it() -> None:
-    """Where the bits' order is reversed, and where an exponential of a score itself would be nothing."""
+    """Where an exponential of a score itself would be nothing."""
     q, k, v, d_out = packed(1, 2, 40, 16, torch.bfloat16)
     q, k = q.abs() * 8, -k.abs() * 8
     exact, ours, theirs = (
@@ -106,10 +109,10 @@ def test_scores_below_zero_and_far_from_it() -> None:
         assert rms(mine - wanted) <= 2 * rms(its - wanted) + 2**-8 * rms(wanted)
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.001, 0.3])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_what_is_not_a_number_stays_so(sign: float, dropout_p: float) -> None:
-    """Also the kind with a negative sign, which processors make and which the bits' order puts below 0."""
+    """Also the kind with a negative sign, which processors make."""
     q, k, v, _ = packed(1, 2, 40, 16, torch.bfloat16)
     q = q.clone()
     q[0, 0, 7] = math.copysign(math.nan, sign)
@@ -203,6 +206,24 @@ def test_the_joint_drops_out_the_branch_alone() -> None:
     assert float(total.mean()) == pytest.approx(3.0, abs=0.01)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_how_products_of_float32_are_read_is_left_as_it_was(fails: bool) -> None:
+    settings = torch.backends.mkldnn
+    q, k, v, _ = packed(1, 2, 16, 8, torch.bfloat16)
+    for precision in ("none", "ieee", "bf16"):
+        settings.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+        try:
+            with nullcontext() if not fails else pytest.raises(RuntimeError):
+                cpu.attention(q, k[:, :, :, :7] if fails else k, v)
+            assert settings.matmul.fp32_precision == precision  # type: ignore[attr-defined]
+        finally:
+            settings.matmul.fp32_precision = "none"  # type: ignore[attr-defined]
+
+
+needs_bfloat16 = pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="oneDNN has no bfloat16 here")
+
+
+@needs_bfloat16
 @pytest.mark.parametrize("trained", [(True, True, True), (True, False, False), (False, True, True)], ids=str)
 def test_a_linear_errs_no_more_than_twice_what_pytorch_does(trained: tuple[bool, bool, bool]) -> None:
     torch.manual_seed(0)
@@ -226,6 +247,7 @@ def test_a_linear_errs_no_more_than_twice_what_pytorch_does(trained: tuple[bool,
         assert rms(mine - wanted) <= 2 * rms(theirs - wanted)
 
 
+@needs_bfloat16
 def test_a_linear_keeps_what_is_not_a_number_and_casts_its_weights() -> None:
     x = torch.zeros(2, 8, dtype=torch.bfloat16)
     x[1, 3] = math.nan
@@ -239,6 +261,16 @@ def test_a_linear_keeps_what_is_not_a_number_and_casts_its_weights() -> None:
     assert torch.equal(bias.grad, torch.ones(16))
 
 
+@needs_bfloat16
+def test_a_model_in_bfloat16_has_such_linears_and_a_single_character_has_not() -> None:
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=5))
+    ids = torch.zeros(4, 64, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        many, one = model(ids), model(ids[:1, :1])
+    assert [str(out.grad_fn).partition(" ")[0] for out in (many, one)] == ["<_LinearBackward", "<ViewBackward0"]
+    assert cpu.linear(torch.zeros(0, 3, 8).bfloat16(), torch.ones(4, 8), torch.ones(4)).shape == (0, 3, 4)
+
+
 def test_what_it_is_for() -> None:
     q, k, v, _ = packed(1, 2, 8, 4, torch.bfloat16)
     assert cpu.suits_attention(q, k, 0.0)
@@ -250,8 +282,11 @@ def test_what_it_is_for() -> None:
     assert not cpu.suits_attention(many, many, 0.0)
     assert not cpu.suits_attention(q.to("meta"), k.to("meta"), 0.0)
     assert torch.equal(ops.attention(q, k, v), cpu.attention(q, k, v))
-    assert not cpu.suits_linear(q.float())
-    assert not cpu.suits_linear(q.to("meta"))
+    rows = torch.zeros(4, 50, 8, dtype=torch.bfloat16)
+    assert cpu.suits_linear(rows) == cpu.multiplies_bfloat16()
+    assert not cpu.suits_linear(rows.float())
+    assert not cpu.suits_linear(rows[:, :1]), "a character in sampling"
+    assert not cpu.suits_linear(rows.to("meta"))
     x = torch.zeros(2, 100, 8)
     assert cpu.suits_joint(x, x.bfloat16(), 0.0)
     assert not cpu.suits_joint(x[:, :1], x[:, :1], 0.0), "a character in sampling"
