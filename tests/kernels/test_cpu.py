@@ -267,7 +267,7 @@ def test_a_model_in_bfloat16_has_such_linears_and_a_single_character_has_not() -
     ids = torch.zeros(4, 64, dtype=torch.int64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         many, one = model(ids), model(ids[:1, :1])
-    assert [str(out.grad_fn).partition(" ")[0] for out in (many, one)] == ["<_LinearBackward", "<ViewBackward0"]
+    assert ["_Linear" in str(out.grad_fn) for out in (many, one)] == [True, False]
     assert cpu.linear(torch.zeros(0, 3, 8).bfloat16(), torch.ones(4, 8), torch.ones(4)).shape == (0, 3, 4)
 
 
