@@ -132,7 +132,11 @@ def _engines(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sample
 
 
 def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]:
-    """The peers that are installed; says which are not."""
+    """The peers that are installed and can have the run's weights; says which are not, or that they cannot."""
+    config, _ = run.read_shape()
+    if config.rope_base or config.relu_power != 1:
+        print("the peers' rows are missing: they take learned positions and a plain ReLU, as preset baseline has")
+        return []
     found = [module for module in ("ctranslate2", "onnxruntime_genai") if _imports(args.peers, module)]
     models = folder / "peers"
     models.mkdir()

@@ -25,8 +25,9 @@ MOST_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward p
 ROWS = 64  # queries of a tile
 FEW = 128  # rows that are not worth a way of their own: a character in sampling, not a training
 TILE = 3 * 2**18  # scores of a tile, at the most
-_lock = threading.Lock()
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers, by their bytes
+
+_lock = threading.Lock()
 
 
 def suits_attention(q: Tensor, k: Tensor, dropout_p: float) -> bool:
@@ -248,9 +249,8 @@ def _products(dtype: torch.dtype) -> Iterator[None]:
         try:
             yield
         finally:
-            settings.matmul.fp32_precision = (
-                "none" if before == settings.fp32_precision else before
-            )  # none: as oneDNN's
+            follows = before == settings.fp32_precision  # what is asked of all of oneDNN
+            settings.matmul.fp32_precision = "none" if follows else before
 
 
 def _mark(weights: Tensor, keep: Tensor) -> None:

@@ -1,17 +1,21 @@
 """The yardstick's arithmetic, the samplers' protocol, and one small run of the bench itself."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 
+from bench import sampling
 from bench.baseline import Baseline
 from bench.chart import write_bars
+from bench.samplers.models import random_run
 from bench.samplers.process import Process, Sampler, alone, contest
 from charformer.config import ModelConfig
 from charformer.errors import UserError
@@ -72,6 +76,17 @@ def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long
     with Process(slow, 1) as process:
         process.warm_up()
         assert process._ask("sample")["ids"] == [2]
+
+
+@pytest.mark.parametrize("modern", [{"rope_base": 1e4}, {"relu_power": 2}], ids=str)
+def test_a_run_that_the_peers_cannot_have_is_measured_without_them(
+    modern: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = random_run(
+        tmp_path / "run", ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, **modern)
+    )
+    assert sampling._peers(argparse.Namespace(peers=Path(sys.executable)), run, tmp_path) == []
+    assert "learned positions" in capsys.readouterr().out
 
 
 def test_a_sampler_that_dies_is_named() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -208,16 +209,16 @@ def test_the_joint_drops_out_the_branch_alone() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_how_products_of_float32_are_read_is_left_as_it_was(fails: bool) -> None:
-    settings = torch.backends.mkldnn
+    settings: Any = torch.backends.mkldnn
     q, k, v, _ = packed(1, 2, 16, 8, torch.bfloat16)
     for precision in ("none", "ieee", "bf16"):
-        settings.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+        settings.matmul.fp32_precision = precision
         try:
             with nullcontext() if not fails else pytest.raises(RuntimeError):
                 cpu.attention(q, k[:, :, :, :7] if fails else k, v)
-            assert settings.matmul.fp32_precision == precision  # type: ignore[attr-defined]
+            assert settings.matmul.fp32_precision == precision
         finally:
-            settings.matmul.fp32_precision = "none"  # type: ignore[attr-defined]
+            settings.matmul.fp32_precision = "none"
 
 
 needs_bfloat16 = pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="oneDNN has no bfloat16 here")
