@@ -78,15 +78,17 @@ def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long
         assert process._ask("sample")["ids"] == [2]
 
 
-@pytest.mark.parametrize("modern", [{"rope_base": 1e4}, {"relu_power": 2}], ids=str)
-def test_a_run_that_the_peers_cannot_have_is_measured_without_them(
-    modern: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({}, "ctranslate2 is missing"), ({"rope_base": 1e4}, "learned positions"), ({"relu_power": 2}, "plain ReLU")],
+)
+def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
+    changes: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = random_run(
-        tmp_path / "run", ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, **modern)
-    )
-    assert sampling._peers(argparse.Namespace(peers=Path(sys.executable)), run, tmp_path) == []
-    assert "learned positions" in capsys.readouterr().out
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, **changes)
+    run = random_run(tmp_path / "run", config)
+    assert sampling._peers(argparse.Namespace(peers=Path("nowhere/bin/python")), run, tmp_path) == []
+    assert words in capsys.readouterr().out
 
 
 def test_a_sampler_that_dies_is_named() -> None:
@@ -108,7 +110,7 @@ def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.sampling", *flags, *outputs]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "ctranslate2 is missing" in done.stdout
+    assert "the peers' rows are missing: they take learned positions" in done.stdout
     result = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert result["schema"] == 1
     assert {row["engine"] for row in result["rows"]} == {"charformer-onnx", "charformer-torch", "baseline"}
