@@ -87,7 +87,8 @@ def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
 ) -> None:
     config = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, **changes)
     run = random_run(tmp_path / "run", config)
-    assert sampling._peers(argparse.Namespace(peers=Path("nowhere/bin/python")), run, tmp_path) == []
+    args = argparse.Namespace(peers=Path("nowhere/bin/python"), characters=4)
+    assert sampling._peers(args, run, tmp_path) == []
     assert words in capsys.readouterr().out
 
 
