@@ -112,7 +112,7 @@ class TrainConfig(_Config):
     eval_interval: int = _number(500, "steps between evaluations (each also saves the run)", least=1)
     save_interval: int = _number(0, "steps between saves beside those of the evaluations; 0 is none")
     save_minutes: float = _number(0.0, "minutes between saves beside those of the evaluations; 0 is none")
-    eval_batches: int = _number(10, "batches of each split in an evaluation's fixed subset", least=1)
+    eval_batches: int = _number(5, "batches of each split in an evaluation's fixed subset", least=1)
     warmup_steps: int = _number(0, "steps over which the learning rate rises from 0")
     decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)
     weight_decay: float = _number(0.0, "AdamW's weight decay, on matrices alone")
@@ -146,12 +146,11 @@ _MUON = TrainConfig(
     learning_rate=3e-3,
     muon_learning_rate=0.02,
     eval_interval=100,
-    eval_batches=5,
     decay_fraction=0.6,
     weight_decay=0.1,
     beta2=0.95,
 )
-_FINETUNE = replace(_MUON, max_steps=480, decay_fraction=0.8)
+_FINETUNE = replace(_MUON, max_steps=480, eval_interval=160, decay_fraction=0.8)
 
 PRESETS: dict[str, Preset] = {
     "baseline": _baseline(batch_size=32, block_size=384),

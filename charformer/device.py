@@ -45,6 +45,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def products_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """A context in which matrix products on ``device`` are of ``dtype``."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What config.json says of the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -3,6 +3,7 @@
 from charformer.model import GPT
 
 FREEZES = ("none", "attention", "trunk")
+ABOVE_TRUNK = ("head.", "ln_f.")
 
 
 def freeze(model: GPT, what: str) -> None:
@@ -16,14 +17,19 @@ def freeze(model: GPT, what: str) -> None:
         frozen = {
             "none": False,
             "attention": ".attn." in name,
-            "trunk": not name.startswith(("head.", "ln_f.")),
+            "trunk": not name.startswith(ABOVE_TRUNK),
         }[what]
         parameter.requires_grad_(not frozen)
 
 
+def is_trunk_frozen(model: GPT) -> bool:
+    """Whether nothing trains but the head and the final layer norm."""
+    return not any(p.requires_grad for name, p in model.named_parameters() if not name.startswith(ABOVE_TRUNK))
+
+
 def train_mode(model: GPT) -> None:
-    """Turn dropout on, unless every block is frozen: what does not learn is read as it will be when sampling."""
-    model.train(any(parameter.requires_grad for parameter in model.blocks.parameters()))
+    """Turn dropout on, unless the trunk is frozen: what does not learn is read as it will be when sampling."""
+    model.train(not is_trunk_frozen(model))
 
 
 def count_parameters(model: GPT) -> tuple[int, int]:

@@ -207,6 +207,10 @@ class GPT(nn.Module):
         Returns:
             (B, T, V).
         """
+        return self.head(self.trunk(ids, cache)[1])
+
+    def trunk(self, ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream behind the last block and its ``ln_f``, (B, T, C) each; arguments as in ``forward``."""
         time = ids.shape[1]
         start = cache.length if cache is not None else 0
         x = self.tok_emb(ids)
@@ -218,7 +222,11 @@ class GPT(nn.Module):
             x, h = block(x, h, next_ln, self.rotary, cache)
         if cache is not None:
             cache.length = start + time
-        return self.head(h)
+        return x, h
+
+    def read(self, x: Tensor) -> Tensor:
+        """Logits from the residual stream behind the last block, as ``trunk`` gives it."""
+        return self.head(ops.layer_norm(x, self.ln_f.weight, self.ln_f.bias))
 
     @torch.no_grad()
     def zero_init(self) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from charformer.config import ModelConfig, TrainConfig
 from charformer.device import total_memory
-from charformer.freeze import count_parameters, train_mode
+from charformer.freeze import count_parameters, is_trunk_frozen, train_mode
 from charformer.model import GPT
 from charformer.optim import Muon
 from charformer.trainer import Trainer
@@ -79,7 +79,7 @@ def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) 
     row = config.n_embd * size
     norm = 4 * config.n_embd + 8  # the residual stream, and the mean and deviation of its layer norm
     head = norm + row + config.vocab_size * (size if fused else 4) + 16
-    if _is_trunk_frozen(model):
+    if is_trunk_frozen(model):
         return head
     weights = 0 if fused else _weights_bytes(config, dtype, sequences)
     attention = 3 * row + (weights or row + 4 * config.n_head)  # q, k and v; else the output and the sums of its rows
@@ -101,12 +101,8 @@ def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> i
     return dtype.itemsize * config.n_head * (length + rows) // 2
 
 
-def _is_trunk_frozen(model: GPT) -> bool:
-    return not any(parameter.requires_grad for parameter in model.blocks.parameters())
-
-
 def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[float], None] = lambda _: None) -> Speed:
-    """Train for ``seconds`` and evaluate once, saving nothing; the model is of no use afterwards.
+    """Train for ``seconds`` and evaluate twice, saving nothing; the model is of no use afterwards.
 
     ``on_step`` is called with the share of the time that is over.
     """
@@ -123,13 +119,15 @@ def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[f
         taken.append(time.perf_counter() - started)
         trainer.counters.step += 1
         on_step(min(1.0, (time.perf_counter() - began) / seconds))
-    started = time.perf_counter()
-    trainer.subset_loss(trainer.corpus.validation)
-    evaluation = 2 * (time.perf_counter() - started)  # the other split has as many batches
-    evaluations = 1 + -(-config.max_steps // config.eval_interval)
+    evaluations = []
+    for _ in range(2):  # the first one's results may serve the others
+        started = time.perf_counter()
+        trainer.subset_loss("validation")
+        evaluations.append(2 * (time.perf_counter() - started))  # the other split has as many batches
+    further = -(-config.max_steps // config.eval_interval)
     return Speed(
         step_seconds=median(taken[WARM_STEPS:]),
-        eval_seconds=evaluations * evaluation,
+        eval_seconds=evaluations[0] + further * evaluations[1],
         steps=len(taken) - WARM_STEPS,
     )
 

@@ -8,7 +8,6 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from charformer import checkpoint
@@ -16,14 +15,16 @@ from charformer.batches import WindowOrder
 from charformer.checkpoint import Counters
 from charformer.config import TrainConfig
 from charformer.corpus import Corpus
+from charformer.device import products_in
 from charformer.errors import UserError
+from charformer.evaluation import Evaluator, Split, mean_loss
 from charformer.freeze import train_mode
 from charformer.model import GPT
 from charformer.optim import build_optimizer, learning_rate
 from charformer.parallel import ALONE, Team, TeammateLostError
 from charformer.rundir import RunDir
 from charformer.vocab import Vocab
-from kernels import ops
+from charformer.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ class Trainer:
         self.optimizer = build_optimizer(model, config, dtype)
         self.counters = Counters()
         self.history: list[dict[str, Any]] = []
-        self._table = corpus.table(vocab)
         self._order = WindowOrder(len(corpus.train), model.config.block_size, config.seed)
+        self._windows = Windows(corpus.table(vocab), device)
+        self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, team)
         self._replica: nn.Module = model
 
     def resume(self) -> None:
@@ -180,9 +182,7 @@ class Trainer:
 
         Raises UserError when they give no finite loss; what was saved before then stays.
         """
-        length = self.model.config.block_size
-        starts = np.zeros(1, np.int64)
-        self._check_finite(self._mean_loss(self.corpus.train, [(starts, length)], self.dtype, ALONE), "the loss")
+        self._check_finite(self._evaluator.first_loss(), "the loss")
         self.save()
 
     def _is_save_due(self, clock: "_Clock") -> bool:
@@ -196,12 +196,11 @@ class Trainer:
         starts = self._order.starts(self.counters.step * batch_size, batch_size)[self.team.rank :: self.team.size]
         return self._windows(self.corpus.train, starts, self.model.config.block_size)
 
-    def loss(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The mean loss of predicting each character of (B, T + 1) from those before it, in ``dtype`` products."""
-        dtype = dtype or self.dtype
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    def loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """The mean loss of predicting each character of (B, T + 1) from those before it."""
+        with products_in(self.dtype, self.device):
             logits = self._replica(windows[:, :-1])
-        return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        return mean_loss(logits, windows)
 
     def update(self, rate: float) -> None:
         """Let the optimizer take a step of size ``rate`` along the gradients, and clear them."""
@@ -234,18 +233,11 @@ class Trainer:
         numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.team.rank))
         torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
 
-    def _windows(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
-        """Each of ``length`` characters from ``starts``, (B,), and the character behind them."""
-        windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
-        if self.device.type == "cuda":
-            windows = windows.pin_memory().to(self.device, non_blocking=True)
-        return windows
-
     def _evaluate(self, rate: float, speed: float | None) -> Evaluation:
         """Evaluate, record it, and keep the weights if they are the best so far."""
         start = time.perf_counter()
-        train_loss = self.subset_loss(self.corpus.train)
-        val_loss = self.subset_loss(self.corpus.validation)
+        train_loss = self.subset_loss("train")
+        val_loss = self.subset_loss("validation")
         self._check_finite(train_loss + val_loss, "the loss")
         counters = self.counters
         counters.eval_seconds += time.perf_counter() - start
@@ -260,50 +252,17 @@ class Trainer:
             checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
         return row
 
-    def subset_loss(self, ids: NDArray[Any]) -> float:
+    def subset_loss(self, split: Split) -> float:
         """The mean loss over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time."""
-        length = self.model.config.block_size
-        count = min(self.config.eval_batches * self.config.batch_size, (len(ids) - 1) // length)
-        starts = np.linspace(0, len(ids) - length - 1, count).astype(np.int64)
-        return self._mean_loss(ids, [(starts, length)], self.dtype, self.team)
+        return self._evaluator.subset_loss(split)
 
     def whole_validation_loss(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> float:
-        """The loss of the best weights over all of the validation split, in windows of ``block_size``.
+        """The loss of the best weights over all of the validation split, in float32 whatever the run's dtype.
 
-        In float32 whatever the run's dtype, so that it is the same on every machine, to rounding. ``on_progress`` is
-        called with the characters so far and in all.
+        ``on_progress`` is called with the characters so far and in all.
         """
         checkpoint.load_weights(self.run, self.model)
-        ids = self.corpus.validation
-        length = self.model.config.block_size
-        starts = np.arange(0, len(ids) - length, length)
-        rest = (len(ids) - 1) % length
-        tail = [(np.array([len(ids) - 1 - rest]), rest)] if rest else []
-        return self._mean_loss(ids, [(starts, length), *tail], torch.float32, ALONE, on_progress)
-
-    @torch.inference_mode()
-    def _mean_loss(
-        self,
-        ids: NDArray[Any],
-        windows: list[tuple[NDArray[np.int64], int]],
-        dtype: torch.dtype,
-        team: Team,
-        on_progress: Callable[[int, int], None] = lambda *_: None,
-    ) -> float:
-        """The mean loss over ``windows``, pairs of starts and a length, each of ``team`` working on its share."""
-        was_training = self.model.training
-        self.model.eval()
-        total, characters = 0.0, 0
-        batch_size = self.config.batch_size // team.size
-        for starts, length in windows:
-            for first in range(team.rank * batch_size, len(starts), team.size * batch_size):
-                part = starts[first : first + batch_size]
-                total += float(self.loss(self._windows(ids, part, length), dtype)) * len(part) * length
-                characters += len(part) * length
-                on_progress(characters, len(ids) - 1)
-        self.model.train(was_training)
-        sums = team.sum(torch.tensor([total, float(characters)], dtype=torch.float64))
-        return float(sums[0] / sums[1])
+        return self._evaluator.whole_loss(on_progress)
 
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):

@@ -47,4 +47,4 @@ class CharformerEngine:
         self._trainer.counters.step += 1  # which the next batch follows
 
     def evaluate(self) -> None:
-        self._trainer.subset_loss(self._trainer.corpus.validation)
+        self._trainer.subset_loss("validation")
