@@ -1,4 +1,4 @@
-"""bench.step and bench.memory, as real commands on small texts."""
+"""bench.step, bench.memory and bench.overhead, as real commands on small texts."""
 
 import json
 import subprocess
@@ -46,6 +46,23 @@ def test_memory_is_counted_and_measured(tmp_path: Path, text: Path) -> None:
     for row in rows:
         assert 0 < row["counted_on_gpu_bytes"] < row["peak_memory_bytes"]
     assert rows[0]["counted_bytes"] < rows[1]["counted_bytes"]
+
+
+def test_what_is_spent_beside_the_steps(tmp_path: Path, text: Path) -> None:
+    found = tmp_path / "overhead.json"
+    data = ("--pretrain-data", str(text), "--finetune-data", str(text))
+    bench("overhead", *data, "--steps", "3", "--json", str(found))
+    rows = json.loads(found.read_text("utf-8"))["rows"]
+    assert [(row["stage"], row["freeze"]) for row in rows] == [
+        ("pretrain", "none"), ("finetune", "none"), ("finetune", "attention"), ("finetune", "trunk"),
+    ]  # fmt: skip
+    for row in rows:
+        seconds = row["seconds"]
+        assert min(seconds.values()) > 0, seconds
+        training = sum(seconds[part] for part in ("steps", "data", "evaluation", "display", "saves"))
+        assert row["share"] == pytest.approx(1 - (seconds["steps"] + seconds["saves"]) / training)
+    full, trunk = rows[1]["seconds"], rows[3]["seconds"]
+    assert trunk["steps"] < full["steps"]
 
 
 def test_a_result_of_another_bench_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

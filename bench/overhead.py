@@ -1,0 +1,150 @@
+"""What a training spends beside its steps: batches, evaluations, saves, its display, and before and behind it all.
+
+    python -m bench.overhead --preset nano fast --json bench/results/overhead.json
+
+Each preset pretrains, and is fine-tuned with each --freeze, by `charformer-train` with its live panel, in this process.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure
+from charformer import checkpoint, corpus, outcome
+from charformer.commands import train
+from charformer.commands.common import Parser, execute
+from charformer.config import PRESETS
+from charformer.display import TrainingDisplay
+from charformer.errors import UserError
+from charformer.freeze import FREEZES
+from charformer.rundir import RunDir
+from charformer.trainer import Trainer
+from kernels.program import writable_file
+from kernels.roofline import positive
+
+PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
+ASIDE = ("data", "evaluation", "display")  # of a training, what its share is asked of
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.overhead", __doc__.partition("\n")[0], "")
+    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano"], help="(default: nano)")
+    parser.add_argument("--pretrain-data", default="tiny-shakespeare", help="(default: %(default)s)")
+    parser.add_argument("--finetune-data", default="ace-attorney", help="(default: %(default)s)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="of every training (default: the preset's)")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    for data in (args.pretrain_data, args.finetune_data):
+        corpus.load(data)  # encodes it; trainings that people run a second time find that done
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in args.preset:
+            source = Path(folder) / preset
+            flags = ["--preset", preset, "--out", str(source), "--data", args.pretrain_data]
+            rows.append(_measure(preset, "none", RunDir(source), [*flags, *_steps(args)]))
+            for freeze in FREEZES:
+                run = RunDir(source.with_name(f"{preset}-{freeze}"))
+                flags = ["--stage", "finetune", "--init-from", str(source), "--out", str(run.path)]
+                flags += ["--freeze", freeze] if freeze != "none" else []
+                rows.append(_measure(preset, freeze, run, [*flags, "--data", args.finetune_data, *_steps(args)]))
+    table = Table("preset", "stage", "freeze", *PARTS, f"{', '.join(ASIDE)} of the training", title="seconds")
+    for row in rows:
+        seconds = (f"{row['seconds'][part]:.2f}" for part in PARTS)
+        table.add_row(row["preset"], row["stage"], row["freeze"], *seconds, f"{100 * row['share']:.1f} %")
+    Console(width=None if Console().is_terminal else 150).print(table)
+    if args.json:
+        config = {name: Path(getattr(args, name)).name for name in ("pretrain_data", "finetune_data")}
+        measure.write_result(args.json, measure.result("overhead", config | {"steps": args.steps}, rows))
+    return 0
+
+
+def _steps(args: argparse.Namespace) -> list[str]:
+    return ["--steps", str(args.steps)] if args.steps else []
+
+
+def _measure(preset: str, freeze: str, run: RunDir, flags: list[str]) -> dict[str, Any]:
+    """A row. Raises UserError when the training fails; it has then said why."""
+    began = time.perf_counter()
+    with _timed() as spent, open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        code = train.main(flags)
+    if code:
+        raise UserError(f"that training of {preset} ended with {code}")
+    spent["rest"] = time.perf_counter() - began - sum(spent.values())
+    training = sum(spent[part] for part in (*ASIDE, "steps", "saves"))
+    config, curve = run.read_config(), run.read_metrics()
+    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
+    return measure.row(
+        engine="charformer",
+        preset=preset,
+        precision=config["machine"]["dtype"],
+        batch=config["training"]["batch_size"],
+        context=config["model"]["block_size"],
+        threads=torch.get_num_threads(),
+        freeze=freeze,
+        chars_per_second=measure.percentiles(speeds),
+        samples=speeds,
+        stage=config["stage"],
+        seconds={part: spent[part] for part in PARTS},
+        share=sum(spent[part] for part in ASIDE) / training,
+    )
+
+
+@contextmanager
+def _timed() -> Iterator[dict[str, float]]:
+    """Add up, while it lasts, what the parts of a training take, each without those that it calls."""
+    places: list[tuple[Any, str, str]] = [
+        (Trainer, "_step", "steps"),
+        (Trainer, "draw", "data"),
+        (Trainer, "subset_loss", "evaluation"),
+        (Trainer, "save", "saves"),
+        (checkpoint, "save_weights", "saves"),
+        (TrainingDisplay, "update", "display"),
+        (outcome, "conclude", "score and sample"),
+    ]
+    spent: dict[str, float] = defaultdict(float)
+    within: list[str] = []
+    since = [0.0]
+
+    def count() -> None:
+        now = time.perf_counter()
+        if within:
+            spent[within[-1]] += now - since[0]
+        since[0] = now
+
+    def timed(original: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            count()
+            within.append(part)
+            try:
+                return original(*args, **options)
+            finally:
+                count()
+                within.pop()
+
+        return call
+
+    with ExitStack() as patched:
+        # rich's, for a panel where there is no terminal
+        patched.enter_context(patch.dict(os.environ, {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}))
+        for owner, name, part in places:
+            patched.enter_context(patch.object(owner, name, timed(getattr(owner, name), part)))
+        yield spent
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
