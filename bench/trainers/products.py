@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.trainers.engine import DTYPES, Variant
+from charformer.device import keep_freed_memory
 
 SQUARE = 2048  # beside the model's own shapes, one that any library is good at
 
@@ -18,6 +19,7 @@ class Products:
     """
 
     def __init__(self, variant: Variant, device: torch.device) -> None:
+        keep_freed_memory()  # as our trainer does; pages that fault in anew are no part of a product
         dtype = DTYPES[variant.precision]
         self._device = device
         shapes = variant.model.weight_shapes()
