@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import measure
+from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS
 from charformer.errors import UserError
 from charformer.rundir import RunDir
+from kernels.program import writable_file
+from kernels.roofline import positive
 
 VARIANTS = ("none", "attention", "trunk")
 
@@ -28,27 +31,32 @@ PUBLISHED = {
 }
 
 
-def main() -> None:
-    """The entry point."""
-    parser = argparse.ArgumentParser(prog="python -m bench.freeze", description=__doc__.splitlines()[0])
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.freeze", __doc__.partition("\n")[0], "")
     parser.add_argument("--preset", choices=PRESETS, default="baseline-as-coded", help="(default: %(default)s)")
     parser.add_argument("--pretrain-data", default="tiny-shakespeare", help="(default: %(default)s)")
     parser.add_argument("--finetune-data", default="ace-attorney", help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1000, help="of pretraining (default: %(default)s)")
-    parser.add_argument("--finetune-steps", type=int, default=500, help="of each fine-tune (default: %(default)s)")
-    parser.add_argument("--eval-interval", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=positive, default=1000, metavar="N", help="of pretraining (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--finetune-steps", type=positive, default=500, metavar="N", help="of each fine-tune (default: %(default)s)"
+    )
+    parser.add_argument("--eval-interval", type=positive, default=100, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/freeze"), help="their folder (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
 
-    try:
-        rows = _train_all(args)
-    except UserError as error:
-        parser.error(str(error))
+
+def _run(args: argparse.Namespace) -> int:
+    rows = _train_all(args)
     _print(rows)
     if args.json:
-        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
+        config = {name: getattr(args, name) for name in asked}
         measure.write_result(args.json, measure.result("freeze", config, rows))
+    return 0
 
 
 def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -120,4 +128,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

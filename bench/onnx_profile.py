@@ -21,28 +21,36 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import measure
+from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.onnx_engine import SharedCache
 from charformer.onnx_file import Description, read_metadata, unsealed
 from charformer.speculation import PROPOSALS
+from kernels.program import writable_file
+from kernels.roofline import positive
 
 ROUNDS = 4
 SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation
 
 
-def main() -> None:
-    """The entry point."""
-    parser = argparse.ArgumentParser(prog="python -m bench.onnx_profile", description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, help="from charformer-export, not --portable")
-    parser.add_argument("--characters", type=int, default=256, help="of each text (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes")
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.onnx_profile", __doc__.partition("\n")[0], "")
+    parser.add_argument("file", type=Path, metavar="FILE", help="from charformer-export, not --portable")
+    parser.add_argument(
+        "--characters", type=positive, default=256, metavar="N", help="of each text (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         content = unsealed(args.file.read_bytes())
         description = Description.from_metadata(read_metadata(content))
-    except (OSError, ValueError, UserError) as error:
-        parser.error(f"cannot use {args.file}: {error}")
+    except ValueError as error:
+        raise UserError(f"cannot use {args.file}: {error}") from error
     rows = [row for time in SHAPES for row in _profile(content, description, time, args.characters, args.threads)]
     for time in SHAPES:
         _print(time, [row for row in rows if row["characters_a_run"] == time])
@@ -50,6 +58,7 @@ def main() -> None:
         config = {"precision": description.precision, "model": description.config.to_dict()}
         config |= {"characters": args.characters, "threads": args.threads}
         measure.write_result(args.json, measure.result("onnx_profile", config, rows))
+    return 0
 
 
 def _profile(
@@ -95,4 +104,4 @@ def _print(time: int, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench import measure
 from bench.samplers.process import Sampler, contest
+from charformer.commands.common import Parser, execute
 from charformer.corpus import recall
 from charformer.errors import UserError
 from charformer.onnx_engine import OnnxEngine
@@ -25,6 +26,8 @@ from charformer.rundir import RunDir
 from export.exporter import file_content
 from export.graph import PRECISIONS, Precision
 from export.verify import compare, reference_logits
+from kernels.program import writable_file
+from kernels.roofline import positive
 
 VARIANTS = {
     **{name: PRECISIONS[name] for name in ("fp32", "int8", "int4")},
@@ -36,23 +39,26 @@ CHARACTERS = 256
 MODULE = "bench.samplers.with_charformer"
 
 
-def main() -> None:
-    """The entry point."""
-    parser = argparse.ArgumentParser(prog="python -m bench.precision", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="a trained run whose text is at hand")
-    parser.add_argument("--rounds", type=int, default=7, help="texts of each variant (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes")
-    args = parser.parse_args()
-    try:
-        rows = _measure(RunDir(args.run), args.rounds)
-    except UserError as error:
-        parser.error(str(error))
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.precision", __doc__.partition("\n")[0], "")
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a trained run whose text is at hand")
+    parser.add_argument(
+        "--rounds", type=positive, default=7, metavar="N", help="texts of each variant (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    rows = _measure(RunDir(args.run), args.rounds)
     _print(rows)
     if args.json:
         training = RunDir(args.run).read_config()
         config = {key: training[key] for key in ("stage", "preset", "model", "training", "corpus")}
         config |= {"rounds": args.rounds, "characters": CHARACTERS}
         measure.write_result(args.json, measure.result("precision", config, rows))
+    return 0
 
 
 def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
@@ -104,4 +110,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

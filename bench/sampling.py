@@ -31,11 +31,14 @@ from bench.chart import write_bars
 from bench.conversation import ROOT
 from bench.samplers.models import random_run, write_for_peers
 from bench.samplers.process import THREADS, Process, Sampler, alone, contest
+from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS
 from charformer.corpus import recall
 from charformer.errors import UserError
 from charformer.rundir import RunDir
 from export.exporter import export
+from kernels.program import writable_file
+from kernels.roofline import positive
 
 SHOWN = ("fp32", "int8", "int4")
 BATCHES = (1, 4, 16)
@@ -44,23 +47,31 @@ TEMPERATURES = (1.0, 0.8)
 Row = dict[str, Any]
 
 
-def main() -> None:
-    """The entry point."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, help="a trained run (default: random weights of the preset `baseline`)")
-    parser.add_argument("--characters", type=int, default=256, help="of each text (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="texts of each sampler (default: %(default)s)")
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    parser = Parser("bench.sampling", __doc__.partition("\n")[0], "")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="a trained run (default: random weights of the preset `baseline`)"
+    )
+    parser.add_argument(
+        "--characters", type=positive, default=256, metavar="N", help="of each text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=7, metavar="N", help="texts of each sampler (default: %(default)s)"
+    )
     parser.add_argument(
         "--peers", type=Path, default=ROOT / ".peers/bin/python", help="the peers' Python (default: `make peers`'s)"
     )
-    parser.add_argument("--json", type=Path, help="where the result goes")
-    parser.add_argument("--chart", type=Path, help="where a picture of the contest goes, a PNG")
-    args = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            rows, facts = _measure(args, Path(folder))
-    except UserError as error:
-        parser.error(str(error))
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_argument(
+        "--chart", type=writable_file, metavar="FILE", help="where a picture of the contest goes, a PNG"
+    )
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        rows, facts = _measure(args, Path(folder))
     _print(rows, facts)
     if args.json:
         name = args.run.name if args.run else None
@@ -71,6 +82,7 @@ def main() -> None:
         bars = [(measure.label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
         title = f"one text of {args.characters} characters, each sampler at its best threads"
         write_bars(args.chart, [(title, bars)])
+    return 0
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -275,4 +287,4 @@ def _median(row: Row) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

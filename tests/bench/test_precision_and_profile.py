@@ -41,3 +41,20 @@ def test_profile(copied: Path) -> None:
     assert nodes["GroupQueryAttention"] == 2
     assert sum(row["share"] for row in rows) == pytest.approx(2)
     assert bench("bench.onnx_profile", copied / "r.json").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench.precision", "--run", "nowhere"), "bench.precision: there is no run in nowhere"),
+        (("bench.precision", "--run", "nowhere", "--json", "no/folder.json"), "'no/folder.json' cannot be written"),
+        (("bench.onnx_profile", "nowhere.onnx"), "bench.onnx_profile: nowhere.onnx: No such file"),
+        (("bench.sampling", "--run", "nowhere"), "bench.sampling: there is no run in nowhere"),
+        (("bench.sampling", "--rounds", "0"), "'0' is not a positive whole number"),
+        (("bench.freeze", "--steps", "-1"), "'-1' is not a positive whole number"),
+    ],
+)
+def test_a_mistake_is_one_line_and_said_before_the_work(arguments: tuple[str, ...], words: str) -> None:
+    done = bench(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert words in done.stderr

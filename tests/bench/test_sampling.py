@@ -123,3 +123,4 @@ def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
     too_many = subprocess.run([*command, "--characters", "24"], capture_output=True, encoding="utf-8")
     assert too_many.returncode == 2
     assert "fewer --characters" in too_many.stderr
+    assert too_many.stderr.count("\n") == 1
