@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -92,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
             task = progress.add_task(f"without {name}", total=trainer.config.max_steps)
             for step in trainer.steps():
                 progress.update(task, completed=step.step)
-            rows.append(_row(trainer, args.preset, name, changes))
+            rows.append(_row(trainer, name, changes))
             keep()
             file = trainer.run.onnx
             export(trainer.run, file, "int8", portable=False, corpus=corpus)
@@ -138,25 +137,14 @@ def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path
     return stages.open_run(start, RunDir(folder), device, dtype)
 
 
-def _row(trainer: Trainer, preset: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    curve = trainer.history
-    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
-    return measure.row(
-        engine="charformer",
-        preset=preset,
-        precision=str(trainer.dtype).removeprefix("torch."),
-        batch=trainer.config.batch_size,
-        context=trainer.model.config.block_size,
-        threads=torch.get_num_threads(),
-        freeze="none",
-        chars_per_second=measure.percentiles(speeds),
-        samples=speeds,
+def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    return measure.training_row(
+        trainer.run,
         without=name,
         changes=changes,
         val_loss=trainer.whole_validation_loss(),
         characters=trainer.counters.characters,
         seconds=trainer.counters.train_seconds,
-        curve=curve,
     )
 
 

@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
                         progress.update(task, loss=f"{evaluation.val_loss:.3f}")
 
                 reached = train_to(trainer, args.target, show)
-                rows.append(_row(trainer, preset, args.target, reached))
+                rows.append(_row(trainer, args.target, reached))
                 if args.json:  # each time, so that what is done is kept
                     measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
         ours = median(row["curve"][-1]["seconds"] for row in rows)
@@ -174,26 +174,15 @@ def _open(
     return stages.reopen_run(start, run, device, dtype), start
 
 
-def _row(trainer: Trainer, preset: str, target: float, reached: dict[str, Any] | None) -> dict[str, Any]:
-    curve = trainer.run.read_metrics()
-    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
-    return measure.row(
-        engine="charformer",
-        preset=preset,
-        precision=str(trainer.dtype).removeprefix("torch."),
-        batch=trainer.config.batch_size,
-        context=trainer.model.config.block_size,
-        threads=torch.get_num_threads(),
-        freeze="none",
-        chars_per_second=measure.percentiles(speeds),
-        samples=speeds,
+def _row(trainer: Trainer, target: float, reached: dict[str, Any] | None) -> dict[str, Any]:
+    return measure.training_row(
+        trainer.run,
         peak_memory_bytes=memory_bytes(trainer.device),
         seed=trainer.config.seed,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
         target=target,
         reached=reached,
         val_loss=reached["val_loss"] if reached else trainer.whole_validation_loss(),
-        curve=curve,
     )
 
 

@@ -84,23 +84,13 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
         course = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
         command += [*flags, *course, "--overwrite"]
     summary = measure.run_process(command)
-    config, curve = run.read_config(), run.read_metrics()
-    speeds = [row["chars_per_second"] for row in curve if row["chars_per_second"]]
-    return measure.row(
-        engine="charformer",
-        preset=config["preset"],
-        precision=config["machine"]["dtype"],
-        batch=config["training"]["batch_size"],
-        context=config["model"]["block_size"],
-        threads=config["machine"]["threads"],
-        freeze=config["freeze"],
-        chars_per_second=measure.percentiles(speeds),
-        samples=speeds,
+    config = run.read_config()
+    return measure.training_row(
+        run,
         peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
         stage=config["stage"],
         learning_rate=config["training"]["learning_rate"],
         summary=summary,
-        curve=curve,
     )
 
 

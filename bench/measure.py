@@ -17,7 +17,7 @@ from charformer import corpus as corpora
 from charformer.corpus import Corpus
 from charformer.device import total_memory
 from charformer.errors import UserError
-from charformer.rundir import make_folder, write_text
+from charformer.rundir import RunDir, make_folder, write_text
 
 SCHEMA = 1
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
@@ -161,6 +161,25 @@ def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> di
 def row(**given: Any) -> dict[str, Any]:
     """A row of a result file: ``given``, and null for what else every row has."""
     return dict.fromkeys(ROW) | given
+
+
+def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
+    """The row of a training of ours, from its folder, and ``more``; a sample is the speed between two evaluations."""
+    config, curve = run.read_config(), run.read_metrics()
+    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
+    given = {
+        "engine": "charformer",
+        "preset": config["preset"],
+        "precision": config["machine"]["dtype"],
+        "batch": config["training"]["batch_size"],
+        "context": config["model"]["block_size"],
+        "threads": config["machine"]["threads"],
+        "freeze": config["freeze"],
+        "chars_per_second": percentiles(speeds),
+        "samples": speeds,
+        "curve": curve,
+    }
+    return row(**given | more)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -56,12 +55,12 @@ def _run(args: argparse.Namespace) -> int:
         for preset in args.preset:
             source = Path(folder) / preset
             flags = ["--preset", preset, "--out", str(source), "--data", args.pretrain_data]
-            rows.append(_measure(preset, "none", RunDir(source), [*flags, *_steps(args)]))
+            rows.append(_measure(RunDir(source), [*flags, *_steps(args)]))
             for freeze in FREEZES:
                 run = RunDir(source.with_name(f"{preset}-{freeze}"))
                 flags = ["--stage", "finetune", "--init-from", str(source), "--out", str(run.path)]
                 flags += ["--freeze", freeze] if freeze != "none" else []
-                rows.append(_measure(preset, freeze, run, [*flags, "--data", args.finetune_data, *_steps(args)]))
+                rows.append(_measure(run, [*flags, "--data", args.finetune_data, *_steps(args)]))
     table = Table("preset", "stage", "freeze", *PARTS, f"{', '.join(ASIDE)} of the training", title="seconds")
     for row in rows:
         seconds = (f"{row['seconds'][part]:.2f}" for part in PARTS)
@@ -77,28 +76,18 @@ def _steps(args: argparse.Namespace) -> list[str]:
     return ["--steps", str(args.steps)] if args.steps else []
 
 
-def _measure(preset: str, freeze: str, run: RunDir, flags: list[str]) -> dict[str, Any]:
+def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
     """A row. Raises UserError when the training fails; it has then said why."""
     began = time.perf_counter()
     with _timed() as spent, open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         code = train.main(flags)
     if code:
-        raise UserError(f"that training of {preset} ended with {code}")
+        raise UserError(f"the training in {run.path} ended with {code}")
     spent["rest"] = time.perf_counter() - began - sum(spent.values())
     training = sum(spent[part] for part in (*ASIDE, "steps", "saves"))
-    config, curve = run.read_config(), run.read_metrics()
-    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
-    return measure.row(
-        engine="charformer",
-        preset=preset,
-        precision=config["machine"]["dtype"],
-        batch=config["training"]["batch_size"],
-        context=config["model"]["block_size"],
-        threads=torch.get_num_threads(),
-        freeze=freeze,
-        chars_per_second=measure.percentiles(speeds),
-        samples=speeds,
-        stage=config["stage"],
+    return measure.training_row(
+        run,
+        stage=run.read_config()["stage"],
         seconds={part: spent[part] for part in PARTS},
         share=sum(spent[part] for part in ASIDE) / training,
     )

@@ -3,8 +3,8 @@
     python -m bench.step --preset baseline nano --json bench/results/step.json --chart docs/step.png
 
 A step is timed part by part: the forward pass by module and op, the backward pass by the node of autograd's graph, each
-of which runs to its end before the next begins on a CPU. Beside it stands what the matrix products alone take. With
---before, the result of another commit on this machine is drawn too.
+of which runs to its end before the next begins on a CPU. Beside it stands what the matrix products alone take, those
+with weights and attention's own. With --before, the result of another commit on this machine is drawn too.
 """
 
 import argparse
@@ -76,16 +76,19 @@ def _run(args: argparse.Namespace) -> int:
     config = {"steps": args.steps, "corpus": corpus.name}
     if args.json:
         measure.write_result(args.json, measure.result("step", config, rows))
-    table = Table("step", *PARTS, "together", "products alone", title="milliseconds, medians")
+    columns = ("together", "products alone", "attention's alone")
+    table = Table("step", *PARTS, *columns, title="milliseconds, medians")
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
         seconds = [*row["seconds"].values(), row["step_seconds"], row["products_seconds"]]
-        table.add_row(f"{when}{row['preset']}", *(f"{1e3 * each:.1f}" for each in seconds))
+        seconds.append(row.get("attention_products_seconds"))  # which results had not from the beginning
+        table.add_row(f"{when}{row['preset']}", *("" if each is None else f"{1e3 * each:.1f}" for each in seconds))
     Console(width=None if Console().is_terminal else 120).print(table)
     if args.chart:
         stacks: list[tuple[str, list[Stack]]] = []
         for row in rows:
             found = [("before", old["seconds"]) for old in earlier if old["preset"] == row["preset"]]
-            found += [("now" if found else "step", row["seconds"]), ("alone", {"products": row["products_seconds"]})]
+            alone = {"products": row["products_seconds"], "attention": row["attention_products_seconds"]}
+            found += [("now" if found else "step", row["seconds"]), ("alone", alone)]
             stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
         write_stacks(args.chart, stacks, PARTS, "seconds of a step")
     return 0
@@ -109,6 +112,7 @@ def _measure(
     whole: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     alone: list[float] = []
+    attention_alone: list[float] = []
     for step in range(WARM_STEPS + steps):
         spent: dict[str, float] = defaultdict(float)
         began = time.perf_counter()
@@ -122,8 +126,11 @@ def _measure(
         spent["rest"] = seconds - sum(spent.values())
         began = time.perf_counter()
         products.step(lambda: None)
+        behind = time.perf_counter()
+        products.attention()
         if step >= WARM_STEPS:
-            alone.append(time.perf_counter() - began)
+            alone.append(behind - began)
+            attention_alone.append(time.perf_counter() - behind)
             whole.append(seconds)
             for part, found in parts.items():
                 found.append(spent[part])
@@ -140,6 +147,7 @@ def _measure(
         samples=whole,
         step_seconds=median(whole),
         products_seconds=median(alone),
+        attention_products_seconds=median(attention_alone),
         seconds={part: median(found) for part, found in parts.items()},
     )
 

@@ -31,6 +31,7 @@ def test_the_parts_of_a_step_are_most_of_it(tmp_path: Path, text: Path) -> None:
     assert sum(parts.values()) == pytest.approx(row["step_seconds"], rel=0.25)
     assert parts["rest"] < 0.5 * row["step_seconds"]
     assert parts["products"] > 0.5 * row["products_seconds"] > 0
+    assert parts["attention"] > 0.3 * row["attention_products_seconds"] > 0
     assert min(parts["attention"], parts["joints"], parts["activation"], parts["optimizer"]) > 0
     assert chart.read_bytes().startswith(b"\x89PNG")
 

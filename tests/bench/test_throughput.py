@@ -1,11 +1,13 @@
 """bench.throughput: its arithmetic, what it does with variants that fail, and the command as people type it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from bench import flops, measure, projection, scaling, throughput
 from bench.baseline import Baseline
 from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import Variant
+from bench.trainers.products import Products
 from charformer import corpus as corpora
 from charformer.config import ModelConfig
 from charformer.freeze import freeze
@@ -85,6 +88,21 @@ def test_flops_are_those_that_pytorch_counts_but_for_the_half_of_the_scores_that
         freeze(model, what)
         linears = counted(model, SMALL, "aten.mm", "aten.addmm")  # attention on the CPU is one operator, uncounted
         assert flops.per_character(SMALL, what) == linears + passes * scores
+
+
+@pytest.mark.parametrize("length", [40, 64, 150])
+def test_products_alone_are_those_of_a_step(length: int) -> None:
+    shape = replace(SMALL, block_size=length)
+    products = Products(Variant("products", "nano", shape, 3), torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        products.step(lambda: None)
+    matrices = sum(math.prod(size) for name, size in shape.weight_shapes().items() if len(size) == 2)
+    matrices -= (shape.vocab_size + length) * shape.n_embd  # the embeddings
+    assert counter.get_total_flops() == 6 * matrices * 3 * length
+    with FlopCounterMode(display=False) as counter:
+        products.attention()
+    blocks = [(min(64, length - first), min(first + 64, length)) for first in range(0, length, 64)]  # queries, and keys
+    assert counter.get_total_flops() == 2 * 6 * 2 * (3 * 2) * 16 * sum(rows * seen for rows, seen in blocks)
 
 
 def test_a_variant_survives_its_json() -> None:
