@@ -150,14 +150,14 @@ _MUON = TrainConfig(
     weight_decay=0.1,
     beta2=0.95,
 )
-_FINETUNE = replace(_MUON, max_steps=480, eval_interval=160, decay_fraction=0.8)
+_FINETUNE = replace(_MUON, max_steps=480, eval_interval=160, eval_batches=4, decay_fraction=0.8)
 
 PRESETS: dict[str, Preset] = {
     "baseline": _baseline(batch_size=32, block_size=384),
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
         replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
-        pretrain=replace(_MUON, max_steps=780, eval_interval=130, zero_init=1),
+        pretrain=replace(_MUON, max_steps=780, eval_interval=156, zero_init=1),
         finetune=_FINETUNE,
     ),
     "fast": Preset(
@@ -168,6 +168,6 @@ PRESETS: dict[str, Preset] = {
     "best": Preset(
         replace(_MODERN, block_size=512, dropout=0.2),
         pretrain=replace(_MUON, max_steps=2200, eval_interval=200, zero_init=1),
-        finetune=replace(_FINETUNE, max_steps=240, eval_interval=120, eval_batches=4),
+        finetune=replace(_FINETUNE, max_steps=240, eval_interval=120),
     ),
 }
