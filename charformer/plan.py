@@ -23,7 +23,7 @@ LEAST_STEPS = 3
 RESERVE = {
     "cpu": 600 * 2**20,
     "cuda": 700 * 2**20,
-}  # Python and PyTorch; on a GPU its context and what is between blocks
+}  # Python and PyTorch, what evaluations keep of a frozen trunk; on a GPU its context and what is between blocks
 CARDS = (4, 8)  # GiB of cards that people have
 
 
