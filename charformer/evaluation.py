@@ -95,18 +95,18 @@ class Evaluator:
         ids, batch_size = self._splits[split], self._config.batch_size // team.size
         was_training = self._model.training
         self._model.eval()
-        total, characters = 0.0, 0
+        total, characters = torch.zeros((), dtype=torch.float64, device=self._windows.device), 0
         for starts, length in windows:
             for first in range(team.rank * batch_size, len(starts), team.size * batch_size):
                 part = starts[first : first + batch_size]
                 batch = self._windows(ids, part, length)
                 with products_in(dtype, batch.device):
                     logits = self._logits(batch[:, :-1], first, kept)
-                total += float(mean_loss(logits, batch)) * len(part) * length
+                total += mean_loss(logits, batch).double() * len(part) * length  # read below, where a GPU is waited for
                 characters += len(part) * length
                 on_progress(characters, len(ids) - 1)
         self._model.train(was_training)
-        sums = team.sum(torch.tensor([total, float(characters)], dtype=torch.float64))
+        sums = team.sum(torch.tensor([float(total), float(characters)], dtype=torch.float64))
         return float(sums[0] / sums[1])
 
     def _logits(self, ids: Tensor, first: int, kept: dict[int, Tensor] | None) -> Tensor:

@@ -125,7 +125,7 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k, v = rotary(qkv, cache.length if cache is not None else 0)
         else:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            q, k, v = (each.transpose(1, 2) for each in qkv.unbind(2))
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -154,7 +154,7 @@ class _SquaredReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         root = x.relu()
         ctx.save_for_backward(root)
-        return root.square()
+        return root * root  # square() is float32 under a GPU's autocast
 
     @staticmethod
     @once_differentiable

@@ -7,6 +7,7 @@ also divides each row, one an output, by what it moved by lately.
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,37 +57,48 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         by_shape = defaultdict(list)
         for group in self.param_groups:
-            for parameter in group["params"] if "parts" in group else ():
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                    state["rows"] = torch.zeros(len(parameter), 1, device=parameter.device)
-                    state["step"] = torch.zeros(())  # which AdamW asks of every state that it loads
-                momentum = state["momentum"]
-                momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                parameter.grad.lerp_(momentum, MOMENTUM)  # Nesterov's look ahead
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameters = [p for p in group["params"] if p.grad is not None] if "parts" in group else []
+            if not parameters:
+                continue
+            states = [self._state_of(parameter) for parameter in parameters]
+            momenta, ahead = [state["momentum"] for state in states], [parameter.grad for parameter in parameters]
+            torch._foreach_lerp_(momenta, ahead, 1 - MOMENTUM)
+            torch._foreach_lerp_(ahead, momenta, MOMENTUM)  # Nesterov's look ahead
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for parameter, state in zip(parameters, states, strict=True):
                 of_parts = (tensor.chunk(group["parts"]) for tensor in (parameter, parameter.grad, state["rows"]))
-                for weight, ahead, rows in zip(*of_parts, strict=True):
-                    by_shape[tuple(sorted(weight.shape))].append((weight, ahead, rows, group["lr"]))
+                for matrix in zip(*of_parts, strict=True):
+                    by_shape[matrix[0].shape, group["lr"]].append(matrix)
                 parameter.grad = None  # which AdamW then passes over
-        for matrices in by_shape.values():
-            wide = [ahead.T if ahead.shape[0] > ahead.shape[1] else ahead for _, ahead, *_ in matrices]
-            directions = orthogonalised(torch.stack(wide).to(self._dtype))
-            for (weight, _, rows, rate), direction in zip(matrices, directions, strict=True):
-                height, width = weight.shape
-                even = _evened((direction.T if height > width else direction).float(), rows)
-                weight.sub_(even.mul_(rate * max(1.0, height / width) ** 0.5))
+        for (shape, rate), matrices in by_shape.items():
+            weights, ahead, rows = (list(tensors) for tensors in zip(*matrices, strict=True))
+            directions = _evened(self._orthogonalised(torch.stack(ahead)), rows)
+            directions.mul_(rate * max(1.0, shape[0] / shape[1]) ** 0.5)
+            torch._foreach_sub_(weights, directions.unbind())
         return super().step(closure)
 
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+            state["rows"] = torch.zeros(len(parameter), 1, device=parameter.device)
+            state["step"] = torch.zeros(())  # which AdamW asks of every state that it loads
+        return state
 
-def _evened(direction: Tensor, rows: Tensor) -> Tensor:
-    """A direction of the same norm, each row over the root of its second moment in ``rows``, (R, 1), updated here."""
-    rows.lerp_(direction.square().mean(dim=1, keepdim=True), 1 - ROWS_BETA2)
-    even = direction * rows.clamp_min(1e-10).rsqrt()
-    return even.mul_(direction.norm() / even.norm().clamp_min(1e-10))
+    def _orthogonalised(self, matrices: Tensor) -> Tensor:
+        """(N, R, C) of any R and C; in float32, by products of the optimizer's dtype."""
+        tall = matrices.shape[1] > matrices.shape[2]
+        wide = matrices.mT if tall else matrices
+        found = orthogonalised(wide.to(self._dtype, memory_format=torch.contiguous_format)).float()
+        return found.mT if tall else found
+
+
+def _evened(directions: Tensor, rows: list[Tensor]) -> Tensor:
+    """(N, R, C) of the same norms, each row over the root of its second moment in ``rows``, (R, 1), updated here."""
+    torch._foreach_lerp_(rows, directions.square().mean(dim=2, keepdim=True).unbind(), 1 - ROWS_BETA2)
+    even = directions * torch.stack(rows).clamp_min(1e-10).rsqrt()
+    norm = partial(torch.linalg.matrix_norm, keepdim=True)
+    return even.mul_(norm(directions) / norm(even).clamp_min(1e-10))
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

@@ -28,10 +28,11 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention, in q's shape and dtype, and the log-sum-exp of each query's scores, (B, H, T)."""
     q, k, v, dtype = _wide(q), _wide(k), _wide(v), q.dtype
-    scores = _causal_scores(q, k)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp() * _attention_mask(scores, dropout_p, seed)
-    return (weights @ v).to(dtype), lse
+    with torch.autocast(q.device.type, enabled=False):  # which would make the products narrow again
+        scores = _causal_scores(q, k)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse[..., None]).exp() * _attention_mask(scores, dropout_p, seed)
+        return (weights @ v).to(dtype), lse
 
 
 def attention_backward(

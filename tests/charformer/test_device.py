@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -47,3 +48,13 @@ def test_peak_memory_is_this_process_s_own() -> None:
     before, after = (int(number) for number in shown.split())
     assert len(ballast) > before > 50e6
     assert after - before == pytest.approx(200e6, rel=0.05)
+
+
+def test_float32_is_float32_whatever_the_environment_says() -> None:
+    script = (
+        "import torch; from charformer.device import choose_device; before = torch.get_float32_matmul_precision();"
+        "choose_device('auto'); print(before, torch.get_float32_matmul_precision())"
+    )
+    asked = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=asked, capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.split() == ["high", "highest"]

@@ -268,3 +268,11 @@ def test_under_autocast_the_stream_stays_float32_and_the_branches_are_16_bits_wi
             x = model.tok_emb(torch.arange(5)[None])
             total, norm = ops.add_dropout_layer_norm(x, x.bfloat16(), model.ln_f.weight, model.ln_f.bias)
         assert (total.dtype, norm.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_under_autocast_the_reference_keeps_its_precision() -> None:
+    q, k, v = (4 * torch.randn(2, 2, 40, 16).bfloat16() for _ in range(3))
+    with backend.force("reference"):
+        expected = ops.attention(q, k, v)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(ops.attention(q, k, v), expected)
