@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import measure
+from charformer import corpus
 from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS
 from charformer.errors import UserError
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    for data in (args.pretrain_data, args.finetune_data):
+        corpus.load(data)  # a mistake in the second is said now, not behind the first training
     rows = _train_all(args)
     _print(rows)
     if args.json:

@@ -131,7 +131,7 @@ def run_process(arguments: list[str]) -> dict[str, Any]:
         The JSON document in the last line of its stdout.
 
     Raises:
-        subprocess.CalledProcessError: when it fails.
+        UserError: when it fails; it has then said why.
     """
     command = [sys.executable, "-m", *arguments]
     last = ""
@@ -141,7 +141,7 @@ def run_process(arguments: list[str]) -> dict[str, Any]:
             print(last, end="", flush=True)
             last = line
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+        raise UserError(f"{arguments[0]} ended with exit code {process.returncode}")
     return json.loads(last)
 
 

@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         content = unsealed(args.file.read_bytes())
         description = Description.from_metadata(read_metadata(content))
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"cannot use {args.file}: {error}") from error
     rows = [row for time in SHAPES for row in _profile(content, description, time, args.characters, args.threads)]
     for time in SHAPES:

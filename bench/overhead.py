@@ -2,7 +2,8 @@
 
     python -m bench.overhead --preset nano fast --json bench/results/overhead.json
 
-Each preset pretrains, and is fine-tuned with each --freeze, by `charformer-train` with its live panel, in this process.
+Each preset pretrains, and is fine-tuned with each --freeze, by `charformer-train` with its live panel, in this process
+and on the CPU, where no part leaves its work for another to wait for.
 """
 
 import argparse
@@ -52,13 +53,13 @@ def _run(args: argparse.Namespace) -> int:
         corpus.load(data)  # encodes it; trainings that people run a second time find that done
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for preset in args.preset:
+        for preset in dict.fromkeys(args.preset):
             source = Path(folder) / preset
-            flags = ["--preset", preset, "--out", str(source), "--data", args.pretrain_data]
+            flags = ["--preset", preset, "--device", "cpu", "--out", str(source), "--data", args.pretrain_data]
             rows.append(_measure(RunDir(source), [*flags, *_steps(args)]))
             for freeze in FREEZES:
                 run = RunDir(source.with_name(f"{preset}-{freeze}"))
-                flags = ["--stage", "finetune", "--init-from", str(source), "--out", str(run.path)]
+                flags = ["--stage", "finetune", "--device", "cpu", "--init-from", str(source), "--out", str(run.path)]
                 flags += ["--freeze", freeze] if freeze != "none" else []
                 rows.append(_measure(run, [*flags, "--data", args.finetune_data, *_steps(args)]))
     table = Table("preset", "stage", "freeze", *PARTS, f"{', '.join(ASIDE)} of the training", title="seconds")
@@ -132,6 +133,8 @@ def _timed() -> Iterator[dict[str, float]]:
         patched.enter_context(patch.dict(os.environ, {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}))
         for owner, name, part in places:
             patched.enter_context(patch.object(owner, name, timed(getattr(owner, name), part)))
+        if not Console().is_interactive:
+            raise UserError("the panel does not show itself; it takes rich 14 or newer")
         yield spent
 
 

@@ -14,7 +14,7 @@ from kernels import backend
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. From then on its float32 products are float32's.
+    """``auto`` is the GPU where there is one. Also turns TF32 off, which the environment may have asked for.
 
     Raises UserError for a GPU that is not there, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
     """
@@ -22,7 +22,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError("PyTorch finds no CUDA GPU here; pass --device cpu, or install a CUDA build of torch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    # NVIDIA's images ask for TF32 in an environment variable; a score is float32's, and so is --dtype float32.
+    # NVIDIA's images do so by an environment variable; but a score is float32's, and so is --dtype float32.
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device(name)
     try:

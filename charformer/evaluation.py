@@ -31,11 +31,12 @@ class Evaluator:
     """Losses of ``model`` on ``corpus``.
 
     While only the head trains, the blocks make the same of the same windows: what they make of the fixed subset is kept
-    from the first evaluation on, unless it is too large. Such a training's steps cost little more than an evaluation's,
-    which would take a tenth of its time.
+    from the first evaluation on, unless it is too large.
 
     Args:
         model: with the weights that must not train marked so.
+        windows: of the corpus, in the model's vocabulary and on its device.
+        config: of the training, for its batches.
         dtype: of matrix products, but for the score of a whole split.
         team: the processes that share the work on the fixed subset.
     """
@@ -60,15 +61,18 @@ class Evaluator:
         self._kept: dict[str, dict[int, Tensor]] | None = {split: {} for split in self._splits} if keeps else None
 
     def subset_loss(self, split: Split) -> float:
-        """Over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time."""
-        windows = [(self._starts[split], self._model.config.block_size)]
+        """Over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time.
+
+        All of a team must ask. Raises TeammateLostError.
+        """
+        pieces = [(self._starts[split], self._model.config.block_size)]
         kept = self._kept[split] if self._kept is not None else None
-        return self._mean(split, windows, self._dtype, self._team, kept=kept)
+        return self._mean(split, pieces, self._dtype, self._team, kept=kept)
 
     def first_loss(self) -> float:
         """Over the first window of the training split, by this process alone."""
-        windows = [(np.zeros(1, np.int64), self._model.config.block_size)]
-        return self._mean("train", windows, self._dtype, ALONE)
+        pieces = [(np.zeros(1, np.int64), self._model.config.block_size)]
+        return self._mean("train", pieces, self._dtype, ALONE)
 
     def whole_loss(self, on_progress: Callable[[int, int], None]) -> float:
         """Over all of the validation split, in windows of ``block_size``, by this process alone.
@@ -85,28 +89,28 @@ class Evaluator:
     def _mean(
         self,
         split: Split,
-        windows: list[tuple[NDArray[np.int64], int]],
+        pieces: list[tuple[NDArray[np.int64], int]],
         dtype: torch.dtype,
         team: Team,
         on_progress: Callable[[int, int], None] = lambda *_: None,
         kept: dict[int, Tensor] | None = None,
     ) -> float:
-        """Over ``windows``, pairs of starts and a length, each of ``team`` working on its share."""
+        """Over windows, given by their starts and the length of each, each of ``team`` working on its share."""
         ids, batch_size = self._splits[split], self._config.batch_size // team.size
         was_training = self._model.training
         self._model.eval()
-        total, characters = torch.zeros((), dtype=torch.float64, device=self._windows.device), 0
-        for starts, length in windows:
+        total, characters = 0.0, 0
+        for starts, length in pieces:
             for first in range(team.rank * batch_size, len(starts), team.size * batch_size):
                 part = starts[first : first + batch_size]
                 batch = self._windows(ids, part, length)
                 with products_in(dtype, batch.device):
                     logits = self._logits(batch[:, :-1], first, kept)
-                total += mean_loss(logits, batch).double() * len(part) * length  # read below, where a GPU is waited for
+                total += float(mean_loss(logits, batch)) * len(part) * length
                 characters += len(part) * length
                 on_progress(characters, len(ids) - 1)
         self._model.train(was_training)
-        sums = team.sum(torch.tensor([float(total), float(characters)], dtype=torch.float64))
+        sums = team.sum(torch.tensor([total, float(characters)], dtype=torch.float64))
         return float(sums[0] / sums[1])
 
     def _logits(self, ids: Tensor, first: int, kept: dict[int, Tensor] | None) -> Tensor:
@@ -116,4 +120,4 @@ class Evaluator:
             return logits
         if first not in kept:
             kept[first] = self._model.trunk(ids)[0]
-        return self._model.read(kept[first])
+        return self._model.logits(kept[first])

@@ -3,7 +3,7 @@
 from charformer.model import GPT
 
 FREEZES = ("none", "attention", "trunk")
-ABOVE_TRUNK = ("head.", "ln_f.")
+ABOVE_TRUNK = ("head.", "ln_f.")  # the norm is cheap to train, and no backward pass below it is needed
 
 
 def freeze(model: GPT, what: str) -> None:

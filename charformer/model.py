@@ -224,8 +224,8 @@ class GPT(nn.Module):
             cache.length = start + time
         return x, h
 
-    def read(self, x: Tensor) -> Tensor:
-        """Logits from the residual stream behind the last block, as ``trunk`` gives it."""
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, V) from the residual stream behind the last block, as ``trunk`` gives it."""
         return self.head(ops.layer_norm(x, self.ln_f.weight, self.ln_f.bias))
 
     @torch.no_grad()

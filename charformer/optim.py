@@ -89,8 +89,8 @@ class Muon(torch.optim.AdamW):
         """(N, R, C) of any R and C; in float32, by products of the optimizer's dtype."""
         tall = matrices.shape[1] > matrices.shape[2]
         wide = matrices.mT if tall else matrices
-        found = orthogonalised(wide.to(self._dtype, memory_format=torch.contiguous_format)).float()
-        return found.mT if tall else found
+        found = orthogonalised(wide.to(self._dtype).contiguous()).float()
+        return found.mT.contiguous() if tall else found
 
 
 def _evened(directions: Tensor, rows: list[Tensor]) -> Tensor:

@@ -17,11 +17,11 @@ class Windows:
 
     def __init__(self, table: NDArray[np.int64], device: torch.device) -> None:
         self._table = table
-        self.device = device
+        self._device = device
 
     def __call__(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
         """Each of ``length`` characters from ``starts``, (B,), and the character behind them: (B, length + 1) int64."""
         windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
-        if self.device.type == "cuda":
-            windows = windows.pin_memory().to(self.device, non_blocking=True)
+        if self._device.type == "cuda":
+            windows = windows.pin_memory().to(self._device, non_blocking=True)
         return windows

@@ -47,13 +47,14 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, (B, H, T, D) (Dao et al. 2022, "FlashAttention", appendix B.4)."""
     d_out, q, k, v, out, dtype = _wide(d_out), _wide(q), _wide(k), _wide(v), _wide(out), q.dtype
-    scores = _causal_scores(q, k)
-    weights = (scores - lse[..., None]).exp()
-    mask = _attention_mask(scores, dropout_p, seed)
-    d_v = (weights * mask).transpose(2, 3) @ d_out
-    d_scores = weights * ((d_out @ v.transpose(2, 3)) * mask - (d_out * out).sum(-1, keepdim=True))
-    d_scores = d_scores * q.shape[3] ** -0.5
-    return (d_scores @ k).to(dtype), (d_scores.transpose(2, 3) @ q).to(dtype), d_v.to(dtype)
+    with torch.autocast(q.device.type, enabled=False):  # as above
+        scores = _causal_scores(q, k)
+        weights = (scores - lse[..., None]).exp()
+        mask = _attention_mask(scores, dropout_p, seed)
+        d_v = (weights * mask).transpose(2, 3) @ d_out
+        d_scores = weights * ((d_out @ v.transpose(2, 3)) * mask - (d_out * out).sum(-1, keepdim=True))
+        d_scores = d_scores * q.shape[3] ** -0.5
+        return (d_scores @ k).to(dtype), (d_scores.transpose(2, 3) @ q).to(dtype), d_v.to(dtype)
 
 
 def _causal_scores(q: Tensor, k: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from bench.trainers.engine import Engine, Variant
 from bench.trainers.products import Products
 from bench.trainers.with_charformer import CharformerEngine
 from charformer.corpus import recall
-from charformer.device import memory_bytes
+from charformer.device import choose_device, memory_bytes
 
 CHECK_STEPS = 20
 CHECK_BATCH, CHECK_CONTEXT = 4, 64  # small, since a whole step of the largest takes ten seconds on two cores
@@ -42,7 +42,7 @@ Step = Callable[[Callable[[], None]], object]  # calls what it is given behind e
 def main() -> None:
     """Build the variant, then answer each line of stdin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the bench's to answer
-    variant, summary, device = Variant.from_json(sys.argv[1]), json.loads(sys.argv[2]), torch.device(sys.argv[3])
+    variant, summary, device = Variant.from_json(sys.argv[1]), json.loads(sys.argv[2]), choose_device(sys.argv[3])
     checkout = Path(sys.argv[4]) if len(sys.argv) > 4 else None
     torch.manual_seed(0)
     answers = sys.stdout

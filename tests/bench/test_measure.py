@@ -1,10 +1,10 @@
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from bench import measure
+from charformer.errors import UserError
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
@@ -35,5 +35,5 @@ def test_a_process_gives_its_last_line_and_shows_the_others(
 def test_a_process_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "variant.py").write_text("print('{}'); raise SystemExit(3)", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+    with pytest.raises(UserError, match="variant ended with exit code 3"):
         measure.run_process(["variant"])

@@ -40,7 +40,9 @@ def test_profile(copied: Path) -> None:
     assert nodes["DynamicQuantizeMatMul"] == 4 * 2 + 1
     assert nodes["GroupQueryAttention"] == 2
     assert sum(row["share"] for row in rows) == pytest.approx(2)
-    assert bench("bench.onnx_profile", copied / "r.json").returncode == 2
+    other = bench("bench.onnx_profile", copied / "r.json")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert f"cannot use {copied / 'r.json'}: " in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,10 @@ def test_profile(copied: Path) -> None:
         (("bench.sampling", "--run", "nowhere"), "bench.sampling: there is no run in nowhere"),
         (("bench.sampling", "--rounds", "0"), "'0' is not a positive whole number"),
         (("bench.freeze", "--steps", "-1"), "'-1' is not a positive whole number"),
+        (
+            ("bench.freeze", "--pretrain-data", __file__, "--finetune-data", "none"),
+            "bench.freeze: there is no file none",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_said_before_the_work(arguments: tuple[str, ...], words: str) -> None:

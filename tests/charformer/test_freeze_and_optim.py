@@ -40,7 +40,7 @@ def test_freezing_again_undoes_what_was_frozen_before() -> None:
 
 
 @pytest.mark.parametrize(("what", "dropout"), [("none", True), ("attention", True), ("trunk", False)])
-def test_dropout_acts_unless_every_block_is_frozen(what: str, dropout: bool) -> None:
+def test_dropout_acts_unless_the_trunk_is_frozen(what: str, dropout: bool) -> None:
     model = GPT(replace(CONFIG, dropout=0.5))
     freeze(model, what)
     train_mode(model)

@@ -65,7 +65,7 @@ def test_evaluation_is_timed_apart_from_training(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
-    monkeypatch.setattr(trainer, "subset_loss", lambda ids: time.sleep(0.3) or 3.0)
+    monkeypatch.setattr(trainer, "subset_loss", lambda split: time.sleep(0.3) or 3.0)
     began = time.perf_counter()
     run_all(trainer)
     wall = time.perf_counter() - began
@@ -230,7 +230,7 @@ def test_the_best_weights_on_validation_are_kept(
 ) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
     losses = iter([9.0, 4.0, 8.0, 2.0, 7.0, 3.0, 1.0, 3.5])  # of the training and the validation split in turn
-    monkeypatch.setattr(trainer, "subset_loss", lambda ids: next(losses))
+    monkeypatch.setattr(trainer, "subset_loss", lambda split: next(losses))
     kept = {}
     for progress in trainer.steps():
         if progress.step == 4:

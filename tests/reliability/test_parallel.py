@@ -55,12 +55,13 @@ def long_course(text_file: Path) -> list[str]:
 
 def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> None:
     first = [*COURSE, "--data", str(text_file), "--steps", "40"]
-    second = ["--stage", "finetune", "--freeze", "--init-from", "first", "--data", str(text_file), "--steps", "20"]
-    second += ["--eval-interval", "10", "--dtype", "float32"]
+    more = ["--stage", "finetune", "--init-from", "first", "--data", str(text_file), "--steps", "20"]
+    more += ["--eval-interval", "10", "--dtype", "float32"]
+    courses = {"first": first, "attention": [*more, "--freeze"], "trunk": [*more, "--freeze", "trunk"]}
     curves = {}
     for name, command in (("one", [sys.executable, "-m", "charformer.commands.train"]), ("two", torchrun())):
         (tmp_path / name).mkdir()
-        for out, flags in (("first", first), ("second", second)):
+        for out, flags in courses.items():
             done = subprocess.run(
                 [*command, *flags, "--out", out],
                 cwd=tmp_path / name,
@@ -71,7 +72,7 @@ def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> N
             assert done.stdout.count("validation loss") == 1, "one process speaks"
             rows = RunDir(tmp_path / name / out).read_metrics()
             curves[name, out] = [loss for row in rows for loss in (row["train_loss"], row["val_loss"])]
-    for out in ("first", "second"):
+    for out in courses:
         assert curves["two", out] == pytest.approx(curves["one", out], abs=1e-4)
         assert curves["one", out][-1] < curves["one", out][1]
 
