@@ -162,7 +162,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast": Preset(
         _MODERN,
-        pretrain=replace(_MUON, max_steps=520, eval_interval=130, zero_init=1),
+        pretrain=replace(_MUON, max_steps=560, eval_interval=140, zero_init=1),
         finetune=_FINETUNE,
     ),
     "best": Preset(
