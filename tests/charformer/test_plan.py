@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from charformer import corpus, stages
 from charformer.config import PRESETS, ModelConfig, TrainConfig
 from charformer.freeze import FREEZES, freeze, train_mode
 from charformer.model import GPT
 from charformer.optim import build_optimizer
-from charformer.plan import CARDS, RESERVE, Memory, kept_bytes, memory
+from charformer.plan import CARDS, RESERVE, Memory, kept_bytes, memory, probe
+from charformer.rundir import RunDir
 from kernels import backend, ops
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=48, vocab_size=50)
@@ -178,3 +181,15 @@ def test_it_is_for_a_training_that_has_not_begun(tmp_path: Path) -> None:
     done = plan("--resume", "--out", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--plan" in done.stderr
+
+
+def test_evaluations_behind_the_first_may_take_less(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = TrainConfig(batch_size=2, max_steps=10, eval_interval=4)
+    start = stages.pretrain(replace(SMALL, block_size=20), course, "nano", corpus.load(str(text_file)))
+    trainer = stages.open_run(start, RunDir(tmp_path / "run"), torch.device("cpu"), torch.float32)
+    pauses = iter([0.4, 0.1])
+    monkeypatch.setattr(trainer, "subset_loss", lambda split: time.sleep(next(pauses)) or 3.0)
+    expected = 2 * (0.4 + 3 * 0.1)  # of two splits: before the first step, and at steps 4, 8 and 10
+    assert expected <= probe(trainer, seconds=0.1).eval_seconds < expected + 0.8
