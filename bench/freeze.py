@@ -18,11 +18,10 @@ from charformer import corpus
 from charformer.commands.common import Parser, execute
 from charformer.config import PRESETS
 from charformer.errors import UserError
+from charformer.freeze import FREEZES
 from charformer.rundir import RunDir
 from kernels.program import writable_file
 from kernels.roofline import positive
-
-VARIANTS = ("none", "attention", "trunk")
 
 # The curves that the baseline's page shows, (training, validation) loss by step. Its fine-tunes start from 5,000 steps.
 PUBLISHED = {
@@ -36,8 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     parser = Parser("bench.freeze", __doc__.partition("\n")[0], "")
     parser.add_argument("--preset", choices=PRESETS, default="baseline-as-coded", help="(default: %(default)s)")
-    parser.add_argument("--pretrain-data", default="tiny-shakespeare", help="(default: %(default)s)")
-    parser.add_argument("--finetune-data", default="ace-attorney", help="(default: %(default)s)")
+    parser.add_argument(
+        "--pretrain-data", metavar="FILE|NAME", default="tiny-shakespeare", help="(default: %(default)s)"
+    )
+    parser.add_argument("--finetune-data", metavar="FILE|NAME", default="ace-attorney", help="(default: %(default)s)")
     parser.add_argument(
         "--steps", type=positive, default=1000, metavar="N", help="of pretraining (default: %(default)s)"
     )
@@ -65,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
 def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     pretrain = RunDir(args.runs / "pretrain")
     rows = [_train(args, pretrain, args.pretrain_data, args.steps, [])]
-    for freeze in VARIANTS:
+    for freeze in FREEZES:
         flags = ["--stage", "finetune", "--init-from", str(pretrain.path)]
         flags += ["--freeze", freeze] if freeze != "none" else []
         rows.append(_train(args, RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, flags))
@@ -87,12 +88,10 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
         course = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
         command += [*flags, *course, "--overwrite"]
     summary = measure.run_process(command)
-    config = run.read_config()
     return measure.training_row(
         run,
         peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
-        stage=config["stage"],
-        learning_rate=config["training"]["learning_rate"],
+        learning_rate=run.read_section("training")["learning_rate"],
         summary=summary,
     )
 

@@ -169,6 +169,7 @@ def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
     speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
     given = {
         "engine": "charformer",
+        "stage": config["stage"],
         "preset": config["preset"],
         "precision": config["machine"]["dtype"],
         "batch": config["training"]["batch_size"],

@@ -41,8 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     parser = Parser("bench.overhead", __doc__.partition("\n")[0], "")
     parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano"], help="(default: nano)")
-    parser.add_argument("--pretrain-data", default="tiny-shakespeare", help="(default: %(default)s)")
-    parser.add_argument("--finetune-data", default="ace-attorney", help="(default: %(default)s)")
+    parser.add_argument(
+        "--pretrain-data", metavar="FILE|NAME", default="tiny-shakespeare", help="(default: %(default)s)"
+    )
+    parser.add_argument("--finetune-data", metavar="FILE|NAME", default="ace-attorney", help="(default: %(default)s)")
     parser.add_argument("--steps", type=positive, metavar="N", help="of every training (default: the preset's)")
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     return execute(parser, argv, _run)
@@ -88,7 +90,6 @@ def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
     training = sum(spent[part] for part in (*ASIDE, "steps", "saves"))
     return measure.training_row(
         run,
-        stage=run.read_config()["stage"],
         seconds={part: spent[part] for part in PARTS},
         share=sum(spent[part] for part in ASIDE) / training,
     )
