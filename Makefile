@@ -54,15 +54,15 @@ soak: $(INSTALLED)
 	$(BIN)/python -m bench.soak --minutes 30 --json bench/results/soak.json
 
 gates: $(INSTALLED)
-	$(BIN)/python -W ignore -m kernels.aot --card all --json bench/results/kernels-aot.json
+	$(BIN)/python -W ignore -m kernels.checks.compile --card all --json bench/results/kernels-aot.json
 
 # `make test` interprets the kernels; here they run.
 gpu: export TRITON_INTERPRET = 0
 gpu: $(INSTALLED)
-	$(BIN)/python -m kernels.accuracy --device cuda --json bench/results/kernels-accuracy-gpu.json
+	$(BIN)/python -m kernels.checks.accuracy --device cuda --json bench/results/kernels-accuracy-gpu.json
 	$(BIN)/pytest -m gpu
 	! command -v compute-sanitizer >/dev/null || PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-		compute-sanitizer --error-exitcode 1 $(BIN)/python -m kernels.accuracy --device cuda
+		compute-sanitizer --error-exitcode 1 $(BIN)/python -m kernels.checks.accuracy --device cuda
 	$(BIN)/python -m bench.kernels --json bench/results/kernels-gpu.json
 
 # Of their own, since onnxruntime-genai brings the plain onnxruntime.

@@ -20,17 +20,18 @@ from rich.table import Table
 
 from bench import baseline, measure
 from bench.samplers.process import Sampler, contest
-from charformer import stages
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS, ModelConfig, Preset, TrainConfig
-from charformer.corpus import Corpus
+from charformer.config import ModelConfig, TrainConfig
+from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, keep_freed_memory
 from charformer.errors import UserError
-from charformer.rundir import RunDir
-from charformer.trainer import Trainer
+from charformer.presets import PRESETS, Preset
+from charformer.runs.folder import RunDir
+from charformer.training import session
+from charformer.training.trainer import Trainer
 from export.exporter import export
-from kernels.program import writable_file
-from kernels.roofline import positive
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -133,8 +134,8 @@ def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
 def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    start = stages.pretrain(preset.model, preset.pretrain, args.preset, corpus)
-    return stages.open_run(start, RunDir(folder), device, dtype)
+    start = session.pretrain(preset.model, preset.pretrain, args.preset, corpus)
+    return session.open_run(start, RunDir(folder), device, dtype)
 
 
 def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:

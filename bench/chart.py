@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench.measure import Speed
-from charformer.rundir import atomic_path
+from charformer.files import atomic_path
 
 Bar = tuple[str, Speed, bool]
 Stack = tuple[str, dict[str, float]]

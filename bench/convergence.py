@@ -25,16 +25,17 @@ from rich.table import Table
 from bench import baseline, measure, report
 from bench.chart import write_curves
 from bench.trainers import nanogpt_recipe, with_nanogpt
-from charformer import stages
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, describe, keep_freed_memory, memory_bytes
 from charformer.errors import UserError
-from charformer.rundir import RunDir
-from charformer.trainer import Evaluation, Trainer
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.runs.metrics import Evaluation
+from charformer.training import session
+from charformer.training.trainer import Trainer
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 EXAMPLES = """\
 examples:
@@ -155,7 +156,7 @@ def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
 
 def _open(
     args: argparse.Namespace, preset: str, number: int, corpus: Corpus, device: torch.device, dtype: torch.dtype
-) -> tuple[Trainer, stages.Start]:
+) -> tuple[Trainer, session.Start]:
     """A trainer of the preset's pretraining with its seed + ``number``, at its start or where it was stopped.
 
     Raises UserError for a run there that took another course.
@@ -165,13 +166,13 @@ def _open(
     course = replace(course, **{name: value for name, value in changes.items() if value is not None})
     run = RunDir(args.runs / f"{preset}-{course.seed}")
     if not run.state.is_file():
-        start = stages.pretrain(PRESETS[preset].model, course, preset, corpus)
-        return stages.open_run(start, run, device, dtype), start
+        start = session.pretrain(PRESETS[preset].model, course, preset, corpus)
+        return session.open_run(start, run, device, dtype), start
     began = (run.read_config().get("preset"), run.read_section("training"), run.read_section("machine"))
     if began != (preset, course.to_dict(), describe(device, dtype)):
         raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
-    start = stages.resume(run, {}, corpus)
-    return stages.reopen_run(start, run, device, dtype), start
+    start = session.resume(run, {}, corpus)
+    return session.reopen_run(start, run, device, dtype), start
 
 
 def _row(trainer: Trainer, target: float, reached: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import measure
-from charformer import corpus
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
+from charformer.data import corpus
 from charformer.errors import UserError
-from charformer.freeze import FREEZES
-from charformer.rundir import RunDir
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.model.freeze import FREEZES
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 # The curves that the baseline's page shows, (training, validation) loss by step. Its fine-tunes start from 5,000 steps.
 PUBLISHED = {

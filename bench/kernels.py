@@ -3,8 +3,8 @@
     python -m bench.kernels --json bench/results/kernels-gpu.json
 
 Inputs are those of a training step under bf16 autocast: branches are bf16, the residual stream, which layer norms read,
-is float32. Every engine is credited with the FLOPs and bytes of our kernels (``kernels.roofline``), so that shares
-compare as seconds do, though another engine may recompute less and read more.
+is float32. Every engine is credited with the FLOPs and bytes of our kernels (``kernels.checks.roofline``), so that
+shares compare as seconds do, though another engine may recompute less and read more.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import measure
-from kernels import backend, ops, reference, roofline
-from kernels.program import guarded, writable_file
+from kernels import backend, ops, reference
+from kernels.checks import roofline
+from kernels.checks.cli import guarded, writable_file
 
 DROPOUTS = (0.0, 0.2)
 WITH_DROPOUT = ("attention", "add_dropout_layer_norm")

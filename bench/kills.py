@@ -27,13 +27,15 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import measure
-from charformer import outcome, standins  # noqa: F401 - imported before the forks, once
 from charformer.commands import train
 from charformer.commands.common import Parser, execute
+from charformer.data import sources
 from charformer.errors import UserError
-from charformer.rundir import RunDir, read_tensors
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.runs.folder import RunDir
+from charformer.runs.tensors import read_tensors
+from charformer.training import outcome  # noqa: F401 - imported before the forks, once
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 COURSE = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --dropout 0.1 --attention-dropout 0.1"
 COURSE += " --steps 24 --eval-interval 4 --save-interval 3 --eval-batches 1 --dtype float32 --preset nano"
@@ -61,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
         home = Path(folder)
         os.environ["XDG_CACHE_HOME"] = str(home / "cache")
         data = home / "text.txt"
-        data.write_text(standins.python_docs()[:20_000], encoding="utf-8", newline="")
+        data.write_text(sources.python_docs()[:20_000], encoding="utf-8", newline="")
         flags = [*COURSE.split(), "--data", str(data)]
         _finish(flags, home / "warm")  # fills the cache of encoded texts
         began = time.monotonic()

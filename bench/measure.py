@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from charformer import corpus as corpora
-from charformer.corpus import Corpus
+from charformer.data import corpus as corpora
+from charformer.data.corpus import Corpus
 from charformer.device import total_memory
 from charformer.errors import UserError
-from charformer.rundir import RunDir, make_folder, write_text
+from charformer.files import make_folder, write_text
+from charformer.runs.folder import RunDir
 
 SCHEMA = 1
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}

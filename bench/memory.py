@@ -18,14 +18,14 @@ from bench import measure
 from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import DTYPES, Variant
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
 from charformer.device import choose_dtype
-from charformer.display import PlainConsole, progress_bar
-from charformer.model import GPT
-from charformer.optim import build_optimizer
-from charformer.plan import CARDS, RESERVE, memory
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.model.gpt import GPT
+from charformer.presets import PRESETS
+from charformer.training.estimate import CARDS, RESERVE, memory
+from charformer.training.optimizer import build_optimizer
+from charformer.ui.console import PlainConsole, progress_bar
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 MIB = 2**20
 SECONDS = 0.01  # of a turn: two steps

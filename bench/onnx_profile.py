@@ -23,11 +23,11 @@ from rich.table import Table
 from bench import measure
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
-from charformer.onnx_engine import SharedCache
-from charformer.onnx_file import Description, read_metadata, unsealed
-from charformer.speculation import PROPOSALS
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.sampling.onnx_engine import SharedCache
+from charformer.sampling.onnx_format import Description, read_metadata, unsealed
+from charformer.sampling.speculation import PROPOSALS
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 ROUNDS = 4
 SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation

@@ -21,17 +21,19 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import measure
-from charformer import checkpoint, corpus, outcome
 from charformer.commands import train
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
-from charformer.display import TrainingDisplay
+from charformer.data import corpus
 from charformer.errors import UserError
-from charformer.freeze import FREEZES
-from charformer.rundir import RunDir
-from charformer.trainer import Trainer
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.model.freeze import FREEZES
+from charformer.presets import PRESETS
+from charformer.runs import checkpoint
+from charformer.runs.folder import RunDir
+from charformer.training import outcome
+from charformer.training.trainer import Trainer
+from charformer.ui.training_display import TrainingDisplay
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
 ASIDE = ("data", "evaluation", "display")  # of a training, what its share is asked of

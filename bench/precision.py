@@ -18,16 +18,16 @@ from rich.table import Table
 from bench import measure
 from bench.samplers.process import Sampler, contest
 from charformer.commands.common import Parser, execute
-from charformer.corpus import recall
+from charformer.data.corpus import recall
 from charformer.errors import UserError
-from charformer.onnx_engine import OnnxEngine
-from charformer.onnx_file import Description
-from charformer.rundir import RunDir
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.onnx_format import Description
 from export.exporter import file_content
 from export.graph import PRECISIONS, Precision
 from export.verify import compare, reference_logits
-from kernels.program import writable_file
-from kernels.roofline import positive
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 VARIANTS = {
     **{name: PRECISIONS[name] for name in ("fp32", "int8", "int4")},

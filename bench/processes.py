@@ -19,11 +19,11 @@ from rich.table import Table
 
 from bench import measure
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
 from charformer.errors import UserError
-from charformer.rundir import RunDir
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 COURSE = ("--eval-interval", "20", "--eval-batches", "1")
 

@@ -1,15 +1,15 @@
 """How long the baseline's whole job would take: two stages of 5,000 steps and their evaluations.
 
 Minutes of this machine are projected from the step and the evaluation that were timed on it; those of a card that is
-not here are predicted by ``kernels.roofline`` and are a floor: nothing but matrix products and memory traffic.
+not here are predicted by ``kernels.checks.roofline`` and are a floor: nothing but matrix products and memory traffic.
 """
 
 from statistics import median
 from typing import Any
 
 from bench import baseline
-from charformer.config import PRESETS
-from kernels import roofline
+from charformer.presets import PRESETS
+from kernels.checks import roofline
 
 SHAPES = ("baseline", "baseline-as-coded")  # as its page has it, and as its code has it
 STAGES = 2

@@ -13,10 +13,10 @@ from bench import baseline, measure
 from bench.chart import Bar, Curve, write_bars, write_curves
 from bench.freeze import PUBLISHED
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
 from charformer.errors import UserError
-from charformer.rundir import write_text
-from kernels.program import writable_file
+from charformer.files import write_text
+from charformer.presets import PRESETS
+from kernels.checks.cli import writable_file
 
 EXAMPLES = """\
 examples:

@@ -32,13 +32,13 @@ from bench.conversation import ROOT
 from bench.samplers.models import random_run, write_for_peers
 from bench.samplers.process import THREADS, Process, Sampler, alone, contest
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
-from charformer.corpus import recall
+from charformer.data.corpus import recall
 from charformer.errors import UserError
-from charformer.rundir import RunDir
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
 from export.exporter import export
-from kernels.program import writable_file
-from kernels.roofline import positive
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 SHOWN = ("fp32", "int8", "int4")
 BATCHES = (1, 4, 16)

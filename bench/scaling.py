@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.trainers.engine import Variant
-from charformer.config import PRESETS
+from charformer.presets import PRESETS
 
 CHARACTERS = 4096  # of a step, while the context grows
 HEAD_WIDTH = 64

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import measure
-from charformer import standins
 from charformer.commands.common import Parser, execute
+from charformer.data import sources
 from charformer.errors import UserError
-from charformer.rundir import RunDir
-from kernels.program import writable_file
+from charformer.runs.folder import RunDir
+from kernels.checks.cli import writable_file
 
 COURSE = "--preset nano --steps 1000000 --eval-interval 20 --save-interval 7 --eval-batches 1"
 EVERY = 2.0  # seconds between two looks
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
 def _soak(folder: Path, course: list[str], seconds: float) -> dict[str, Any]:
     """Train in ``folder`` for that long; what was seen meanwhile, and what is there afterwards."""
     data, run = folder / "text.txt", RunDir(folder / "run")
-    data.write_text(standins.python_docs()[:200_000], encoding="utf-8", newline="")
+    data.write_text(sources.python_docs()[:200_000], encoding="utf-8", newline="")
     command = [sys.executable, "-m", "charformer.commands.train", *course, "--data", str(data), "--out", str(run.path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as process:
         try:

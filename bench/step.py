@@ -27,14 +27,14 @@ from bench.trainers.engine import Variant
 from bench.trainers.products import Products
 from bench.trainers.with_charformer import CharformerEngine
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 from charformer.device import choose_dtype
-from charformer.display import PlainConsole, progress_bar
 from charformer.errors import UserError
+from charformer.presets import PRESETS
+from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
-from kernels.program import writable_file
-from kernels.roofline import positive
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 PARTS = ("products", "attention", "joints", "activation", "optimizer", "rest")  # joints: sum, dropout, layer norm
 CPU = torch.device("cpu")

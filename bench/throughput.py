@@ -25,11 +25,11 @@ from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import Variant
 from bench.trainers.with_nanogpt import require
 from charformer.commands.common import Parser, execute
-from charformer.config import PRESETS, Preset
 from charformer.device import choose_device, choose_dtype
-from charformer.display import PlainConsole
-from kernels.program import writable_file
-from kernels.roofline import positive
+from charformer.presets import PRESETS, Preset
+from charformer.ui.console import PlainConsole
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 MENDED = ("scores scaled by the head's width, not the model's", "final layer norm applied", "glibc keeps freed memory")
 GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)

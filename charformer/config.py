@@ -1,7 +1,7 @@
 """The shape of a model, the course of its training, and the presets that name both."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from charformer.errors import UserError
@@ -101,7 +101,7 @@ class ModelConfig(_Config):
 class TrainConfig(_Config):
     """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam where weight_decay is 0).
 
-    Where muon_learning_rate is not 0, the matrices of the blocks are Muon's (charformer/optim.py).
+    Where muon_learning_rate is not 0, the matrices of the blocks are Muon's (charformer/training/muon.py).
     """
 
     batch_size: int = _number(32, "sequences of block_size characters in a step", least=1)
@@ -124,50 +124,3 @@ class TrainConfig(_Config):
         super().__post_init__()
         if self.muon_learning_rate and not self.learning_rate:
             raise UserError("muon_learning_rate follows learning_rate's rise and fall, so that must be above 0 too")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model and a TrainConfig for each stage."""
-
-    model: ModelConfig
-    pretrain: TrainConfig
-    finetune: TrainConfig
-
-
-def _baseline(batch_size: int, block_size: int) -> Preset:
-    course = TrainConfig(batch_size=batch_size)
-    return Preset(ModelConfig(block_size=block_size), pretrain=course, finetune=course)
-
-
-_MODERN = ModelConfig(block_size=256, dropout=0.0, attention_dropout=0.0, rope_base=10000.0, relu_power=2)
-_MUON = TrainConfig(
-    batch_size=8,
-    learning_rate=3e-3,
-    muon_learning_rate=0.02,
-    eval_interval=100,
-    decay_fraction=0.6,
-    weight_decay=0.1,
-    beta2=0.95,
-)
-_FINETUNE = replace(_MUON, max_steps=480, eval_interval=160, eval_batches=4, decay_fraction=0.8)
-
-PRESETS: dict[str, Preset] = {
-    "baseline": _baseline(batch_size=32, block_size=384),
-    "baseline-as-coded": _baseline(batch_size=34, block_size=128),
-    "nano": Preset(
-        replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
-        pretrain=replace(_MUON, max_steps=780, eval_interval=156, zero_init=1),
-        finetune=_FINETUNE,
-    ),
-    "fast": Preset(
-        _MODERN,
-        pretrain=replace(_MUON, max_steps=560, eval_interval=140, zero_init=1),
-        finetune=_FINETUNE,
-    ),
-    "best": Preset(
-        replace(_MODERN, block_size=512, dropout=0.2),
-        pretrain=replace(_MUON, max_steps=2200, eval_interval=200, zero_init=1),
-        finetune=replace(_FINETUNE, max_steps=240, eval_interval=120),
-    ),
-}

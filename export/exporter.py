@@ -8,14 +8,16 @@ import numpy as np
 import onnx
 
 from charformer.config import ModelConfig
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
+from charformer.data.vocab import Vocab, describe
 from charformer.errors import UserError
-from charformer.onnx_engine import OnnxEngine
-from charformer.onnx_file import Description, sealed
-from charformer.rundir import RunDir, Tensors, atomic_path
-from charformer.sampling import Ids
-from charformer.speculation import MOST_CHARACTERS, Draft
-from charformer.vocab import Vocab, describe
+from charformer.files import atomic_path
+from charformer.runs.folder import RunDir
+from charformer.runs.tensors import Tensors
+from charformer.sampling.engine import Ids
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.onnx_format import Description, sealed
+from charformer.sampling.speculation import MOST_CHARACTERS, Draft
 from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
 from export.verify import CHARACTERS, Comparison, compare, reference_logits

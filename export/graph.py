@@ -14,9 +14,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from charformer.config import ModelConfig
-from charformer.onnx_file import padded_width
-from charformer.rotary import cache_turns
-from charformer.rundir import Tensors
+from charformer.model.rotary import cache_turns
+from charformer.runs.tensors import Tensors
+from charformer.sampling.onnx_format import padded_width
 from export.quantize import quantize
 
 OPSET = 21  # the first with scales for blocks of a matrix

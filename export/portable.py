@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto
 
 from charformer.config import ModelConfig
-from charformer.rotary import cache_turns
-from charformer.rundir import Tensors
+from charformer.model.rotary import cache_turns
+from charformer.runs.tensors import Tensors
 from export.graph import EPSILON, GraphBuilder, Precision, embedding, relu
 from export.quantize import quantize
 

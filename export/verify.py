@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charformer.config import ModelConfig
-from charformer.onnx_engine import OnnxEngine
-from charformer.rundir import Tensors
-from charformer.sampling import Ids, SamplingConfig, generate
-from charformer.speculation import PROPOSALS
+from charformer.runs.tensors import Tensors
+from charformer.sampling.engine import Ids
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.sampler import SamplingConfig, generate
+from charformer.sampling.speculation import PROPOSALS
 
 Doubles = NDArray[np.float64]
 
@@ -61,7 +62,7 @@ def _read(engine: OnnxEngine, ids: Ids, prompt: int, at_once: int) -> Doubles:
 
 
 def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles:
-    """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model.py, written out.
+    """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model/gpt.py, written out.
 
     T is at most block_size; rotary positions go on behind it, and see the last block_size characters.
     """

@@ -1,6 +1,6 @@
 """The public ops: every model and trainer calls these, never a backend by name.
 
-``kernels.backend`` says when an op is a Triton kernel, behind ``kernels.registered``, and when plain PyTorch.
+``kernels.backend`` says when an op is a Triton kernel, behind ``kernels.custom_ops``, and when plain PyTorch.
 
 A dropout seed is a tensor of one int64, so that drawing it does not wait for a GPU; the same seed drops the same
 elements in the forward and in the backward pass, on every backend.
@@ -11,8 +11,9 @@ Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary
 import torch
 from torch import Tensor
 
-from kernels import cpu, reference, registered
+from kernels import custom_ops, reference
 from kernels.backend import runs_registered_op
+from kernels.cpu import ops as cpu
 
 __all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm", "linear"]
 
@@ -46,7 +47,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
         if seed is None and cpu.suits_attention(q, k, dropout_p):
             return cpu.attention(q, k, v, dropout_p)
         return reference.attention(q, k, v, dropout_p, seed)
-    out: Tensor = registered.attention(q, k, v, dropout_p, _seed(q, dropout_p, seed))[0]
+    out: Tensor = custom_ops.attention(q, k, v, dropout_p, _seed(q, dropout_p, seed))[0]
     return out
 
 
@@ -65,7 +66,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     _check_norm(x, weight, bias)
     if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
         return reference.layer_norm(x, weight, bias, eps)
-    y: Tensor = registered.layer_norm(x, weight, bias, eps)[0]
+    y: Tensor = custom_ops.layer_norm(x, weight, bias, eps)[0]
     return y
 
 
@@ -100,7 +101,7 @@ def add_dropout_layer_norm(
         if seed is None and cpu.suits_joint(residual, x, dropout_p):
             return cpu.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, eps)
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
-    total, y, _, _ = registered.add_dropout_layer_norm(
+    total, y, _, _ = custom_ops.add_dropout_layer_norm(
         residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps
     )
     return total, y
@@ -123,7 +124,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
         raise ValueError(f"logits and targets do not fit: {_about(logits)}, {_about(targets)}")
     if not runs_registered_op(logits):
         return reference.cross_entropy(logits, targets, ignore_index)
-    loss: Tensor = registered.cross_entropy(logits, targets, ignore_index)[0]
+    loss: Tensor = custom_ops.cross_entropy(logits, targets, ignore_index)[0]
     return loss
 
 

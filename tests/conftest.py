@@ -11,8 +11,8 @@ import pytest
 if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from charformer import standins
 from charformer.commands import train
+from charformer.data import sources
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
 
@@ -23,13 +23,13 @@ TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "24
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setattr("charformer.corpus.cache_folder", lambda: folder / "charformer")
+    monkeypatch.setattr("charformer.data.corpus.cache_folder", lambda: folder / "charformer")
     return folder / "charformer"
 
 
 @pytest.fixture(scope="session")
 def english() -> str:
-    return standins.python_docs()[:40_000]
+    return sources.python_docs()[:40_000]
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def trained_run(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A run of the real command, 40 steps of a tiny model. Tests only read it."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("charformer.corpus.cache_folder", lambda: folder / "cache")
+        patch.setattr("charformer.data.corpus.cache_folder", lambda: folder / "cache")
         flags = ["--data", str(text_file), "--out", str(folder / "run"), "--steps", "40", "--eval-interval", "20"]
         assert train.main([*flags, *TINY]) == 0
     return folder / "run"

@@ -11,12 +11,12 @@ import safetensors.numpy
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from charformer.checkpoint import save_weights
 from charformer.config import ModelConfig
-from charformer.model import GPT
-from charformer.onnx_file import padded_width
-from charformer.rundir import RunDir
-from charformer.vocab import Vocab
+from charformer.data.vocab import Vocab
+from charformer.model.gpt import GPT
+from charformer.runs.checkpoint import save_weights
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_format import padded_width
 from export.graph import PRECISIONS, fused
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.samplers.worker import serve
-from charformer.onnx_engine import OnnxEngine
-from charformer.sampling import Engine, SamplingConfig, encode_prompt, generate
-from charformer.speculation import speculate
-from charformer.vocab import Vocab
+from charformer.data.vocab import Vocab
+from charformer.sampling.engine import Engine
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.sampler import SamplingConfig, encode_prompt, generate
+from charformer.sampling.speculation import speculate
 
 
 def main() -> None:
@@ -48,9 +49,9 @@ def _onnx(path: Path, threads: int) -> tuple[Engine, Vocab]:
 def _torch(path: Path, threads: int) -> tuple[Engine, Vocab]:
     import torch  # the other engine's memory is not to count it
 
-    from charformer.checkpoint import load_model
-    from charformer.rundir import RunDir
-    from charformer.torch_engine import TorchEngine
+    from charformer.runs.checkpoint import load_model
+    from charformer.runs.folder import RunDir
+    from charformer.sampling.torch_engine import TorchEngine
 
     torch.set_num_threads(threads)
     model, vocab = load_model(RunDir(path))

@@ -15,7 +15,7 @@ from bench.trainers import with_nanogpt
 from bench.trainers.engine import Variant
 from bench.trainers.plain import PlainEngine
 from charformer.config import ModelConfig
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 
 # As its README has them, beside its settings for Tiny Shakespeare.
 SHAPE = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0, attention_dropout=0.0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bench import baseline
 from bench.trainers.engine import Variant
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 
 
 class PlainEngine:

@@ -7,7 +7,7 @@ import torch
 from bench import baseline
 from bench.trainers.engine import Variant
 from bench.trainers.plain import PlainEngine
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device) -> PlainEngine:

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.trainers.engine import DTYPES, Variant
-from charformer.config import PRESETS, TrainConfig
-from charformer.corpus import Corpus
+from charformer.config import TrainConfig
+from charformer.data.corpus import Corpus
+from charformer.data.vocab import Vocab
 from charformer.device import keep_freed_memory
-from charformer.freeze import freeze, train_mode
-from charformer.model import GPT
-from charformer.rundir import RunDir
-from charformer.trainer import Trainer
-from charformer.vocab import Vocab
+from charformer.model.freeze import freeze, train_mode
+from charformer.model.gpt import GPT
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.training.trainer import Trainer
 
 PRIVATE_USE = 0xE000  # code points that no text has, for the symbols that it lacks
 

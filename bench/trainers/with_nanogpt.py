@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.trainers.engine import Variant, autocast
 from bench.trainers.plain import PlainEngine
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 from charformer.errors import UserError
 
 # As its settings for Tiny Shakespeare have them.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from bench import baseline
 from bench.trainers.engine import Variant, autocast
 from bench.trainers.plain import PlainEngine
-from charformer.corpus import Corpus
+from charformer.data.corpus import Corpus
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device) -> PlainEngine:

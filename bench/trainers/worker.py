@@ -26,7 +26,7 @@ from bench.trainers import with_baseline, with_nanogpt, with_transformers
 from bench.trainers.engine import Engine, Variant
 from bench.trainers.products import Products
 from bench.trainers.with_charformer import CharformerEngine
-from charformer.corpus import recall
+from charformer.data.corpus import recall
 from charformer.device import choose_device, memory_bytes
 
 CHECK_STEPS = 20

@@ -1,1 +1,0 @@
-"""The commands: arguments and messages, nothing else."""

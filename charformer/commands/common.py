@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from charformer.display import printable
 from charformer.errors import UserError
-from charformer.rundir import RunDir
+from charformer.runs.folder import RunDir
+from charformer.ui.console import printable
 
 DEFAULT_RUNS = ("runs/finetune", "runs/pretrain")
 

@@ -5,12 +5,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from charformer import corpus as corpora
 from charformer.commands.common import Parser, choose_run, execute
-from charformer.display import PlainConsole, progress_bar
+from charformer.data import corpus as corpora
 from charformer.errors import UserError
-from charformer.onnx_file import PRECISIONS
-from charformer.rundir import RunDir
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_format import PRECISIONS
+from charformer.ui.console import PlainConsole, progress_bar
 
 DEFAULT_PRECISION = "int8"
 

@@ -4,13 +4,13 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from charformer.display import PlainConsole, duration, progress_bar
-from charformer.rundir import RunDir
+from charformer.runs.folder import RunDir
+from charformer.ui.console import PlainConsole, duration, progress_bar
 
 if TYPE_CHECKING:
     import torch
 
-    from charformer.stages import Start
+    from charformer.training.session import Start
 
 MIB = 2**20
 
@@ -25,24 +25,24 @@ def show_plan(
     """Count the memory, train for some seconds without saving anything, and say what comes of it."""
     import torch
 
-    from charformer import plan
     from charformer.device import keep_freed_memory
-    from charformer.trainer import Trainer
+    from charformer.training import estimate
+    from charformer.training.trainer import Trainer
 
     keep_freed_memory()
     nowhere = RunDir(args.out or "nowhere")
     trainer = Trainer(start.model.to(device), start.vocab, start.corpus, start.config, nowhere, device, dtype)
     optimizer, batch_size = trainer.optimizer, start.config.batch_size
-    found = plan.memory(start.model, optimizer, dtype, device.type == "cuda", batch_size)
-    on_card = plan.memory(start.model, optimizer, torch.bfloat16, fused=True)
-    available = plan.available_bytes(device)
+    found = estimate.memory(start.model, optimizer, dtype, device.type == "cuda", batch_size)
+    on_card = estimate.memory(start.model, optimizer, torch.bfloat16, fused=True)
+    available = estimate.available_bytes(device)
     speed = None
     if available is None or found.of(batch_size) <= available:
         with progress_bar(console) as on_progress:
-            speed = plan.probe(
+            speed = estimate.probe(
                 trainer, on_step=lambda share: on_progress("training for a while", int(100 * share), 100)
             )
-    content = plan.summary(start.config, start.model, found, on_card, available, speed)
+    content = estimate.summary(start.config, start.model, found, on_card, available, speed)
     about = f"{device.type}, {str(dtype).removeprefix('torch.')}"
     for name, value in _lines(content, start.record["preset"], start.corpus.name, about).items():
         console.print(f"{name:>16}  {value}")

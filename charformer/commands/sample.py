@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from charformer import sampling
 from charformer.commands.common import Parser, choose_run, execute
-from charformer.display import PlainConsole, printable
+from charformer.data.vocab import Vocab, describe
 from charformer.errors import UserError
-from charformer.rundir import RunDir
-from charformer.vocab import Vocab, describe
+from charformer.runs.folder import RunDir
+from charformer.sampling import sampler
+from charformer.sampling.engine import Ids
+from charformer.ui.console import PlainConsole, printable
 
 if TYPE_CHECKING:
-    from charformer.onnx_engine import OnnxEngine
+    from charformer.sampling.onnx_engine import OnnxEngine
 
 BETWEEN_SAMPLES = "\n---\n"
 RUNS_OWN = "\0"  # what --onnx means without a file; no file has that name
@@ -41,7 +42,7 @@ class Source(NamedTuple):
 
     named: dict[str, Any]
     vocab: Vocab
-    continued: Callable[[sampling.Ids, sampling.SamplingConfig], Iterator[sampling.Ids]]
+    continued: Callable[[Ids, sampler.SamplingConfig], Iterator[Ids]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,7 +115,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("--onnx was given an empty name; leave it out to take the run's model.onnx")
     _check_group(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    config = sampling.SamplingConfig(args.max_new_tokens, args.temperature, args.top_k, args.top_p, seed)
+    config = sampler.SamplingConfig(args.max_new_tokens, args.temperature, args.top_k, args.top_p, seed)
     prompt = args.prompt or "" if args.prompt_file is None else _read_prompt(args.prompt_file)
     source = _pytorch(args) if args.onnx is None else _onnx(args)
     vocab = source.vocab
@@ -123,11 +124,11 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip")
         print(f"skipping {describe(unknown)}", file=sys.stderr)
         prompt = "".join(character for character in prompt if character in vocab)
-    ids = sampling.encode_prompt(vocab, prompt)
+    ids = sampler.encode_prompt(vocab, prompt)
     if args.seed is None:
         print(f"seed {seed}", file=sys.stderr)
 
-    made: list[sampling.Ids] = []
+    made: list[Ids] = []
     opening = vocab.decode(ids)
     if not args.json:
         _write(opening)
@@ -168,20 +169,20 @@ def _pytorch(args: argparse.Namespace) -> Source:
     # Imported once the arguments are known to be good: torch takes seconds.
     import torch
 
-    from charformer.checkpoint import load_model
     from charformer.device import choose_device
-    from charformer.torch_engine import TorchEngine
+    from charformer.runs.checkpoint import load_model
+    from charformer.sampling.torch_engine import TorchEngine
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model, vocab = load_model(run)
     engine = TorchEngine(model, choose_device(args.device or "auto"), getattr(torch, args.dtype or "float32"))
     named = {"run": str(run.path)}
-    return Source(named, vocab, lambda ids, config: sampling.generate(engine, ids, args.num_samples, config))
+    return Source(named, vocab, lambda ids, config: sampler.generate(engine, ids, args.num_samples, config))
 
 
 def _onnx(args: argparse.Namespace) -> Source:
-    from charformer.speculation import speculate
+    from charformer.sampling.speculation import speculate
 
     run = choose_run(args.run) if args.onnx == RUNS_OWN else None
     path = Path(args.onnx) if run is None else run.onnx
@@ -189,12 +190,12 @@ def _onnx(args: argparse.Namespace) -> Source:
     named = {"run": str(run.path) if run else None, "onnx": str(path)}
     vocab, draft = engine.description.vocab, engine.description.draft
     if draft is None or args.no_speculative or args.num_samples > 1:
-        return Source(named, vocab, lambda ids, config: sampling.generate(engine, ids, args.num_samples, config))
+        return Source(named, vocab, lambda ids, config: sampler.generate(engine, ids, args.num_samples, config))
     return Source(named, vocab, lambda ids, config: speculate(engine, draft, ids, config))
 
 
 def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
-    from charformer.onnx_engine import OnnxEngine
+    from charformer.sampling.onnx_engine import OnnxEngine
 
     return OnnxEngine(path, args.threads, args.provider or "auto")
 
@@ -202,7 +203,7 @@ def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
 def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
     """An engine on the run's model.onnx, exported first unless it is there and of the weights that are there."""
     from charformer.commands.export import DEFAULT_PRECISION, export_run
-    from charformer.onnx_file import OutdatedError
+    from charformer.sampling.onnx_format import OutdatedError
 
     weights = run.weights_sha256()
     precision, portable = "fp16" if args.provider == "cuda" else DEFAULT_PRECISION, False
@@ -232,7 +233,7 @@ def _read_prompt(path: str) -> str:
         raise UserError(f"cannot read the prompt from {path}: {error}") from error
 
 
-def _rows(made: list[sampling.Ids], samples: int) -> Iterator[sampling.Ids]:
+def _rows(made: list[Ids], samples: int) -> Iterator[Ids]:
     """The steps, each (samples,), as one array of ids a sample."""
     return iter(np.stack(made, axis=1) if made else np.zeros((samples, 0), np.int64))
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charformer import corpus as corpora
-from charformer import sampling
 from charformer.commands.common import execute
 from charformer.commands.plan import show_plan
 from charformer.commands.train_arguments import (
@@ -21,19 +19,22 @@ from charformer.commands.train_arguments import (
     check,
     given,
 )
-from charformer.config import PRESETS
-from charformer.display import PlainConsole, TrainingDisplay, printable, progress_bar
+from charformer.data import corpus as corpora
 from charformer.errors import UserError, WriteError
-from charformer.parallel import Team, TeammateLostError, joined
-from charformer.rundir import RunDir
-from charformer.runlock import locked
-from charformer.signals import stop_signals
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.runs.lock import locked
+from charformer.sampling import sampler
+from charformer.training.distributed import Team, TeammateLostError, joined
+from charformer.training.signals import stop_signals
+from charformer.ui.console import PlainConsole, printable, progress_bar
+from charformer.ui.training_display import TrainingDisplay
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the arguments do without it
     import torch
 
-    from charformer.stages import Start
-    from charformer.trainer import Trainer
+    from charformer.training.session import Start
+    from charformer.training.trainer import Trainer
 
     Choice = tuple[Start, torch.device, torch.dtype]
 
@@ -91,8 +92,8 @@ def _train(
     import torch
 
     from charformer.device import memory_bytes
-    from charformer.freeze import count_parameters
-    from charformer.outcome import conclude, draw
+    from charformer.model.freeze import count_parameters
+    from charformer.training.outcome import conclude, draw
     from kernels.backend import describe as describe_kernels
 
     run, counters, corpus, record = trainer.run, trainer.counters, trainer.corpus, start.record
@@ -166,12 +167,12 @@ def _again(stage: str, run: RunDir) -> str:
 
 def _rescued(trainer: "Trainer", start: "Start") -> str:
     """What became of a training whose folder can no longer be written to."""
-    from charformer import stages
+    from charformer.training import session
 
     if not trainer.counters.step:
         return "nothing was trained yet"
     try:
-        run = stages.rescue(trainer, start)
+        run = session.rescue(trainer, start)
     except UserError as error:
         return f"the training could not be saved elsewhere: {error}"
     again = _again(start.record["stage"], run)
@@ -200,13 +201,13 @@ def _open(
     import torch
 
     from charformer import device as machine
-    from charformer import stages
+    from charformer.training import session
 
     start, device, dtype = chosen
     team.check(start.config.batch_size, torch.cuda.device_count() if device.type == "cuda" else None)
     machine.keep_freed_memory()
     # Processes that torchrun has started again get the arguments that they had at first.
-    is_begun = args.resume or (team.restarts > 0 and stages.is_begun(start, run))
+    is_begun = args.resume or (team.restarts > 0 and session.is_begun(start, run))
     if team.is_leader and not args.resume:
         held.enter_context(locked(run))
         if not is_begun:
@@ -214,7 +215,7 @@ def _open(
                 run.state.is_file() or run.weights.is_file()
             )  # before its first save
             run.check_free(args.overwrite or was_cut_off)  # what another training has left there since
-    open_run = stages.reopen_run if is_begun else stages.open_run
+    open_run = session.reopen_run if is_begun else session.open_run
     return open_run(start, run, device, dtype, team), start
 
 
@@ -231,7 +232,7 @@ def _choose(
     check(args, stage, run, team)
 
     from charformer import device as machine
-    from charformer import stages
+    from charformer.training import session
 
     changes = given(args, TRAIN_FIELDS)
     if args.resume:
@@ -241,21 +242,21 @@ def _choose(
         device = machine.choose_device(str(began_on.get("device")) if args.device == "auto" else args.device)
         dtype = machine.choose_dtype(str(began_on.get("dtype")) if args.dtype == "auto" else args.dtype, device)
         data = args.data or _recorded_data(run.read_section("corpus"))
-        start = stages.resume(run, changes, _load(data, stage, console, notices))
+        start = session.resume(run, changes, _load(data, stage, console, notices))
     else:
         device = machine.choose_device(args.device)
         dtype = machine.choose_dtype(args.dtype, device)
         source = RunDir(args.init_from or "runs/pretrain")
-        preset = args.preset or (stages.preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[device.type])
+        preset = args.preset or (session.preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[device.type])
         shape = replace(PRESETS[preset].model, **given(args, MODEL_FIELDS))  # a fine-tune's is its checkpoint's
         course = replace(getattr(PRESETS[preset], stage), **changes)
         corpus = _load(args.data, stage, console, notices)
         if stage == "finetune":
-            start = stages.finetune(source, course, preset, args.freeze or "none", corpus)
+            start = session.finetune(source, course, preset, args.freeze or "none", corpus)
         else:
-            start = stages.pretrain(shape, course, preset, corpus)
+            start = session.pretrain(shape, course, preset, corpus)
     if args.prompt is not None:
-        sampling.encode_prompt(start.vocab, args.prompt)  # now, not at the end of a long training
+        sampler.encode_prompt(start.vocab, args.prompt)  # now, not at the end of a long training
         start.record["prompt"] = args.prompt
     return start, device, dtype
 

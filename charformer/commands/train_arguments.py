@@ -4,12 +4,13 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from charformer import corpus as corpora
 from charformer.commands.common import Parser
-from charformer.config import PRESETS, ModelConfig, TrainConfig
+from charformer.config import ModelConfig, TrainConfig
+from charformer.data import corpus as corpora
 from charformer.errors import UserError
-from charformer.parallel import Team
-from charformer.rundir import RunDir
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.training.distributed import Team
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
 DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import ablation, measure
-from charformer.config import PRESETS
+from charformer.presets import PRESETS
 
 
 def test_each_ingredient_is_left_out_of_the_same_course(

@@ -16,9 +16,9 @@ import torch
 from bench import convergence, measure
 from bench.chart import write_curves
 from bench.trainers import nanogpt_recipe
-from charformer import checkpoint
-from charformer import corpus as corpora
-from charformer.rundir import RunDir
+from charformer.data import corpus as corpora
+from charformer.runs import checkpoint
+from charformer.runs.folder import RunDir
 from tests.bench.test_throughput import checkout
 
 COURSE = ["--preset", "nano", "--seeds", "1", "--steps", "60", "--eval-interval", "10", "--dtype", "float32"]

@@ -11,7 +11,7 @@ import torch
 from bench import kernels
 from bench.kernels import Case, Ceilings
 from kernels import backend, reference
-from kernels.roofline import Shape, work
+from kernels.checks.roofline import Shape, work
 
 SMALL = Shape(batch=2, time=33, heads=2, width=16, vocab=19)
 CPU = torch.device("cpu")

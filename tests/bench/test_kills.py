@@ -13,7 +13,7 @@ from bench import measure
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 BENCH = "import sys; from bench import kills; sys.exit(kills.main(sys.argv[1:]))"
-UNTIDY = "from charformer.rundir import RunDir; RunDir.tidy = lambda run: (run.path / 'left.tmp').touch(); "
+UNTIDY = "from charformer.runs.folder import RunDir; RunDir.tidy = lambda run: (run.path / 'left.tmp').touch(); "
 
 
 def bench(folder: Path, count: int, script: str) -> tuple[int, dict[str, dict[str, int]]]:

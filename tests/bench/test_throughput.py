@@ -21,10 +21,10 @@ from bench.baseline import Baseline
 from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import Variant
 from bench.trainers.products import Products
-from charformer import corpus as corpora
 from charformer.config import ModelConfig
-from charformer.freeze import freeze
-from charformer.model import GPT
+from charformer.data import corpus as corpora
+from charformer.model.freeze import freeze
+from charformer.model.gpt import GPT
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.0, attention_dropout=0.0, vocab_size=300)
 LEARNS = """

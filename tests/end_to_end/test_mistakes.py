@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from charformer.commands import sample, train
-from charformer.rundir import RunDir
-from charformer.runlock import locked
+from charformer.runs.folder import RunDir
+from charformer.runs.lock import locked
 from tests.conftest import TINY
 
 

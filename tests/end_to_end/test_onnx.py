@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from charformer.onnx_file import sealed, unsealed
+from charformer.sampling.onnx_format import sealed, unsealed
 from tests.end_to_end.test_commands import run
 
 

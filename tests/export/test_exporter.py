@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charformer import corpus
+from charformer.data import corpus
 from charformer.errors import UserError
-from charformer.onnx_engine import OnnxEngine
-from charformer.rundir import RunDir, write_tensors
+from charformer.runs.folder import RunDir
+from charformer.runs.tensors import write_tensors
+from charformer.sampling.onnx_engine import OnnxEngine
 from export.exporter import Export, export
 from export.verify import Comparison
 

@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from charformer.config import ModelConfig
-from charformer.model import GPT
-from charformer.onnx_engine import OnnxEngine
-from charformer.onnx_file import OPERATORS, Description, sealed
-from charformer.vocab import Vocab
+from charformer.data.vocab import Vocab
+from charformer.model.gpt import GPT
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.onnx_format import OPERATORS, Description, sealed
 from export.graph import PRECISIONS, fused
 from export.portable import portable
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from charformer.checkpoint import load_model
-from charformer.onnx_engine import OnnxEngine
-from charformer.rundir import RunDir
+from charformer.runs.checkpoint import load_model
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_engine import OnnxEngine
 from export.exporter import export
 from export.verify import compare, reference_logits
 

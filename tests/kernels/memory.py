@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from kernels import variants
+from kernels.gpu import launch
 
 
 class AccessError(AssertionError):
@@ -61,14 +61,14 @@ def _extent(x: torch.Tensor) -> tuple[int, int]:
 def checked() -> Iterator[None]:
     """Check what kernels do to memory in here."""
     memory = _Memory(interpreter._interpreter)
-    launch = variants.Kernel.launch
+    unchecked = launch.Kernel.launch
 
     def checked_launch(self: Any, programs: int, tile: Any, arguments: dict[str, Any]) -> None:
         memory.allowed = [_extent(x) for x in arguments.values() if isinstance(x, torch.Tensor)]
-        launch(self, programs, tile, arguments)
+        unchecked(self, programs, tile, arguments)
 
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    with patch.object(interpreter, "_interpreter", memory), patch.object(variants.Kernel, "launch", checked_launch):
+    with patch.object(interpreter, "_interpreter", memory), patch.object(launch.Kernel, "launch", checked_launch):
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = True
         try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from charformer.config import ModelConfig
-from charformer.model import GPT
+from charformer.model.gpt import GPT
 from kernels import backend, ops
 from tests.kernels.gpu import needs_gpu, needs_interpreter
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charformer.config import ModelConfig
-from charformer.model import GPT
-from kernels import cpu, ops
-from kernels.masks import Masks
+from charformer.model.gpt import GPT
+from kernels import ops
+from kernels.cpu import ops as cpu
+from kernels.cpu.dropout import Masks
 
 
 def packed(batch: int, heads: int, time: int, width: int, dtype: torch.dtype) -> list[Tensor]:

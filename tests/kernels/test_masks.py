@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import masks
-from kernels.masks import Masks
+from kernels.cpu import dropout as masks
+from kernels.cpu.dropout import Masks
 
 SHAPE = torch.Size((1000, 803))
 

@@ -12,8 +12,8 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from triton.runtime.errors import InterpreterError  # noqa: E402
 
-from kernels.tiles import Tile  # noqa: E402
-from kernels.variants import kernel  # noqa: E402
+from kernels.gpu.block_sizes import Tile  # noqa: E402
+from kernels.gpu.launch import kernel  # noqa: E402
 from tests.kernels.memory import checked  # noqa: E402
 
 pytestmark = needs_interpreter

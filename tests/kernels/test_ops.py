@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from charformer.config import ModelConfig
-from charformer.model import GPT
-from kernels import backend, ops, reference, registered
+from charformer.model.gpt import GPT
+from kernels import backend, custom_ops, ops, reference
 from tests.kernels.gpu import needs_gpu, needs_interpreter
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
@@ -144,27 +144,27 @@ def arguments() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     y, mean, rstd = reference.layer_norm_forward(x, weight, bias, 1e-5, x.dtype)
     loss, row_lse, count = reference.cross_entropy_forward(logits, targets, -100)
     return {
-        "attention": (registered.attention, (q, k, v, 0.2, seed)),
-        "attention without dropout": (registered.attention, (q, k, v, 0.0, None)),
-        "attention_backward": (registered.attention_backward, (out, q, k, v, out, lse, 0.2, seed)),
-        "layer_norm": (registered.layer_norm, (x, weight, bias, 1e-5)),
-        "layer_norm_backward": (registered.layer_norm_backward, (y, x, weight, mean, rstd)),
-        "joint": (registered.add_dropout_layer_norm, (residual, x, weight, bias, 0.2, seed, 1e-5)),
+        "attention": (custom_ops.attention, (q, k, v, 0.2, seed)),
+        "attention without dropout": (custom_ops.attention, (q, k, v, 0.0, None)),
+        "attention_backward": (custom_ops.attention_backward, (out, q, k, v, out, lse, 0.2, seed)),
+        "layer_norm": (custom_ops.layer_norm, (x, weight, bias, 1e-5)),
+        "layer_norm_backward": (custom_ops.layer_norm_backward, (y, x, weight, mean, rstd)),
+        "joint": (custom_ops.add_dropout_layer_norm, (residual, x, weight, bias, 0.2, seed, 1e-5)),
         "joint of two dtypes": (
-            registered.add_dropout_layer_norm,
+            custom_ops.add_dropout_layer_norm,
             (residual, x.bfloat16(), weight, bias, 0.2, seed, 1e-5),
         ),
         "joint backward": (
-            registered.add_dropout_layer_norm_backward,
+            custom_ops.add_dropout_layer_norm_backward,
             (x, y, x, weight, mean, rstd, 0.2, seed),
         ),
         "last joint backward": (
-            registered.add_dropout_layer_norm_backward,
+            custom_ops.add_dropout_layer_norm_backward,
             (None, y, x, weight, mean, rstd, 0.2, seed),
         ),
-        "cross_entropy": (registered.cross_entropy, (logits, targets, -100)),
+        "cross_entropy": (custom_ops.cross_entropy, (logits, targets, -100)),
         "cross_entropy_backward": (
-            registered.cross_entropy_backward,
+            custom_ops.cross_entropy_backward,
             (loss, logits, targets, row_lse, count, -100),
         ),
     }

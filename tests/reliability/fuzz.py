@@ -29,8 +29,9 @@ import safetensors.numpy
 import torch
 
 from charformer.commands import export, sample, train
-from charformer.onnx_file import sealed, unsealed
-from charformer.rundir import RunDir, read_metadata, write_tensors
+from charformer.runs.folder import RunDir
+from charformer.runs.tensors import read_metadata, write_tensors
+from charformer.sampling.onnx_format import sealed, unsealed
 
 SECONDS = 10
 MEMORY = 2**30  # address space beyond what an undamaged run takes

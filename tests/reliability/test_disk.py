@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from charformer.rundir import RunDir, read_tensors
+from charformer.runs.folder import RunDir
+from charformer.runs.tensors import read_tensors
 from tests.conftest import TINY
 from tests.end_to_end.test_commands import run as command
 

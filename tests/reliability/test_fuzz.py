@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charformer.checkpoint import load_model
 from charformer.errors import UserError
-from charformer.rundir import RunDir, read_tensors, write_tensors
+from charformer.runs.checkpoint import load_model
+from charformer.runs.folder import RunDir
+from charformer.runs.tensors import read_tensors, write_tensors
 from tests.end_to_end.test_commands import run as command
 
 COUNT = int(os.environ.get("FUZZ_COUNT", "2000"))

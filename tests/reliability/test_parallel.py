@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from charformer.rundir import RunDir
+from charformer.runs.folder import RunDir
 from tests.conftest import TINY
 from tests.reliability.test_disk import content
 

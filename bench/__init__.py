@@ -1,1 +1,0 @@
-"""How fast, against what: every figure a ratio taken in one run."""

@@ -1,1 +1,0 @@
-"""What bench.throughput lets train: one engine a file, each in a process of its own."""

@@ -1,0 +1,40 @@
+"""What each ``--freeze`` means: which weights of a fine-tune keep their values."""
+
+from charformer.model.gpt import GPT
+
+FREEZES = ("none", "attention", "trunk")
+ABOVE_TRUNK = ("head.", "ln_f.")  # the norm is cheap to train, and no backward pass below it is needed
+
+
+def freeze(model: GPT, what: str) -> None:
+    """Mark the weights that train.
+
+    ``attention`` freezes everything under ``attn.``; ``trunk`` all but the head and the final layer norm, so that
+    no gradient is computed below them. That holds for the embedding of new characters too: to train it, the
+    backward pass would have to run through every block, which is what freezing the trunk saves.
+    """
+    for name, parameter in model.named_parameters():
+        frozen = {
+            "none": False,
+            "attention": ".attn." in name,
+            "trunk": not name.startswith(ABOVE_TRUNK),
+        }[what]
+        parameter.requires_grad_(not frozen)
+
+
+def is_trunk_frozen(model: GPT) -> bool:
+    """Whether nothing trains but the head and the final layer norm."""
+    return not any(p.requires_grad for name, p in model.named_parameters() if not name.startswith(ABOVE_TRUNK))
+
+
+def train_mode(model: GPT) -> None:
+    """Turn dropout on, unless the trunk is frozen: what does not learn is read as it will be when sampling."""
+    model.train(not is_trunk_frozen(model))
+
+
+def count_parameters(model: GPT) -> tuple[int, int]:
+    """How many parameters train, and how many are frozen."""
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return counts[True], counts[False]

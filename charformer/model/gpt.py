@@ -1,0 +1,258 @@
+"""GPT: a pre-LN decoder with learned or rotary positions and a ReLU MLP, written on ``kernels.ops``.
+
+Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from charformer.config import ModelConfig
+from charformer.model.rotary import cache_turns, turns
+from kernels import ops
+
+
+class KVCache:
+    """Keys and values of every layer for up to ``cache_size`` positions, of which the last ``block_size`` are seen."""
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.n_layer, batch, config.n_head, config.cache_size, config.n_embd // config.n_head)
+        self.block_size = config.block_size
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) behind the first ``length`` positions; return what its last query sees of that layer.
+
+        ``length`` itself moves on once a token has passed through every layer.
+        """
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        seen = slice(max(0, end - self.block_size), end)
+        return self.keys[layer, :, :, seen], self.values[layer, :, :, seen]
+
+
+class Rotary(nn.Module):
+    """Positions as rotations of queries and keys (charformer/model/rotary.py)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        cos, sin = cache_turns(config)
+        self._config = config
+        self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
+        self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
+
+    def forward(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, 3, H, D) at positions ``start``, ... -> q, k and v, (B, H, T, D) each, q and k rotated."""
+        cos, sin = (table[start : start + qkv.shape[1]].to(qkv.dtype) for table in (self.cos, self.sin))
+        parts: tuple[Tensor, Tensor, Tensor] = _TurnedHeads.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
+        return parts
+
+    def slide(self, cache: KVCache) -> None:
+        """Move the last ``block_size`` - 1 positions to the front of ``cache``, their keys turned back accordingly."""
+        kept = cache.block_size - 1
+        moved = slice(cache.length - kept, cache.length)
+        cos, sin = (
+            torch.from_numpy(table).to(cache.keys) for table in turns(self._config, np.array(cache.length - kept))
+        )
+        cache.keys[..., :kept, :] = _turned(cache.keys[..., moved, :], cos, -sin)
+        cache.values[..., :kept, :] = cache.values[..., moved, :].clone()
+        cache.length = kept
+
+
+class _TurnedHeads(torch.autograd.Function):
+    """Takes q, k and v apart and turns the first two, without the copies of the whole that indexing costs backward."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return _turned(q, cos, sin), _turned(k, cos, sin), v.contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        batch, heads, time, width = d_q.shape
+        d_qkv = d_q.new_empty(batch, time, 3, heads, width)
+        q, k, v = d_qkv.permute(2, 0, 3, 1, 4)
+        _turned(d_q, cos, -sin, out=q)
+        _turned(d_k, cos, -sin, out=k)
+        v.copy_(d_v)
+        return d_qkv, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+    """(..., D) with its pairs, half of D apart, turned by angles (..., D / 2)."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=turned_b).addcmul_(a, sin)
+    return out
+
+
+class Linear(nn.Linear):
+    """PyTorch's, by ``kernels.ops``; with a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with packed q, k, v."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.layer = layer
+        self.dropout = config.attention_dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        batch, time, channels = x.shape
+        qkv = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head)
+        if rotary is not None:
+            q, k, v = rotary(qkv, cache.length if cache is not None else 0)
+        else:
+            q, k, v = (each.transpose(1, 2) for each in qkv.unbind(2))
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.proj(y.transpose(1, 2).reshape(batch, time, channels))
+
+
+class MLP(nn.Module):
+    """Two linears, four times as wide between them, around a ReLU or its square (So et al. 2021)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = Linear(4 * config.n_embd, config.n_embd)
+        self.squared = config.relu_power == 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        h = _SquaredReLU.apply(h) if self.squared else nn.functional.relu(h)  # type: ignore[no-untyped-call]
+        return self.proj(h)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """Two passes over the gradient instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        root = x.relu()
+        ctx.save_for_backward(root)
+        return root * root  # square() is float32 under a GPU's autocast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return (d_out * root).mul_(2)
+
+
+class Block(nn.Module):
+    """Attention and MLP; each joint, the sum and the layer norm behind it, is one op, so it may span two blocks."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config, layer)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.dropout = config.dropout
+
+    def forward(
+        self, x: Tensor, h: Tensor, next_ln: nn.LayerNorm, rotary: Rotary | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream (B, T, C) and its ``ln1`` -> the stream behind this block and its ``next_ln``."""
+        dropout_p = self.dropout if self.training else 0.0
+        ln2 = self.ln2
+        x, h = ops.add_dropout_layer_norm(x, self.attn(h, rotary, cache), ln2.weight, ln2.bias, dropout_p)
+        return ops.add_dropout_layer_norm(x, self.mlp(h), next_ln.weight, next_ln.bias, dropout_p)
+
+
+class GPT(nn.Module):
+    """A character-level GPT (Radford et al. 2019), with PyTorch's default initialisation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pos_emb = None if config.rope_base else nn.Embedding(config.block_size, config.n_embd)
+        self.rotary = Rotary(config) if config.rope_base else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.head = Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Next-character logits at every position.
+
+        Args:
+            ids: (B, T) int64, T <= block_size; positions count from the cache's length, which can reach cache_size.
+            cache: filled by a first call with any T, then extended by calls with T = 1.
+
+        Returns:
+            (B, T, V).
+        """
+        return self.head(self.trunk(ids, cache)[1])
+
+    def trunk(self, ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream behind the last block and its ``ln_f``, (B, T, C) each; arguments as in ``forward``."""
+        time = ids.shape[1]
+        start = cache.length if cache is not None else 0
+        x = self.tok_emb(ids)
+        if self.pos_emb is not None:
+            x = x + self.pos_emb.weight[start : start + time]
+        blocks = cast("list[Block]", list(self.blocks))
+        h = ops.layer_norm(x, blocks[0].ln1.weight, blocks[0].ln1.bias)
+        for block, next_ln in zip(blocks, [*(block.ln1 for block in blocks[1:]), self.ln_f], strict=True):
+            x, h = block(x, h, next_ln, self.rotary, cache)
+        if cache is not None:
+            cache.length = start + time
+        return x, h
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, V) from the residual stream behind the last block, as ``trunk`` gives it."""
+        return self.head(ops.layer_norm(x, self.ln_f.weight, self.ln_f.bias))
+
+    @torch.no_grad()
+    def zero_init(self) -> None:
+        """Let every branch begin as nothing, and every character as likely as another."""
+        blocks = cast("list[Block]", list(self.blocks))
+        for linear in (self.head, *(branch.proj for block in blocks for branch in (block.attn, block.mlp))):
+            linear.weight.zero_()
+            linear.bias.zero_()
+
+    @torch.no_grad()
+    def extend_vocab(self, vocab_size: int, generator: torch.Generator) -> None:
+        """Append rows to the embedding and the head until there are ``vocab_size``; old rows keep their values.
+
+        A new row is the mean of the old ones, the best guess at an unseen character, and an embedding also gets
+        noise of a tenth of their spread, so that new characters can be told apart from the first step on.
+        """
+        new = vocab_size - self.config.vocab_size
+        old = self.tok_emb.weight
+        noise = torch.randn(new, old.shape[1], generator=generator).to(old) * (0.1 * old.std())
+        self.tok_emb = nn.Embedding(vocab_size, old.shape[1], _weight=torch.cat([old, old.mean(0) + noise]))
+        head = Linear(self.config.n_embd, vocab_size, device=old.device, dtype=old.dtype)
+        head.weight.copy_(_append_mean(self.head.weight, new))
+        head.bias.copy_(_append_mean(self.head.bias, new))
+        self.head = head
+        self.config = replace(self.config, vocab_size=vocab_size)
+
+
+def _append_mean(rows: Tensor, new: int) -> Tensor:
+    return torch.cat([rows, rows.mean(0, keepdim=True).expand(new, *rows.shape[1:])])

@@ -1,0 +1,51 @@
+"""The presets: what each name stands for, as data."""
+
+from dataclasses import dataclass, replace
+
+from charformer.config import ModelConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and a TrainConfig for each stage."""
+
+    model: ModelConfig
+    pretrain: TrainConfig
+    finetune: TrainConfig
+
+
+def _baseline(batch_size: int, block_size: int) -> Preset:
+    course = TrainConfig(batch_size=batch_size)
+    return Preset(ModelConfig(block_size=block_size), pretrain=course, finetune=course)
+
+
+_MODERN = ModelConfig(block_size=256, dropout=0.0, attention_dropout=0.0, rope_base=10000.0, relu_power=2)
+_MUON = TrainConfig(
+    batch_size=8,
+    learning_rate=3e-3,
+    muon_learning_rate=0.02,
+    eval_interval=100,
+    decay_fraction=0.6,
+    weight_decay=0.1,
+    beta2=0.95,
+)
+_FINETUNE = replace(_MUON, max_steps=480, eval_interval=160, eval_batches=4, decay_fraction=0.8)
+PRESETS: dict[str, Preset] = {
+    "baseline": _baseline(batch_size=32, block_size=384),
+    "baseline-as-coded": _baseline(batch_size=34, block_size=128),
+    "nano": Preset(
+        replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
+        pretrain=replace(_MUON, max_steps=780, eval_interval=156, zero_init=1),
+        finetune=_FINETUNE,
+    ),
+    "fast": Preset(
+        _MODERN,
+        pretrain=replace(_MUON, max_steps=560, eval_interval=140, zero_init=1),
+        finetune=_FINETUNE,
+    ),
+    "best": Preset(
+        replace(_MODERN, block_size=512, dropout=0.2),
+        pretrain=replace(_MUON, max_steps=2200, eval_interval=200, zero_init=1),
+        finetune=replace(_FINETUNE, max_steps=240, eval_interval=120),
+    ),
+}

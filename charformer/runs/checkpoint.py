@@ -1,0 +1,118 @@
+"""A model, and a training in full, to the files of a run's folder and back."""
+
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from charformer.data.vocab import Vocab
+from charformer.errors import UserError
+from charformer.model.gpt import GPT
+from charformer.runs.folder import RunDir
+from charformer.runs.metrics import Counters
+from charformer.runs.tensors import Tensors, read_tensors, require_finite, write_tensors
+
+
+def save_weights(run: RunDir, model: GPT, step: int, val_loss: float) -> None:
+    """Write the model's weights, float32, to model.safetensors, and what they are the best of to its metadata."""
+    tensors = {name: _array(tensor) for name, tensor in model.state_dict().items()}
+    write_tensors(run.weights, tensors, {"step": str(step), "val_loss": repr(val_loss)})
+
+
+def load_weights(run: RunDir, model: GPT) -> None:
+    """Read model.safetensors into ``model``. Raises UserError when it does not fit, or is not finite."""
+    _fill(model, run.read_weights(model.config)[0], run)
+
+
+def load_model(run: RunDir) -> tuple[GPT, Vocab]:
+    """The best model of a run, on the CPU, and its vocabulary.
+
+    Raises UserError when there is none, or its files are damaged or do not fit one another.
+    """
+    config, vocab = run.read_shape()
+    tensors = run.read_weights(config)[0]
+    model = GPT(config)
+    _fill(model, tensors, run)
+    return model, vocab
+
+
+def save_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, counters: Counters) -> None:
+    """Write everything that an exact continuation needs to last.safetensors."""
+    tensors: Tensors = {f"model.{name}": _array(tensor) for name, tensor in model.state_dict().items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            tensors[f"optimizer.{index}.{key}"] = _array(value)
+    write_tensors(run.state, tensors, {"counters": json.dumps(asdict(counters))})
+
+
+def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Counters:
+    """Read last.safetensors into the model and the optimizer; return the counters.
+
+    Raises UserError when there is nothing to resume from, or it does not fit.
+    """
+    if not run.state.is_file():
+        raise UserError(f"the run in {run.path} has saved nothing to resume from; start it anew with --overwrite")
+    tensors, metadata = read_tensors(run.state)
+    require_finite(tensors, run.state)
+    _fill(model, _below(tensors, "model."), run)
+    state: dict[int, dict[str, Any]] = {}
+    try:
+        for name, array in _below(tensors, "optimizer.").items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = torch.from_numpy(array)
+        _check_state(state, optimizer)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        counters = _counters(metadata)
+        if run.weights.is_file():  # a kill between the two files may have left it newer than this one
+            best = read_tensors(run.weights)[1]
+            counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])
+        return counters
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise UserError(f"{run.state} cannot be resumed from: {error}") from error
+
+
+def _check_state(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless every tensor fits its parameter: a fused step reads past the end of a short one."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if state and state.keys() != set(range(len(parameters))):
+        raise ValueError(f"its optimizer has {len(state)} parameters instead of {len(parameters)}")
+    muon = {id(p) for group in optimizer.param_groups if "parts" in group for p in group["params"]}
+    for index, entries in state.items():
+        wanted = {"step", "momentum", "rows"} if id(parameters[index]) in muon else {"step", "exp_avg", "exp_avg_sq"}
+        if entries.keys() != wanted:
+            raise ValueError(f"optimizer.{index} has {', '.join(sorted(entries))}")
+        for key, tensor in entries.items():
+            shape = {"step": (), "rows": (len(parameters[index]), 1)}.get(key, parameters[index].shape)
+            if tensor.shape != shape or tensor.dtype != torch.float32:
+                raise ValueError(f"optimizer.{index}.{key} is {tuple(tensor.shape)} of {tensor.dtype}")
+
+
+def _counters(metadata: dict[str, str]) -> Counters:
+    """Those of last.safetensors. Raises ValueError, or what JSON raises, for numbers that count nothing."""
+    if "training" in metadata:
+        raise ValueError("an earlier version saved it, whose order of windows is gone")
+    values = json.loads(metadata["counters"])
+    for item in fields(Counters):
+        value = values[item.name]
+        fits = type(value) is int or (item.type is float and isinstance(value, float))
+        if not (fits and (0 <= value < 2**53 or (item.name, value) == ("best_val_loss", float("inf")))):
+            raise ValueError(f"its {item.name} is {str(value)[:20]}")
+    return Counters(**values)
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return np.array(tensor.detach().cpu().numpy())  # a copy: contiguous, and not the live weights
+
+
+def _fill(model: GPT, tensors: Tensors, run: RunDir) -> None:
+    try:
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights in {run.path} do not fit its config.json: {reason}") from error

@@ -1,0 +1,170 @@
+"""A run's folder: its files by name, and what they hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charformer.config import ModelConfig
+from charformer.data.vocab import Vocab
+from charformer.errors import UserError
+from charformer.files import make_folder, write_text
+from charformer.runs.tensors import Tensors, read_metadata, read_tensors, require_finite
+
+FORMAT = 1
+PLOTTED = ("step", "characters", "train_loss", "val_loss")
+
+
+class RunDir:
+    """The files of one run, by name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.vocab = self.path / "vocab.json"
+        self.weights = self.path / "model.safetensors"
+        self.state = self.path / "last.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        self.plot = self.path / "loss.png"
+        self.sample = self.path / "sample.txt"
+        self.onnx = self.path / "model.onnx"
+        self.lock = self.path / ".lock"
+
+    def _files(self) -> list[Path]:
+        """Every file of a run, config.json last: while it is there, the folder is a run's."""
+        files = [value for name, value in vars(self).items() if name not in ("path", "config", "lock")]
+        return [*files, self.config]
+
+    def _left_over(self) -> list[Path]:
+        """Temporary files of writes that were killed."""
+        return [path for file in self._files() for path in self.path.glob(f".{file.name}.*.tmp")]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run in the folder."""
+        return self.config.is_file()
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run.
+
+        Temporary files of a write that was killed, and a lock, count as nothing.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is not a folder; choose another --out")
+        if self.exists:
+            self.read_config()  # other programs have a config.json too: theirs must not be taken for a run
+            if not overwrite:
+                raise UserError(
+                    f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
+                )
+        elif set(self.path.iterdir()) - {*self._left_over(), self.lock}:
+            raise UserError(f"{self.path} holds files that are no run; choose another --out")
+
+    def start(self) -> None:
+        """Make the folder, and remove the files of a run that it held. Raises UserError where that is impossible."""
+        make_folder(self.path)
+        _remove([*self._left_over(), *self._files()])
+
+    def tidy(self) -> None:
+        """Remove what killed writes have left. Raises UserError where that is impossible.
+
+        Not a model.onnx in the making: an export takes no lock, and may be at work.
+        """
+        _remove([path for path in self._left_over() if not path.name.startswith(f".{self.onnx.name}.")])
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        write_text(self.config, json.dumps({"format": FORMAT} | values, indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """Raises UserError when there is no run, or one that this version cannot read."""
+        if not self.exists:
+            raise UserError(f"there is no run in {self.path}; `charformer-train --out {self.path}` makes one")
+        values = _read_json(self.config)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"{self.config} is no run's, or that of another version (this one's format is {FORMAT})")
+        return values
+
+    def read_section(self, name: str) -> dict[str, Any]:
+        """One object of config.json. Raises UserError when it is missing."""
+        values = self.read_config().get(name)
+        if not isinstance(values, dict):
+            raise UserError(f"{self.config} has no {name!r}")
+        return values
+
+    def read_shape(self) -> tuple[ModelConfig, Vocab]:
+        """The shape of the run's model, and its vocabulary. Raises UserError unless they are there and of one size."""
+        config, vocab = ModelConfig.from_dict(self.read_section("model")), self.read_vocab()
+        if not len(vocab) == config.vocab_size > 0:
+            raise UserError(f"{self.vocab} has {len(vocab)} characters, {self.config} says {config.vocab_size}")
+        return config, vocab
+
+    def read_weights(self, config: ModelConfig) -> tuple[Tensors, dict[str, str]]:
+        """The tensors of model.safetensors and their metadata.
+
+        Raises UserError when there are none yet, or they are damaged, not finite, or not of a model of that shape.
+        """
+        self._require_weights()
+        tensors, metadata = read_tensors(self.weights)
+        if any(array.dtype != np.float32 for array in tensors.values()):
+            raise UserError(f"the weights in {self.path} are not float32, as charformer-train writes them")
+        shapes = {name: array.shape for name, array in tensors.items()}
+        if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # a giant that is declared is not listed
+            raise UserError(f"the weights in {self.path} do not fit its config.json")
+        require_finite(tensors, self.weights)
+        return tensors, metadata
+
+    def weights_sha256(self) -> str:
+        """The hash that model.safetensors states, without a look at its tensors. Raises UserError without one."""
+        self._require_weights()
+        sha256 = read_metadata(self.weights).get("sha256")
+        if sha256 is None:
+            raise UserError(f"{self.weights} states no hash; another program wrote it")
+        return sha256
+
+    def _require_weights(self) -> None:
+        self.read_config()  # whose error says that there is no run at all
+        if not self.weights.is_file():
+            raise UserError(f"the run in {self.path} has saved no weights yet; start it anew with --overwrite")
+
+    def write_vocab(self, vocab: Vocab) -> None:
+        write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")
+
+    def read_vocab(self) -> Vocab:
+        try:
+            return Vocab.from_dict(_read_json(self.vocab))
+        except UserError as error:
+            raise UserError(f"cannot use {self.vocab}: {error}") from error
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; empty when there is no such file. Raises UserError when it is damaged."""
+        if not self.metrics.is_file():
+            return []
+        try:
+            rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from error
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), int | float) for key in PLOTTED):
+                raise UserError(f"{self.metrics} is damaged: line {number} lacks a number of {', '.join(PLOTTED)}")
+        return rows
+
+
+def _remove(paths: list[Path]) -> None:
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {error.filename}: {error.strerror}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,85 @@
+"""One training at a time in a folder: a lock that the system lets go of when its holder ends, however it ends."""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+from charformer.errors import UserError
+from charformer.files import make_folder
+from charformer.runs.folder import RunDir
+
+BEYOND = 2**20  # the byte that Windows locks, behind the content, which others may then still read
+
+
+@contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Make the folder of ``run`` and hold its lock, a file with our process number in it.
+
+    Raises UserError while another process holds it, whose number the message tells, and where it cannot be written. A
+    file that a killed process left is nobody's, and is taken over.
+    """
+    make_folder(run.path)
+    try:
+        file = _held(run)
+    except OSError as error:
+        raise UserError(f"cannot write {run.lock}: {error.strerror or error}") from error
+    with file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                if _is_there(file, run):  # not another one's, in a folder of the same name
+                    run.lock.unlink()
+
+
+def _held(run: RunDir) -> BinaryIO:
+    """The lock's file, locked."""
+    while True:
+        # A stranger's run may hold a link instead, and what it points to must not be written to.
+        file = open(os.open(run.lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b")  # noqa: SIM115
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            file.close()
+            raise UserError(f"{run.lock} is no file of ours; remove it")
+        if not _lock(file):
+            holder = file.read(20).decode("ascii", "replace") or "unknown"
+            file.close()
+            raise UserError(
+                f"{run.path} is being written by another training, process {holder}; "
+                "wait for it, stop it, or choose another --out"
+            )
+        if _is_there(file, run):  # else its last holder has removed it between our two calls
+            file.seek(0)
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+            return file
+        file.close()
+
+
+def _is_there(file: BinaryIO, run: RunDir) -> bool:
+    """Whether ``file`` is the one that the folder has now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), run.lock.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(BEYOND)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

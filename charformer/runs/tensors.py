@@ -1,0 +1,72 @@
+"""Tensors to safetensors files and back, with the hash that each file states of its tensors."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from charformer.errors import UserError
+from charformer.files import atomic_path
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+def tensors_sha256(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of ``tensors``, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically; its metadata gains the SHA-256 of its tensors."""
+    with atomic_path(path) as temporary:
+        content = safetensors.numpy.save(tensors, metadata | {"sha256": tensors_sha256(tensors)})
+        temporary.write_bytes(content)  # save_file would make it unreadable to others
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the metadata of a file that ``write_tensors`` wrote.
+
+    Raises UserError when the file is missing, damaged or does not have the hash that it states.
+    """
+    with _open_tensors(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    if any(array.dtype.kind not in "biuf" for array in tensors.values()):
+        raise UserError(f"cannot read {path}: it holds numbers of a kind that no run has")
+    if metadata.get("sha256") != tensors_sha256(tensors):
+        raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
+    return tensors, metadata
+
+
+def require_finite(tensors: Tensors, path: Path) -> None:
+    """Raise UserError for infinities and NaN in the tensors of ``path``."""
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{name} in {path} holds values that are not finite; train the run anew")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of such a file alone, its tensors unread. Raises UserError when it is missing or damaged."""
+    with _open_tensors(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except (OSError, TypeError, AttributeError, safetensors.SafetensorError) as error:  # a dtype that NumPy lacks too
+        raise UserError(f"cannot read {path}: {error}") from error

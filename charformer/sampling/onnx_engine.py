@@ -1,0 +1,287 @@
+"""Next-character logits from a .onnx file that charformer-export wrote, by onnxruntime."""
+
+import io
+import os
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it keeps a device id and a log of events
+import onnxruntime as ort
+
+from charformer.config import ModelConfig
+from charformer.errors import UserError
+from charformer.model.rotary import turned_back
+from charformer.sampling.engine import Ids, Logits
+from charformer.sampling.onnx_format import Description, OutdatedError, padded_width, read_metadata, unsealed
+
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+FATAL = 4  # the only severity that onnxruntime prints
+SHORT = 8  # characters a run; longer ones are prompts, which seldom have the same length again
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+THREADS = {"fp32": 2, "fp16": 2}  # fewer bits leave too little work for a second one (docs/onnx.md)
+
+
+class _Cache(Protocol):
+    """Keys and values of what was read, on one session."""
+
+    def run(self, ids: Ids, length: int) -> Logits:
+        """Logits (B, T, V) of ``ids``, (B, T), behind the first ``length`` positions; the rest is overwritten."""
+
+    def slide(self, length: int) -> None:
+        """Move the last ``block_size`` - 1 of ``length`` rotary positions to the front, and forget the others."""
+
+
+class OnnxEngine:
+    """A ``RewindableEngine`` on onnxruntime.
+
+    Past ``block_size`` the context slides, or its older half is dropped and the rest read again, as in ``TorchEngine``.
+
+    Args:
+        path: a file that charformer-export wrote.
+        threads: of one operator; None takes one in 8 and 4 bits, else two where there are as many processors.
+        provider: cpu, cuda, or auto: a GPU for a 16-bit file where onnxruntime finds one, else the CPU.
+
+    Raises:
+        UserError: when the file cannot be read, is another tool's, damaged or of another version, or there is no CUDA
+            where it is asked for.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None, provider: str = "auto") -> None:
+        try:
+            content = unsealed(path.read_bytes())
+            metadata = read_metadata(content)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise UserError(
+                f"{path} is no file of charformer-export's, or is damaged: {error}; charformer-export writes it anew"
+            ) from error
+        try:
+            self.description = Description.from_metadata(metadata)
+            session, self.device = _session(content, threads, provider, self.description.precision)
+            _check_ends(session, self.description)
+        except OutdatedError as error:
+            raise OutdatedError(f"cannot use {path}: {error}", error.precision, error.portable) from error
+        except UserError as error:
+            raise UserError(f"cannot use {path}: {error}") from error
+        self._session = session
+        self._config = self.description.config
+        self._context = np.zeros((0, 0), np.int64)
+        self._cache: _Cache | None = None
+        self._length = 0
+
+    @property
+    def room(self) -> int:
+        """How many characters ``extend`` takes at once: as many as fit, or slide in; at 0 it still takes one."""
+        config = self._config
+        return config.cache_size - (config.block_size - 1 if config.rope_base else self._length)
+
+    def read(self, ids: Ids) -> Logits:
+        """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V)."""
+        if self._cache is None or len(ids) != len(self._context):
+            self._context = np.zeros((len(ids), self._config.block_size), np.int64)
+            self._cache = self._new_cache(len(ids))
+        self._length = 0
+        return self._append(ids)
+
+    def start(self, ids: Ids) -> Logits:
+        return self.read(ids[:, -self._config.block_size :])[:, -1]
+
+    def extend(self, ids: Ids) -> Logits:
+        """Append (B, T) characters, T > 1 of one text alone and with room for them; return logits (B, T, V)."""
+        assert ids.shape[1] == 1 or (len(ids) == 1 and ids.shape[1] <= self.room), "more than fits at once"
+        assert self._cache is not None, "start comes first"
+        config = self._config
+        if self._length + ids.shape[1] > config.cache_size:
+            if not config.rope_base:
+                kept = self._context[:, config.block_size - config.block_size // 2 :]
+                return self.read(np.concatenate([kept, ids], axis=1))[:, -ids.shape[1] :]
+            self._cache.slide(self._length)
+            self._length = config.block_size - 1
+        return self._append(ids)
+
+    def rewind(self, count: int) -> None:
+        self._length -= count
+
+    def _append(self, ids: Ids) -> Logits:
+        assert self._cache is not None, "start comes first"
+        logits = self._cache.run(ids, self._length)
+        end = self._length + ids.shape[1]
+        if not self._config.rope_base:
+            self._context[:, self._length : end] = ids
+        self._length = end
+        return logits
+
+    def _new_cache(self, batch: int) -> _Cache:
+        if self.description.portable:
+            return GrowingCache(self._session, batch, self._config)
+        return SharedCache(self._session, batch, self._config, self.device)
+
+
+class SharedCache:
+    """The cache of a fused graph: buffers of ``cache_size`` positions that each run reads and writes in place."""
+
+    def __init__(self, session: ort.InferenceSession, batch: int, config: ModelConfig, device: str) -> None:
+        self._session = session
+        self._config = config
+        self.device = device
+        self.rebinds = device != "cpu"  # a binding copies to another device when it is made, not when it runs
+        self._arrays: dict[str, NDArray[Any]] = {}  # on the CPU the very memory of the buffers
+        self._buffers: dict[str, Any] = {}
+        for past in _pasts(session):
+            name = past.name.removeprefix("past_")
+            self._arrays[name] = np.zeros((batch, *past.shape[1:]), DTYPES[past.type])
+            self._buffers[name] = ort.OrtValue.ortvalue_from_numpy(self._arrays[name], device)
+        self._runs: dict[int, _Run] = {}
+
+    def run(self, ids: Ids, length: int) -> Logits:
+        batch, time = ids.shape
+        run = self._runs.get(time)
+        if run is None:
+            run = _Run(self._session, self._buffers, batch, time, self._config.vocab_size, self.rebinds)
+            if time <= SHORT:
+                self._runs[time] = run
+        return run(ids, length)
+
+    def slide(self, length: int) -> None:
+        kept = self._config.block_size - 1
+        for name, array in self._arrays.items():
+            buffer = self._buffers[name]
+            last = (array if self.device == "cpu" else buffer.numpy())[:, :, length - kept : length]
+            array[:, :, :kept] = turned_back(last, self._config, length - kept) if name.startswith("keys") else last
+            if self.device != "cpu":
+                buffer.update_inplace(array)
+
+
+class _Run:
+    """One binding: runs of B texts by T characters, from and to the same memory each time."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        buffers: dict[str, Any],
+        batch: int,
+        time: int,
+        vocab_size: int,
+        rebinds: bool,
+    ) -> None:
+        self._inputs: dict[str, NDArray[Any]] = {
+            "ids": np.zeros((batch, time), np.int64),
+            "positions": np.zeros(time, np.int64),
+            "lengths": np.zeros(batch, np.int32),
+            "total": np.zeros((), np.int32),
+        }
+        self._ids, self._positions, self._lengths, self._total = self._inputs.values()
+        self._offsets = np.arange(time)
+        self._logits = np.zeros((batch, time, vocab_size), np.float32)
+        self._session = session
+        self._binding = session.io_binding()
+        self._rebinds = rebinds
+        self._bind_inputs()
+        self._binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
+        for name, buffer in buffers.items():
+            self._binding.bind_ortvalue_input(f"past_{name}", buffer)
+            self._binding.bind_ortvalue_output(f"present_{name}", buffer)
+
+    def __call__(self, ids: Ids, length: int) -> Logits:
+        end = length + ids.shape[1]
+        self._ids[...] = ids
+        np.add(self._offsets, length, out=self._positions)
+        self._lengths[...] = end - 1
+        self._total[...] = end
+        if self._rebinds:
+            self._bind_inputs()
+        self._session.run_with_iobinding(self._binding)
+        return self._logits
+
+    def _bind_inputs(self) -> None:
+        for name, array in self._inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+class GrowingCache:
+    """The cache of a portable graph, whose outputs are the next run's inputs."""
+
+    def __init__(self, session: ort.InferenceSession, batch: int, config: ModelConfig) -> None:
+        self._session = session
+        self._config = config
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._past = {
+            past.name: np.zeros((batch, past.shape[1], 0, past.shape[3]), DTYPES[past.type]) for past in _pasts(session)
+        }
+
+    def run(self, ids: Ids, length: int) -> Logits:
+        feed = {name: array[:, :, :length] for name, array in self._past.items()}
+        positions = np.arange(length, length + ids.shape[1])
+        logits, *present = self._session.run(self._outputs, {"ids": ids, "positions": positions, **feed})
+        self._past = dict(zip(self._past, present, strict=True))
+        return logits
+
+    def slide(self, length: int) -> None:
+        first = length - (self._config.block_size - 1)
+        for name, array in self._past.items():
+            last = array[:, :, first:length]
+            self._past[name] = turned_back(last, self._config, first) if name.startswith("past_keys") else last
+
+
+def _pasts(session: ort.InferenceSession) -> list[Any]:
+    return [entry for entry in session.get_inputs() if entry.name.startswith("past_")]
+
+
+def _session(content: bytes, threads: int | None, provider: str, precision: str) -> tuple[ort.InferenceSession, str]:
+    """A session, and the device that it runs on. Raises UserError where there can be none."""
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)  # else weights may come from files beside this one
+    options.intra_op_num_threads = threads or min(THREADS.get(precision, 1), _processors())
+    options.inter_op_num_threads = 1
+    ort.set_default_logger_severity(FATAL)  # what it says on stderr is no line for a user; errors come as exceptions
+    if provider != "cpu" and precision == "fp16" and CUDA in ort.get_available_providers():
+        with redirect_stdout(io.StringIO()), suppress(Exception):  # it prints what it does not find
+            ort.preload_dlls()
+            session = ort.InferenceSession(content, options, providers=[CUDA, CPU])
+            if CUDA in session.get_providers():
+                return session, "cuda"
+    if provider == "cuda" and precision == "fp16":
+        raise UserError("onnxruntime finds no CUDA; it takes a GPU and `pip install 'onnxruntime-gpu[cuda,cudnn]'`")
+    if provider == "cuda":
+        raise UserError(f"it is for the CPU ({precision}); `charformer-export --precision fp16` makes one for CUDA")
+    try:
+        return ort.InferenceSession(content, options, providers=[CPU]), "cpu"
+    except Exception as error:  # onnxruntime's own share no other base, and name the files it was built from
+        raise UserError("onnxruntime cannot load its graph; charformer-export writes it anew") from error
+
+
+def _check_ends(session: ort.InferenceSession, description: Description) -> None:
+    """Raise UserError unless the graph takes and gives what its description promises."""
+    config, kind = description.config, "tensor(float16)" if description.precision == "fp16" else "tensor(float)"
+    width = config.n_embd // config.n_head
+    if description.portable:
+        places: int | str = "P"
+        wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)"}
+    else:
+        places, width = config.cache_size, padded_width(config)
+        wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)", "lengths": "tensor(int32)"}
+        wanted["total"] = "tensor(int32)"
+    inputs = {entry.name: entry for entry in session.get_inputs()}
+    names = [f"{part}.{layer}" for layer in range(min(config.n_layer, len(inputs))) for part in ("keys", "values")]
+    wanted |= {f"past_{name}": kind for name in names}
+    outputs = [("logits", "tensor(float)"), *((f"present_{name}", kind) for name in names)]
+    if (
+        {name: entry.type for name, entry in inputs.items()} != wanted
+        or [(entry.name, entry.type) for entry in session.get_outputs()] != outputs
+        or any(inputs[f"past_{name}"].shape != ["B", config.n_head, places, width] for name in names)
+        or session.get_outputs()[0].shape != ["B", "T", config.vocab_size]
+    ):
+        raise UserError("its graph is not the one that it describes; charformer-export writes it anew")
+
+
+def _processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

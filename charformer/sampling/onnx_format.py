@@ -1,0 +1,163 @@
+"""The .onnx file of charformer-export: what its metadata say, and a hash that tells when it was altered."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from charformer.config import ModelConfig
+from charformer.data.vocab import Vocab
+from charformer.errors import UserError
+from charformer.sampling.speculation import Draft
+
+FORMAT = 2
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+
+# A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
+HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
+
+GRAPH, METADATA = 7, 14  # fields of a ModelProto
+NODE = 1  # of a GraphProto
+OPERATOR = 4  # of a NodeProto
+OPERATORS = frozenset(
+    (
+        *("Add", "Cast", "Concat", "DequantizeLinear", "DynamicQuantizeMatMul", "Gather", "Greater"),
+        *(
+            "GroupQueryAttention",
+            "LayerNormalization",
+            "MatMul",
+            "MatMulNBits",
+            "Mul",
+            "Range",
+        ),
+        *("Or", "Relu", "Reshape", "Sub"),
+        *("SkipSimplifiedLayerNormalization", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
+    )
+)
+
+
+def padded_width(config: ModelConfig) -> int:
+    """A head's width in a fused graph: GroupQueryAttention wants a multiple of 8, and of 16 to rotate."""
+    multiple = 16 if config.rope_base else 8
+    return -(-(config.n_embd // config.n_head) // multiple) * multiple
+
+
+def sealed(content: bytes) -> bytes:
+    """A serialized ModelProto with the hash of itself appended as one more metadata entry."""
+    return content + HASH_ENTRY + hashlib.sha256(content).hexdigest().encode()
+
+
+def unsealed(content: bytes) -> bytes:
+    """What ``sealed`` was given. Raises ValueError for other bytes."""
+    body, entry, digest = content[: -len(HASH_ENTRY) - 64], content[-len(HASH_ENTRY) - 64 : -64], content[-64:]
+    if entry != HASH_ENTRY or digest != hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("the hash at its end is missing or another one")
+    return body
+
+
+def read_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a serialized ModelProto. Raises ValueError for other bytes, and for a graph with an operator that
+    charformer-export does not use: some of those run forever or take any amount of memory.
+
+    Protocol buffers: a message is a row of fields, each a key, which is 8 x its number + its type, and a value.
+    """
+    found = {}
+    for number, entry in _fields(memoryview(content)):
+        if number == METADATA:
+            pair = {part: bytes(text).decode() for part, text in _fields(entry)}
+            found[pair.get(1, "")] = pair.get(2, "")
+        elif number == GRAPH:
+            nodes = [node for part, node in _fields(entry) if part == NODE]
+            operators = {bytes(text).decode() for node in nodes for part, text in _fields(node) if part == OPERATOR}
+            if strangers := operators - OPERATORS:
+                raise ValueError(f"it has operators that are not ours: {', '.join(sorted(strangers))[:100]}")
+    return found
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a message that are strings or messages, by number."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        kind, length = key & 7, {1: 8, 5: 4}.get(key & 7, 0)
+        if kind == 0:
+            _, place = _varint(message, place)
+        elif kind == 2:
+            length, place = _varint(message, place)
+        elif not length:
+            raise ValueError("it is no ONNX model")
+        if place + length > len(message):
+            raise ValueError("it ends too early")
+        if kind == 2:
+            yield key >> 3, message[place : place + length]
+        place += length
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place behind it."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = message[place] if place < len(message) else 0
+        value |= (byte & 127) << shift
+        place += 1
+        if byte < 128:
+            return value, place
+    raise ValueError("it is no ONNX model")
+
+
+class OutdatedError(UserError):
+    """A file of an earlier version, of which no more is known than this."""
+
+    def __init__(self, message: str, precision: str, portable: bool) -> None:
+        super().__init__(message)
+        self.precision = precision
+        self.portable = portable
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file's metadata say of its model."""
+
+    config: ModelConfig
+    vocab: Vocab
+    precision: str
+    portable: bool
+    weights_sha256: str
+    draft: Draft | None
+
+    def to_metadata(self) -> dict[str, str]:
+        """For the file."""
+        values = {
+            "format": FORMAT,
+            "model": self.config.to_dict(),
+            "vocab": self.vocab.to_dict(),
+            "precision": self.precision,
+            "portable": self.portable,
+            "weights_sha256": self.weights_sha256,
+        }
+        return {"charformer": json.dumps(values), "draft": self.draft.to_text() if self.draft else ""}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> "Description":
+        """What ``to_metadata`` wrote. Raises UserError for anything else, or of another version."""
+        try:
+            values = json.loads(metadata["charformer"])
+            if values["format"] != FORMAT:
+                if values["format"] in range(FORMAT) and values["precision"] in PRECISIONS:
+                    message = "an earlier version wrote it; charformer-export writes it anew"
+                    raise OutdatedError(message, values["precision"], values["portable"] is True)
+                raise UserError(
+                    f"its format is {str(values['format'])[:20]} and this version reads {FORMAT}; update charformer"
+                )
+            config, vocab = ModelConfig.from_dict(values["model"]), Vocab.from_dict(values["vocab"])
+            if len(vocab) != config.vocab_size:
+                raise UserError(f"it has {len(vocab)} characters and says {config.vocab_size}")
+            precision, portable, weights_sha256 = (values[key] for key in ("precision", "portable", "weights_sha256"))
+            types = (type(precision), type(portable), type(weights_sha256))
+            if len(vocab) == 0 or precision not in PRECISIONS or types != (str, bool, str):
+                raise ValueError("a value that charformer-export does not write")
+            draft = Draft.from_text(metadata["draft"], config.vocab_size) if metadata["draft"] else None
+            return cls(config, vocab, precision, portable, weights_sha256, draft)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            reason = repr(error)[:100]
+            raise UserError(f"its description is damaged: {reason}; charformer-export writes it anew") from error

@@ -1,0 +1,169 @@
+"""Memory and time of a training before it starts: the one counted from its shapes, the other from a short probe."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from charformer.config import ModelConfig, TrainConfig
+from charformer.device import total_memory
+from charformer.model.freeze import count_parameters, is_trunk_frozen, train_mode
+from charformer.model.gpt import GPT
+from charformer.training.muon import Muon
+from charformer.training.trainer import Trainer
+from kernels.cpu import ops as cpu
+
+PROBE_SECONDS = 10.0
+PASSING = 7  # tensors of the MLP's width that a step works with beside what it keeps, at the most that was measured
+WARM_STEPS = 2
+LEAST_STEPS = 3
+RESERVE = {
+    "cpu": 600 * 2**20,
+    "cuda": 700 * 2**20,
+}  # Python and PyTorch, what evaluations keep of a frozen trunk; on a GPU its context and what is between blocks
+CARDS = (4, 8)  # GiB of cards that people have
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training holds: what is there from the first step to the last, and more for each sequence."""
+
+    weights: int  # in float32, and their copies in a step's dtype
+    gradients: int
+    optimizer: int  # its state, and what it works with
+    sequence: int  # what one sequence keeps for the backward pass, and what that works with
+
+    def of(self, batch_size: int) -> int:
+        """At a step's peak."""
+        return self.weights + self.gradients + self.optimizer + batch_size * self.sequence
+
+    def largest_batch(self, available: int) -> int:
+        """Sequences that fit into ``available`` bytes; 0 for none."""
+        return max(0, (available - self.of(0)) // self.sequence)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a step and of all evaluations, from a probe of so many steps."""
+
+    step_seconds: float
+    eval_seconds: float
+    steps: int
+
+
+def memory(model: GPT, optimizer: torch.optim.Optimizer, dtype: torch.dtype, fused: bool, sequences: int = 1) -> Memory:
+    """What training ``model`` takes.
+
+    Args:
+        dtype: of matrix products.
+        fused: by the GPU's kernels, or as on a CPU.
+        sequences: of a step: the CPU's attention keeps its weights for the backward pass unless they are too many.
+    """
+    trained, frozen = count_parameters(model)
+    copies = (trained + frozen) * dtype.itemsize if dtype != torch.float32 else 0
+    by_muon = sum(p.numel() for g in optimizer.param_groups if "parts" in g for p in g["params"])
+    state = 4 * by_muon + 8 * (trained - by_muon)
+    working = 4 * dtype.itemsize * by_muon if isinstance(optimizer, Muon) else 0
+    length = model.config.block_size
+    kept = kept_bytes(model, dtype, fused, sequences)
+    passing = PASSING * 4 * model.config.n_embd * dtype.itemsize
+    return Memory(4 * (trained + frozen) + copies, 4 * trained, state + working, length * (kept + passing))
+
+
+def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) -> int:
+    """What the forward pass keeps of each character for the backward pass: activations and masks."""
+    config, size = model.config, dtype.itemsize
+    row = config.n_embd * size
+    norm = 4 * config.n_embd + 8  # the residual stream, and the mean and deviation of its layer norm
+    head = norm + row + config.vocab_size * (size if fused else 4) + 16
+    if is_trunk_frozen(model):
+        return head
+    weights = 0 if fused else _weights_bytes(config, dtype, sequences)
+    attention = 3 * row + (weights or row + 4 * config.n_head)  # q, k and v; else the output and the sums of its rows
+    if model.blocks[0].attn.qkv.weight.requires_grad:  # type: ignore[union-attr]
+        attention += row if fused else 2 * row  # inputs of its matrices, of which the kernel's output is one
+    mlp = row + 4 * row * (2 if config.relu_power == 2 else 1)
+    masks = 2 * 2 * config.n_embd if config.dropout and not fused else 0
+    return head + config.n_layer * (2 * norm + attention + mlp + masks)
+
+
+def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> int:
+    """A character's attention weights, as ``kernels.cpu`` keeps them; 0 where PyTorch's attention runs instead."""
+    length = config.block_size
+    shape = (sequences, config.n_head, length, config.n_embd // config.n_head)
+    like = torch.empty(1, dtype=dtype).expand(shape)
+    if not cpu.suits_attention(like, like, config.attention_dropout):
+        return 0
+    rows = min(cpu.ROWS, length)
+    return dtype.itemsize * config.n_head * (length + rows) // 2
+
+
+def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[float], None] = lambda _: None) -> Speed:
+    """Train for ``seconds`` and evaluate twice, saving nothing; the model is of no use afterwards.
+
+    ``on_step`` is called with the share of the time that is over.
+    """
+    train_mode(trainer.model)
+    config = trainer.config
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < WARM_STEPS + LEAST_STEPS or time.perf_counter() - began < seconds:
+        started = time.perf_counter()
+        loss = trainer.loss(trainer.draw())
+        loss.backward()  # type: ignore[no-untyped-call]
+        trainer.update(config.learning_rate)
+        float(loss.detach())  # waits for a GPU
+        taken.append(time.perf_counter() - started)
+        trainer.counters.step += 1
+        on_step(min(1.0, (time.perf_counter() - began) / seconds))
+    evaluations = []
+    for _ in range(2):  # the first one's results may serve the others
+        started = time.perf_counter()
+        trainer.subset_loss("validation")
+        evaluations.append(2 * (time.perf_counter() - started))  # the other split has as many batches
+    further = -(-config.max_steps // config.eval_interval)
+    return Speed(
+        step_seconds=median(taken[WARM_STEPS:]),
+        eval_seconds=evaluations[0] + further * evaluations[1],
+        steps=len(taken) - WARM_STEPS,
+    )
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """What a training may take; None where the system does not say how much there is."""
+    total = total_memory(device)
+    return None if total is None else total - RESERVE[device.type]
+
+
+def summary(
+    config: TrainConfig, model: GPT, found: Memory, on_card: Memory, available: int | None, speed: Speed | None
+) -> dict[str, Any]:
+    """What --json prints: bytes, characters a second, seconds; null for what is not known.
+
+    Args:
+        on_card: the same training's memory in bf16 on a GPU.
+        speed: None where the training does not fit.
+    """
+    trained, frozen = count_parameters(model)
+    characters = config.batch_size * model.config.block_size
+    return {
+        "trainable": trained,
+        "frozen": frozen,
+        "batch_size": config.batch_size,
+        "steps": config.max_steps,
+        "memory_bytes": found.of(config.batch_size),
+        "memory": asdict(found),
+        "available_bytes": available,
+        "fits": None if available is None else found.of(config.batch_size) <= available,
+        "largest_batch": None if available is None else found.largest_batch(available),
+        "largest_batch_on_card": {
+            f"{size} GiB": on_card.largest_batch(size * 2**30 - RESERVE["cuda"]) for size in CARDS
+        },
+        "chars_per_second": characters / speed.step_seconds if speed else None,
+        "train_seconds": config.max_steps * speed.step_seconds if speed else None,
+        "eval_seconds": speed.eval_seconds if speed else None,
+        "probed_steps": speed.steps if speed else None,
+    }

@@ -1,0 +1,123 @@
+"""How well a model predicts a text: mean losses over windows of its splits, in nats a character."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charformer.config import TrainConfig
+from charformer.data.corpus import Corpus
+from charformer.data.windows import Windows
+from charformer.device import products_in
+from charformer.model.freeze import is_trunk_frozen
+from charformer.model.gpt import GPT
+from charformer.training.distributed import ALONE, Team
+from kernels import ops
+
+Split = Literal["train", "validation"]
+
+MOST_KEPT = 64 * 2**20  # bytes of a frozen trunk's results
+
+
+def mean_loss(logits: Tensor, windows: Tensor) -> Tensor:
+    """Of predicting each character of (B, T + 1) windows from those before it, by (B, T, V) logits."""
+    return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+class Evaluator:
+    """Losses of ``model`` on ``corpus``.
+
+    While only the head trains, the blocks make the same of the same windows: what they make of the fixed subset is kept
+    from the first evaluation on, unless it is too large.
+
+    Args:
+        model: with the weights that must not train marked so.
+        windows: of the corpus, in the model's vocabulary and on its device.
+        config: of the training, for its batches.
+        dtype: of matrix products, but for the score of a whole split.
+        team: the processes that share the work on the fixed subset.
+    """
+
+    def __init__(
+        self, model: GPT, corpus: Corpus, windows: Windows, config: TrainConfig, dtype: torch.dtype, team: Team
+    ) -> None:
+        self._model = model
+        self._splits = {"train": corpus.train, "validation": corpus.validation}
+        self._windows = windows
+        self._config = config
+        self._dtype = dtype
+        self._team = team
+        length = model.config.block_size
+        most = config.eval_batches * config.batch_size
+        self._starts = {
+            split: np.linspace(0, len(ids) - length - 1, min(most, (len(ids) - 1) // length)).astype(np.int64)
+            for split, ids in self._splits.items()
+        }
+        streams = 4 * length * model.config.n_embd * sum(map(len, self._starts.values()))
+        keeps = is_trunk_frozen(model) and streams <= MOST_KEPT
+        self._kept: dict[str, dict[int, Tensor]] | None = {split: {} for split in self._splits} if keeps else None
+
+    def subset_loss(self, split: Split) -> float:
+        """Over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time.
+
+        All of a team must ask. Raises TeammateLostError.
+        """
+        pieces = [(self._starts[split], self._model.config.block_size)]
+        kept = self._kept[split] if self._kept is not None else None
+        return self._mean(split, pieces, self._dtype, self._team, kept=kept)
+
+    def first_loss(self) -> float:
+        """Over the first window of the training split, by this process alone."""
+        pieces = [(np.zeros(1, np.int64), self._model.config.block_size)]
+        return self._mean("train", pieces, self._dtype, ALONE)
+
+    def whole_loss(self, on_progress: Callable[[int, int], None]) -> float:
+        """Over all of the validation split, in windows of ``block_size``, by this process alone.
+
+        In float32 whatever the run's dtype, so that it is the same on every machine, to rounding.
+        """
+        length, characters = self._model.config.block_size, len(self._splits["validation"])
+        starts = np.arange(0, characters - length, length)
+        rest = (characters - 1) % length
+        tail = [(np.array([characters - 1 - rest]), rest)] if rest else []
+        return self._mean("validation", [(starts, length), *tail], torch.float32, ALONE, on_progress)
+
+    @torch.inference_mode()
+    def _mean(
+        self,
+        split: Split,
+        pieces: list[tuple[NDArray[np.int64], int]],
+        dtype: torch.dtype,
+        team: Team,
+        on_progress: Callable[[int, int], None] = lambda *_: None,
+        kept: dict[int, Tensor] | None = None,
+    ) -> float:
+        """Over windows, given by their starts and the length of each, each of ``team`` working on its share."""
+        ids, batch_size = self._splits[split], self._config.batch_size // team.size
+        was_training = self._model.training
+        self._model.eval()
+        total, characters = 0.0, 0
+        for starts, length in pieces:
+            for first in range(team.rank * batch_size, len(starts), team.size * batch_size):
+                part = starts[first : first + batch_size]
+                batch = self._windows(ids, part, length)
+                with products_in(dtype, batch.device):
+                    logits = self._logits(batch[:, :-1], first, kept)
+                total += float(mean_loss(logits, batch)) * len(part) * length
+                characters += len(part) * length
+                on_progress(characters, len(ids) - 1)
+        self._model.train(was_training)
+        sums = team.sum(torch.tensor([total, float(characters)], dtype=torch.float64))
+        return float(sums[0] / sums[1])
+
+    def _logits(self, ids: Tensor, first: int, kept: dict[int, Tensor] | None) -> Tensor:
+        """(B, T, V) of (B, T) ids, of which ``kept`` has the trunk's results by ``first``, or gets them."""
+        if kept is None:
+            logits: Tensor = self._model(ids)
+            return logits
+        if first not in kept:
+            kept[first] = self._model.trunk(ids)[0]
+        return self._model.logits(kept[first])

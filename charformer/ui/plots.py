@@ -1,0 +1,38 @@
+"""loss.png: the losses of a run, and of the run that it came from."""
+
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from charformer.files import atomic_path
+from charformer.runs.folder import RunDir
+
+Rows = list[dict[str, Any]]
+
+
+def plot_losses(run: RunDir, stages: list[tuple[str, Rows]]) -> None:
+    """Draw training and validation loss against the characters seen, one panel a stage, to the run's loss.png."""
+    figure = Figure(figsize=(5.5 * len(stages), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
+    for axes, (title, rows) in zip(panels, stages, strict=True):
+        characters = [row["characters"] / 1e6 for row in rows]
+        for key, label, color in (("train_loss", "training", "tab:blue"), ("val_loss", "validation", "tab:orange")):
+            axes.plot(characters, [row[key] for row in rows], marker=".", label=label, color=color)
+        best = min(rows, key=lambda row: row["val_loss"])
+        axes.annotate(
+            f"best {best['val_loss']:.3f}\nat step {best['step']:,}",
+            (best["characters"] / 1e6, best["val_loss"]),
+            xytext=(0, 28),
+            textcoords="offset points",
+            ha="right",
+            arrowprops={"arrowstyle": "->", "color": "gray"},
+        )
+        axes.set_xlabel("characters seen (millions)")
+        axes.set_title(title, parse_math=False)  # a file's name may hold dollar signs
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[0].set_ylabel("loss (nats a character)")
+    with atomic_path(run.plot) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

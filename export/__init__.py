@@ -1,1 +1,0 @@
-"""A checkpoint to ONNX, with NumPy and onnx alone."""

@@ -1,0 +1,108 @@
+"""Triton: a kernel in two variants, one for aligned memory and one for any.
+
+Loads are 128 bits wide only where the compiler knows that pointers and strides are multiples of 16. Triton by itself
+would compile a variant for every combination that it meets; here there are two, which ``kernels.checks.compile``
+compiles and checks beforehand.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels import backend
+from kernels.gpu import interpreter
+from kernels.gpu.block_sizes import Tile
+from kernels.layouts import ALIGNMENT
+
+if backend.interpreted():
+    interpreter.mend()
+
+
+class Kernel:
+    """A Triton kernel whose launcher picks the variant.
+
+    Args:
+        function: the kernel's body.
+        aligned: names of the pointers and strides that the aligned variant takes to be multiples of ``ALIGNMENT``.
+    """
+
+    def __init__(self, function: Callable[..., Any], aligned: Sequence[str]) -> None:
+        annotations = inspect.get_annotations(function)  # those of constants, which are not specialized by value
+        names = [name for name in inspect.signature(function).parameters if name not in annotations]
+        self.name = function.__name__.strip("_")
+        self.aligned_names = frozenset(aligned)
+        self.aligned = triton.jit(function, do_not_specialize=[name for name in names if name not in aligned])
+        self.general = triton.jit(function, do_not_specialize=names)
+
+    def launch(self, programs: int, tile: Tile, arguments: dict[str, Any]) -> None:
+        """Run ``programs`` instances where the tensors are."""
+        is_aligned = all(_is_aligned(arguments[name]) for name in self.aligned_names)
+        if _recording is not None:
+            _recording.launches.append(Launch(self, is_aligned, tile, arguments))
+            return
+        function = self.aligned if is_aligned else self.general
+        tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+        # Triton launches on the current device, wherever the tensors are.
+        with torch.cuda.device_of(next(tensors)):  # type: ignore[no-untyped-call]
+            function[(programs,)](**arguments, **tile.options())
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher chose."""
+
+    kernel: Kernel
+    is_aligned: bool
+    tile: Tile
+    arguments: dict[str, Any]
+
+
+def kernel(*aligned: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """A decorator that makes a ``Kernel`` of a function."""
+    return lambda function: Kernel(function, aligned)
+
+
+def card(device: torch.device) -> str | None:
+    """The architecture that kernels are for, such as ``sm_86``; None in the interpreter."""
+    if _recording is not None:
+        return _recording.card
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many the GPU has; 0 in the interpreter, and while recording."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
+@contextmanager
+def recorded(card: str) -> Iterator[list[Launch]]:
+    """Collect launches instead of running them: on meta tensors, what the launcher would choose on that card."""
+    global _recording
+    _recording = _Recording(card, [])
+    try:
+        yield _recording.launches
+    finally:
+        _recording = None
+
+
+class _Recording(NamedTuple):
+    card: str
+    launches: list[Launch]
+
+
+_recording: _Recording | None = None
+
+
+def _is_aligned(value: Tensor | int | None) -> bool:
+    if value is None:
+        return True
+    return (value.data_ptr() if isinstance(value, Tensor) else value) % ALIGNMENT == 0

@@ -1,0 +1,125 @@
+"""Each engine far past the context: learned positions read half of it again, rotary ones slide."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bench.samplers.models import random_run
+from charformer.config import ModelConfig
+from charformer.runs.checkpoint import load_model
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.sampler import SamplingConfig, generate
+from charformer.sampling.torch_engine import TorchEngine
+from export.exporter import export
+from export.verify import reference_logits
+from tests.charformer.model.test_gpt import naive_logits
+
+LEARNED = ModelConfig(n_layer=2, n_head=2, n_embd=24, block_size=24, vocab_size=13)
+CONFIGS = {"learned": LEARNED, "rotary": replace(LEARNED, rope_base=100.0, relu_power=2)}
+POSITIONS = pytest.mark.parametrize("positions", CONFIGS)
+ENGINES = pytest.mark.parametrize("engine", ["torch", "fused", "portable"])
+
+Make = Callable[[str, str], TorchEngine | OnnxEngine]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
+    folder = tmp_path_factory.mktemp("runs")
+    found = {name: random_run(folder / name, config) for name, config in CONFIGS.items()}
+    for run in found.values():
+        for layout in ("fused", "portable"):
+            export(run, run.path / f"{layout}.onnx", "fp32", layout == "portable", corpus=None)
+    return found
+
+
+@pytest.fixture
+def make(runs: dict[str, RunDir]) -> Make:
+    def build(engine: str, positions: str) -> TorchEngine | OnnxEngine:
+        run = runs[positions]
+        if engine == "torch":
+            return TorchEngine(load_model(run)[0], torch.device("cpu"))
+        return OnnxEngine(run.path / f"{engine}.onnx")
+
+    return build
+
+
+def banded(run: RunDir, ids: np.ndarray) -> np.ndarray:
+    """Logits of the naive model, in float64, over whole texts of which each character sees ``block_size``."""
+    model, _ = load_model(run)
+    weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    return naive_logits(weights, model.config, torch.from_numpy(ids)).numpy()
+
+
+@ENGINES
+@pytest.mark.parametrize("prompt", [1, 10, 24])
+def test_rotary_positions_slide_as_under_a_banded_mask(
+    engine: str, prompt: int, make: Make, runs: dict[str, RunDir]
+) -> None:
+    ids = np.random.default_rng(prompt).integers(13, size=(3, 150))
+    wanted = banded(runs["rotary"], ids)
+    whole = naive_logits(
+        {name: tensor.double() for name, tensor in load_model(runs["rotary"])[0].state_dict().items()},
+        replace(CONFIGS["rotary"], block_size=150),
+        torch.from_numpy(ids),
+    ).numpy()
+    assert np.abs(wanted - whole)[:, 30:].max() > 0.01, "the band changes nothing"
+    mine = make(engine, "rotary")
+    np.testing.assert_allclose(mine.start(ids[:, :prompt]), wanted[:, prompt - 1], atol=2e-5)
+    for place in range(prompt, 150):
+        np.testing.assert_allclose(mine.extend(ids[:, [place]])[:, 0], wanted[:, place], atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", ["fused", "portable"])
+def test_several_characters_at_once_slide_too_and_can_be_forgotten(
+    layout: str, make: Make, runs: dict[str, RunDir]
+) -> None:
+    ids = np.random.default_rng(0).integers(13, size=(1, 300))
+    wanted = banded(runs["rotary"], ids)
+    mine = make(layout, "rotary")
+    assert isinstance(mine, OnnxEngine)
+    mine.start(ids[:, :1])
+    place, sizes = 1, np.random.default_rng(1)
+    while place < 280:
+        count = int(sizes.integers(1, 9))
+        assert count <= mine.room
+        found = mine.extend(ids[:, place : place + count])
+        np.testing.assert_allclose(found, wanted[:, place : place + count], atol=2e-5)
+        forgotten = int(sizes.integers(count))
+        mine.rewind(forgotten)
+        place += count - forgotten
+
+
+def test_the_reference_of_an_export_slides_too(runs: dict[str, RunDir]) -> None:
+    run, ids = runs["rotary"], np.random.default_rng(0).integers(13, size=(2, 100))
+    config, _ = run.read_shape()
+    found = reference_logits(config, run.read_weights(config)[0], ids)
+    np.testing.assert_allclose(found, banded(run, ids), atol=1e-6)  # the naive turns are float32
+
+
+@pytest.mark.parametrize("layout", ["fused", "portable"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_learned_positions_read_half_again(layout: str, batch: int, make: Make) -> None:
+    ours, theirs = make(layout, "learned"), make("torch", "learned")
+    generator = np.random.default_rng(0)
+    for prompt in (1, 5, 24, 40):
+        ids = generator.integers(13, size=(batch, prompt))
+        np.testing.assert_allclose(ours.start(ids), theirs.start(ids), atol=1e-4)
+        for _ in range(48):
+            new = generator.integers(13, size=(batch, 1))
+            np.testing.assert_allclose(ours.extend(new), theirs.extend(new), atol=1e-4)
+
+
+@POSITIONS
+@pytest.mark.parametrize("layout", ["fused", "portable"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_thousand_characters_are_pytorch_s(layout: str, temperature: float, positions: str, make: Make) -> None:
+    config = SamplingConfig(max_new_tokens=1000, temperature=temperature, seed=5, top_k=None if temperature else 3)
+    ours, theirs = (
+        np.concatenate(list(generate(make(engine, positions), np.array([3]), 1, config)))
+        for engine in (layout, "torch")
+    )
+    np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,353 @@
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from charformer.config import ModelConfig, TrainConfig
+from charformer.data import corpus
+from charformer.errors import UserError
+from charformer.runs.checkpoint import load_model, save_weights
+from charformer.runs.folder import RunDir
+from charformer.runs.metrics import Progress
+from charformer.training import session
+from charformer.training.trainer import Trainer
+
+MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=20, dropout=0.1)
+COURSE = TrainConfig(batch_size=8, learning_rate=3e-3, max_steps=12, eval_interval=4, eval_batches=2, grad_clip=1.0)
+CPU = torch.device("cpu")
+
+
+def pretrain(data: Path, folder: Path, config: TrainConfig = COURSE, dtype: torch.dtype = torch.float32) -> Trainer:
+    text = corpus.load(str(data))
+    start = session.pretrain(MODEL, config, "nano", text)
+    return session.open_run(start, RunDir(folder), CPU, dtype)
+
+
+def finetune(source: Path, data: Path, folder: Path, freeze: str) -> Trainer:
+    text = corpus.load(str(data))
+    start = session.finetune(RunDir(source), COURSE, "nano", freeze, text)
+    return session.open_run(start, RunDir(folder), CPU, torch.float32)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+def run_all(trainer: Trainer) -> list[Progress]:
+    return list(trainer.steps())
+
+
+def test_a_run_learns_and_records_it(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = run_all(trainer)
+    assert [step.step for step in steps] == list(range(13))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    assert [row["characters"] for row in rows] == [0, 640, 1280, 1920]
+    assert set(rows[0]) == {
+        "step", "characters", "seconds", "train_loss", "val_loss", "learning_rate", "chars_per_second",
+    }  # fmt: skip
+    assert rows[0]["val_loss"] > 4
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.5
+    assert rows[-1]["seconds"] == pytest.approx(trainer.counters.train_seconds)
+    assert trainer.counters.best_step == min(rows, key=lambda row: row["val_loss"])["step"]
+
+
+def test_evaluation_is_timed_apart_from_training(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    monkeypatch.setattr(trainer, "subset_loss", lambda split: time.sleep(0.3) or 3.0)
+    began = time.perf_counter()
+    run_all(trainer)
+    wall = time.perf_counter() - began
+    counters = trainer.counters
+    assert counters.eval_seconds >= 4 * 2 * 0.3
+    assert 0 < counters.train_seconds <= wall - counters.eval_seconds
+    steps = [row["characters"] / 640 for row in trainer.history]
+    assert steps == [0, 1, 2, 3]
+    assert sum(640 / row["chars_per_second"] for row in trainer.history[1:]) == pytest.approx(counters.train_seconds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    dtype: torch.dtype, text_file: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = pretrain(text_file, tmp_path / name, replace(COURSE, seed=seed), dtype)
+        run_all(trainer)
+        runs.append(weights(trainer))
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["head.weight"], runs[2]["head.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop_after", [2, 4])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    stop_after: int, dtype: torch.dtype, text_file: Path, tmp_path: Path
+) -> None:
+    whole = pretrain(text_file, tmp_path / "whole", dtype=dtype)
+    run_all(whole)
+    half = pretrain(text_file, tmp_path / "half", dtype=dtype)
+    for _ in half.steps(stopped=lambda: half.counters.step >= stop_after):
+        pass
+    assert half.counters.step == stop_after
+    torch.manual_seed(99)  # a new process would be in another random state
+    run = RunDir(tmp_path / "half")
+    again = session.reopen_run(session.resume(run, {}, whole.corpus), run, CPU, dtype)
+    assert again.counters.step == stop_after
+    run_all(again)
+    assert_same(weights(whole), weights(again))
+    timed = ("seconds", "chars_per_second")
+    untimed = [[{k: v for k, v in row.items() if k not in timed} for row in t.history] for t in (whole, again)]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("often", [{"save_interval": 3}, {"save_minutes": 1e-9}], ids=str)
+def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on(
+    often: dict[str, float], text_file: Path, tmp_path: Path
+) -> None:
+    course = replace(COURSE, eval_interval=10)
+    whole = pretrain(text_file, tmp_path / "whole", course)
+    run_all(whole)
+    killed = pretrain(text_file, tmp_path / "killed", replace(course, **often))
+    steps = killed.steps()
+    assert [next(steps).step for _ in range(9)][-1] == 8
+    run = RunDir(tmp_path / "killed")
+    again = session.reopen_run(session.resume(run, {}, whole.corpus), run, CPU, torch.float32)
+    assert again.counters.step == (6 if "save_interval" in often else 8)
+    assert 0 < again.counters.train_seconds < killed.counters.train_seconds + 1e-9
+    run_all(again)
+    assert_same(weights(whole), weights(again))
+    assert [row["step"] for row in again.history] == [0, 10, 12]
+    assert again.counters.train_seconds == pytest.approx(again.history[-1]["seconds"])
+
+
+@pytest.mark.parametrize("way", ["between", "stopped"])
+def test_a_step_that_diverges_is_not_saved_over_the_last_good_one(way: str, text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run", replace(COURSE, save_interval=1 if way == "between" else 0))
+    steps = trainer.steps(lambda: way == "stopped" and trainer.counters.step == 6)
+    assert [next(steps).step for _ in range(6)][-1] == 5
+    good = trainer.run.state.read_bytes()
+    update = trainer.update
+
+    def diverging(rate: float) -> None:
+        update(rate)
+        trainer.model.head.weight.data.mul_(float("inf"))
+
+    trainer.update = diverging  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="at step 6; try a lower"):
+        list(steps)
+    assert trainer.run.state.read_bytes() == good
+
+
+def test_an_anomaly_is_traced_to_its_operation(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = trainer.steps()
+    next(steps)
+    trainer.model.blocks[1].mlp.proj.weight.data[0, 0] = float("nan")
+    with (
+        torch.autograd.set_detect_anomaly(True),
+        pytest.warns(UserWarning, match="Error detected in"),
+        pytest.raises(UserError, match=r"step 1: Function '\w+' returned nan values .* --learning-rate"),
+    ):
+        next(steps)
+
+
+@pytest.mark.parametrize("what", ["none", "attention", "trunk"])
+def test_a_stopped_fine_tune_goes_on_as_frozen_as_it_was(
+    what: str, trained_run: Path, text_file: Path, tmp_path: Path
+) -> None:
+    whole = finetune(trained_run, text_file, tmp_path / "whole", what)
+    run_all(whole)
+    half = finetune(trained_run, text_file, tmp_path / "half", what)
+    for _ in half.steps(stopped=lambda: half.counters.step >= 6):
+        pass
+    again = session.reopen_run(session.resume(half.run, {}, half.corpus), half.run, CPU, torch.float32)
+    run_all(again)
+    assert_same(weights(whole), weights(again))
+
+
+def test_a_run_can_be_resumed_from_its_very_start(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    assert next(trainer.steps()).step == 0
+    assert trainer.run.state.is_file()
+
+
+def test_what_was_written_after_the_last_save_is_dropped(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    rows = trainer.run.read_metrics()
+    trainer.run.write_metrics([*rows, rows[-1] | {"step": 16}])
+    better = trainer.counters.best_val_loss - 0.5
+    save_weights(trainer.run, trainer.model, 16, better)  # a kill came before the state could be saved
+    again = session.reopen_run(session.resume(trainer.run, {}, trainer.corpus), trainer.run, CPU, torch.float32)
+    assert again.run.read_metrics() == rows
+    assert (again.counters.best_step, again.counters.best_val_loss) == (16, better)
+
+
+def test_a_changed_course_is_recorded(text_file: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    trainer = pretrain(text_file, run.path)
+    for stop_after, changes in (
+        (4, {}),
+        (6, {"max_steps": 20}),
+        (8, {}),
+        (10, {"learning_rate": 1e-4, "max_steps": 10}),
+    ):
+        if stop_after > 4:
+            trainer = session.reopen_run(session.resume(run, changes, trainer.corpus), run, CPU, torch.float32)
+        for _ in trainer.steps(
+            stopped=lambda trainer=trainer, stop_after=stop_after: trainer.counters.step >= stop_after
+        ):
+            pass
+    assert run.read_config()["changes"] == [
+        {"from_step": 4, "max_steps": [COURSE.max_steps, 20]},
+        {"from_step": 8, "learning_rate": [COURSE.learning_rate, 1e-4], "max_steps": [20, 10]},
+    ]
+    assert run.read_section("training")["max_steps"] == 10
+
+
+def test_a_run_past_its_last_step_is_not_resumed(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    start = session.resume(trainer.run, {"max_steps": 5}, trainer.corpus)
+    with pytest.raises(UserError, match="at step 12 already"):
+        session.reopen_run(start, trainer.run, CPU, torch.float32)
+
+
+def test_the_best_weights_on_validation_are_kept(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    losses = iter([9.0, 4.0, 8.0, 2.0, 7.0, 3.0, 1.0, 3.5])  # of the training and the validation split in turn
+    monkeypatch.setattr(trainer, "subset_loss", lambda split: next(losses))
+    kept = {}
+    for progress in trainer.steps():
+        if progress.step == 4:
+            kept = weights(trainer)
+    assert (trainer.counters.best_step, trainer.counters.best_val_loss) == (4, 2.0)
+    assert_same(dict(load_model(trainer.run)[0].state_dict()), kept)
+    assert not torch.equal(trainer.model.head.weight, kept["head.weight"])
+    trainer.whole_validation_loss()
+    assert_same(weights(trainer), kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "most"), [({"warmup_steps": 1000}, 3e-6), ({"grad_clip": 1e-12}, 1e-6), ({"learning_rate": 1e-5}, 1e-5)]
+)
+def test_the_schedule_and_the_clip_reach_the_weights(
+    change: dict[str, float], most: float, text_file: Path, tmp_path: Path
+) -> None:
+    trainer = pretrain(text_file, tmp_path / "run", replace(COURSE, **change))
+    before = weights(trainer)
+    steps = trainer.steps()
+    assert [next(steps).step for _ in range(2)] == [0, 1]
+    moved = max((after - before[name]).abs().max().item() for name, after in weights(trainer).items())
+    assert 0 < moved <= most * 1.1
+
+
+@pytest.mark.parametrize(("what", "dropout"), [("none", True), ("attention", True), ("trunk", False)])
+def test_dropout_acts_while_blocks_train(
+    what: str, dropout: bool, trained_run: Path, text_file: Path, tmp_path: Path
+) -> None:
+    trainer = finetune(trained_run, text_file, tmp_path / "fine", what)
+    assert {progress.step: trainer.model.training for progress in trainer.steps()}[5] == dropout
+
+
+def test_bfloat16_is_another_arithmetic_and_the_score_is_float32(text_file: Path, tmp_path: Path) -> None:
+    exact = pretrain(text_file, tmp_path / "exact", COURSE, torch.float32)
+    run_all(exact)
+    rough = pretrain(text_file, tmp_path / "rough", COURSE, torch.bfloat16)  # seeds the dropout anew
+    run_all(rough)
+    assert not torch.equal(exact.model.head.weight, rough.model.head.weight)
+    score = rough.whole_validation_loss()
+    rough.dtype = torch.float32
+    assert rough.whole_validation_loss() == score
+
+
+@pytest.mark.parametrize("what", ["attention", "trunk"])
+def test_frozen_weights_stay_bit_identical_and_the_rest_trains(what: str, trained_run: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.txt"
+    new.write_text("Ça alors! Ω ≠ ω, dit-il.\n" * 80, encoding="utf-8")
+    trainer = finetune(trained_run, new, tmp_path / "fine", what)
+    before, old_size = weights(trainer), len(load_model(RunDir(trained_run))[1])
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    if what == "trunk":
+        assert trainable == {"head.weight", "head.bias", "ln_f.weight", "ln_f.bias"}
+    else:
+        assert trainable == {name for name in before if ".attn." not in name}
+    assert len(before["head.bias"]) > old_size
+    run_all(trainer)
+    after = weights(trainer)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(before[name], after[name]) != parameter.requires_grad, name
+        if not parameter.requires_grad:
+            assert parameter.grad is None
+            assert parameter not in trainer.optimizer.state
+    assert not torch.equal(before["head.weight"][old_size:], after["head.weight"][old_size:])
+    if what == "attention":
+        assert not torch.equal(before["tok_emb.weight"][old_size:], after["tok_emb.weight"][old_size:])
+
+
+def test_a_fine_tune_starts_from_the_checkpoint(trained_run: Path, text_file: Path, tmp_path: Path) -> None:
+    source = load_model(RunDir(trained_run))[0]
+    trainer = finetune(trained_run, text_file, tmp_path / "fine", "none")
+    assert_same(dict(source.state_dict()), weights(trainer))
+
+
+def test_the_whole_validation_loss_is_the_mean_over_every_character(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    whole = trainer.whole_validation_loss()
+    model, vocab = load_model(trainer.run)
+    model.double().eval()
+    ids = torch.from_numpy(trainer.corpus.table(vocab)[trainer.corpus.validation])
+    losses = []
+    for start in range(0, len(ids) - 1, MODEL.block_size):
+        window = ids[start : start + MODEL.block_size + 1]
+        log_probabilities = model(window[None, :-1])[0].log_softmax(-1)
+        losses += [-log_probabilities[t, target].item() for t, target in enumerate(window[1:])]
+    assert len(losses) == len(ids) - 1
+    assert len(losses) % MODEL.block_size, "the last window must be a short one for this test to mean anything"
+    assert whole == pytest.approx(np.mean(losses), abs=1e-5)
+    assert trainer.whole_validation_loss() == whole
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    steps = trainer.steps()
+    assert [next(steps).step for _ in range(7)][-1] == 6
+    trainer.model.head.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match=r"nan at step 8; try a lower --learning-rate"):
+        list(steps)
+    model, _ = load_model(trainer.run)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_a_pass_goes_once_over_the_training_split_and_no_other(tmp_path: Path) -> None:
+    data = tmp_path / "each-character-once.txt"
+    data.write_text("".join(chr(0x4E00 + place) for place in range(230)), encoding="utf-8")
+    trainer = pretrain(data, tmp_path / "run", replace(COURSE, batch_size=9))
+    assert len(trainer.corpus.train) == 207
+    cuts = set()
+    for step in range(400):  # a batch is a pass: nine windows of twenty
+        trainer.counters.step = step
+        windows = trainer.draw()
+        assert torch.equal(windows, windows[:, :1] + torch.arange(MODEL.block_size + 1))
+        text = windows[:, :-1].flatten().sort().values
+        assert torch.equal(text, text[0] + torch.arange(180))
+        cuts.add(int(text[0]))
+    first = min(cuts)
+    assert cuts == set(range(first, first + 27))  # 180 of 207 characters, the last of them a target

@@ -1,0 +1,148 @@
+"""What the compiler makes of every kernel, for a card that is not there; and that each of its gates can fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.gpu import needs_interpreter
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[3]
+COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+COLUMNS = {
+    *("op", "kernel", "variant", "card", "registers", "stack", "local_loads", "local_stores", "shared", "mma"),
+    *("wide_loads", "blocks_per_sm", "occupancy", "compile_seconds"),
+}
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        cwd=ROOT,
+        env=COMPILING | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.gate
+def test_every_kernel_passes_the_gates_of_sm_86(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    process = python("-m", "kernels.checks.compile", "--card", "sm_86", "--json", str(tmp_path / "aot.json"))
+    assert process.returncode == 0, process.stderr
+    content = json.loads((tmp_path / "aot.json").read_text("utf-8"))
+    with capfd.disabled():
+        print(f"\nTriton {content['versions']['triton']}, {process.stdout.splitlines()[-1]}")
+    rows = content["kernels"]
+    assert all(row.keys() == COLUMNS for row in rows)
+    assert {row["op"] for row in rows} == {"attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy"}
+    attention = {row["kernel"] for row in rows if row["op"] == "attention"}
+    assert attention == {"forward_kernel", "dq_kernel", "dkv_kernel"}
+    assert {row["variant"] for row in rows if row["op"] == "attention"} >= {"bf16 D64 dropout", "fp32 D48 general"}
+    assert len(rows) == len({(row["op"], row["kernel"], row["variant"]) for row in rows}) > 300
+    assert 0 < min(row["occupancy"] for row in rows) <= max(row["occupancy"] for row in rows) <= 1
+
+
+FAILING = """
+import dataclasses, json, sys
+import torch
+from kernels.checks import compile as aot
+from kernels.gpu.block_sizes import Tile
+
+attention = aot.launches(aot.Case("attention", torch.bfloat16, 64, 0.2, True), "sm_86")[0]
+norm = aot.launches(aot.Case("layer_norm", torch.bfloat16, 384, 0.0, True), "sm_86")[0]
+launches = {
+    "right": attention,
+    "spilling": dataclasses.replace(attention, arguments=attention.arguments | {"ROWS": 128, "COLUMNS": 128},
+                                    tile=Tile(128, 128, 4, 1)),
+    "too much shared memory": dataclasses.replace(attention, arguments=attention.arguments | {"COLUMNS": 256},
+                                                  tile=Tile(64, 256, 8, 3)),
+    "misaligned": dataclasses.replace(norm, is_aligned=False),
+}
+found = {}
+for name, launch in launches.items():
+    row = {"op": "layer_norm" if launch.kernel is norm.kernel else "attention", "variant": "bf16"}
+    found[name] = aot.complaints(row | aot.compile_launch(launch, "sm_86"))
+plain = aot.launches(aot.Case("attention", torch.float32, 32, 0.0, True), "sm_86")[0]  # IEEE products, no tensor cores
+row = {"op": "attention", "variant": "bf16"} | aot.compile_launch(plain, "sm_86")
+found["no matrix instruction"] = aot.complaints(row)
+json.dump(found, sys.stdout)
+"""
+
+
+def test_each_gate_can_fail(tmp_path: Path) -> None:
+    process = python("-c", FAILING, TRITON_CACHE_DIR=str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    found: dict[str, list[str]] = json.loads(process.stdout)
+    assert found["right"] == []
+    assert found["spilling"][0].startswith("spills")
+    assert "shared memory" in " ".join(found["too much shared memory"])
+    assert found["misaligned"] == ["no 128-bit load"]
+    assert found["no matrix instruction"] == ["no matrix instruction"]
+
+
+def test_the_command_fails_with_a_kernel_that_spills() -> None:
+    script = (
+        "import sys; from kernels.checks import compile as aot; from kernels.gpu import block_sizes\n"
+        "block_sizes.ATTENTION['forward', 64, 2] = block_sizes.Tile(128, 128, 4, 1)\n"
+        "case = aot.Case('attention', aot.torch.bfloat16, 64, 0.0, True)\n"
+        "aot._rows = lambda card, _: aot.compile_case(case, card)\n"
+        "sys.exit(aot.main(['--card', 'sm_86']))\n"
+    )
+    process = python("-c", script)
+    assert process.returncode == 1
+    assert process.stderr.startswith("sm_86 attention forward_kernel bf16 D64: spills")
+
+
+def test_under_the_interpreter_it_says_what_to_do() -> None:
+    process = python("-m", "kernels.checks.compile", TRITON_INTERPRET="1")
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "unset TRITON_INTERPRET" in process.stderr
+
+
+@pytest.mark.parametrize("path", ["missing/aot.json", "."])
+@pytest.mark.parametrize("program", ["kernels.checks.compile", "kernels.checks.accuracy"])
+def test_a_result_file_that_cannot_be_written_is_refused_at_once(program: str, path: str, tmp_path: Path) -> None:
+    process = python("-m", program, "--json", str(tmp_path / path))
+    assert process.returncode == 2
+    assert "cannot be written" in process.stderr
+
+
+def test_a_card_that_is_unknown() -> None:
+    assert python("-m", "kernels.checks.compile", "--card", "sm_75").returncode == 2
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("q", "aligned"),
+    [
+        (torch.zeros(2, 2, 20, 16), True),
+        (torch.zeros(2, 2, 23, 16)[:, :, 3:], True),
+        (torch.zeros(2, 2, 20, 15), False),  # its width
+        (torch.zeros(2, 2, 20, 17)[..., :16], False),  # its strides
+        (torch.zeros(2 * 2 * 20 * 16 + 1)[1:].view(2, 2, 20, 16), False),  # its address
+    ],
+)
+def test_the_launcher_takes_the_aligned_variant_for_what_is_aligned_only(q: torch.Tensor, aligned: bool) -> None:
+    from kernels.gpu import attention
+    from kernels.gpu.launch import recorded
+
+    with recorded("sm_86") as launches:
+        attention.forward(q, q, q, 0.0, None)
+    assert [launch.is_aligned for launch in launches] == [aligned]
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "num_warps", "expected"),
+    # By hand for sm_86: 65,536 registers, 100 KiB of shared memory, 48 warps and 16 blocks a multiprocessor.
+    [(168, 16384, 4, 3), (255, 0, 4, 2), (32, 0, 1, 16), (32, 0, 8, 6), (32, 50 * 1024, 4, 1), (128, 24 * 1024, 4, 4)],
+)
+def test_blocks_per_multiprocessor(registers: int, shared: int, num_warps: int, expected: int) -> None:
+    from kernels.checks import compile as aot
+
+    assert aot.blocks_per_sm(aot.CARDS["sm_86"], registers, shared, num_warps) == expected
