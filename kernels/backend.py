@@ -64,6 +64,11 @@ def runs_kernel(x: Tensor) -> bool:
     return x.dtype != torch.float64 and (chosen() == "triton" or (chosen() == "auto" and x.is_cuda))
 
 
+def runs_eagerly_on_cpu(x: Tensor) -> bool:
+    """Return whether ``x`` is a CPU's and no compiler traces the op, which could not see through ``kernels.cpu``."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check(device: torch.device) -> None:
     """Raise KernelsUnavailableError where kernels are asked for and cannot run on ``device``."""
     if chosen() != "triton" or (TRITON and interpreted()):

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from kernels import custom_ops, reference
 from kernels.backend import runs_registered_op
-from kernels.cpu import ops as cpu
+from kernels.cpu import add_norm as cpu_add_norm
+from kernels.cpu import attention as cpu_attention
+from kernels.cpu import linear as cpu_linear
 
 __all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm", "linear"]
 
@@ -44,8 +46,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
         raise ValueError(f"q, k and v do not fit: {_about(q)}, {_about(k)}, {_about(v)}")
     whole = q.shape == k.shape and q.shape[3] <= MAX_HEAD_WIDTH
     if not (whole and runs_registered_op(q)):
-        if seed is None and cpu.suits_attention(q, k, dropout_p):
-            return cpu.attention(q, k, v, dropout_p)
+        if seed is None and cpu_attention.suits(q, k, dropout_p):
+            return cpu_attention.attention(q, k, v, dropout_p)
         return reference.attention(q, k, v, dropout_p, seed)
     out: Tensor = custom_ops.attention(q, k, v, dropout_p, _seed(q, dropout_p, seed))[0]
     return out
@@ -98,8 +100,8 @@ def add_dropout_layer_norm(
     if residual.shape != x.shape:
         raise ValueError(f"residual and x do not fit: {_about(residual)}, {_about(x)}")
     if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
-        if seed is None and cpu.suits_joint(residual, x, dropout_p):
-            return cpu.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, eps)
+        if seed is None and cpu_add_norm.suits(residual, x, dropout_p):
+            return cpu_add_norm.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, eps)
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
     total, y, _, _ = custom_ops.add_dropout_layer_norm(
         residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps
@@ -137,8 +139,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (..., O).
     """
-    if cpu.suits_linear(x):
-        return cpu.linear(x, weight, bias)
+    if cpu_linear.suits(x):
+        return cpu_linear.linear(x, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
 
 

@@ -14,7 +14,7 @@ from charformer.model.freeze import count_parameters, is_trunk_frozen, train_mod
 from charformer.model.gpt import GPT
 from charformer.training.muon import Muon
 from charformer.training.trainer import Trainer
-from kernels.cpu import ops as cpu
+from kernels.cpu import attention as cpu_attention
 
 PROBE_SECONDS = 10.0
 PASSING = 7  # tensors of the MLP's width that a step works with beside what it keeps, at the most that was measured
@@ -95,9 +95,9 @@ def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> i
     length = config.block_size
     shape = (sequences, config.n_head, length, config.n_embd // config.n_head)
     like = torch.empty(1, dtype=dtype).expand(shape)
-    if not cpu.suits_attention(like, like, config.attention_dropout):
+    if not cpu_attention.suits(like, like, config.attention_dropout):
         return 0
-    rows = min(cpu.ROWS, length)
+    rows = min(cpu_attention.ROWS, length)
     return dtype.itemsize * config.n_head * (length + rows) // 2
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.test_commands import run
-from tests.kernels.gpu import needs_interpreter
+from tests.kernels.marks import needs_interpreter
 
 FLAGS = [
     *("--n-layer", "1", "--n-head", "2", "--n-embd", "24", "--block-size", "12", "--batch-size", "3"),

@@ -6,7 +6,7 @@ import torch
 from charformer.config import ModelConfig
 from charformer.model.gpt import GPT
 from kernels import backend, ops
-from tests.kernels.gpu import needs_gpu, needs_interpreter
+from tests.kernels.marks import needs_gpu, needs_interpreter
 
 LENGTH = 12
 

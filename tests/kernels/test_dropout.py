@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import backend, ops, reference
-from tests.kernels.gpu import DEVICE, NEEDS_KERNELS, needs_kernels
+from tests.kernels.marks import DEVICE, NEEDS_KERNELS, needs_kernels
 
 ROWS, COLUMNS = 2048, 384
 SEEDS = (0, 1, 2**32, 2**62 + 12345)

@@ -9,7 +9,7 @@ import torch
 from kernels import ops
 from kernels.checks import accuracy
 from kernels.checks.accuracy import Case
-from tests.kernels.gpu import needs_gpu, needs_interpreter
+from tests.kernels.marks import needs_gpu, needs_interpreter
 
 CASES = list(accuracy.cases())
 

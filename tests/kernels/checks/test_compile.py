@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from tests.kernels.gpu import needs_interpreter
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
@@ -115,26 +112,6 @@ def test_a_result_file_that_cannot_be_written_is_refused_at_once(program: str, p
 
 def test_a_card_that_is_unknown() -> None:
     assert python("-m", "kernels.checks.compile", "--card", "sm_75").returncode == 2
-
-
-@needs_interpreter
-@pytest.mark.parametrize(
-    ("q", "aligned"),
-    [
-        (torch.zeros(2, 2, 20, 16), True),
-        (torch.zeros(2, 2, 23, 16)[:, :, 3:], True),
-        (torch.zeros(2, 2, 20, 15), False),  # its width
-        (torch.zeros(2, 2, 20, 17)[..., :16], False),  # its strides
-        (torch.zeros(2 * 2 * 20 * 16 + 1)[1:].view(2, 2, 20, 16), False),  # its address
-    ],
-)
-def test_the_launcher_takes_the_aligned_variant_for_what_is_aligned_only(q: torch.Tensor, aligned: bool) -> None:
-    from kernels.gpu import attention
-    from kernels.gpu.launch import recorded
-
-    with recorded("sm_86") as launches:
-        attention.forward(q, q, q, 0.0, None)
-    assert [launch.is_aligned for launch in launches] == [aligned]
 
 
 @pytest.mark.parametrize(

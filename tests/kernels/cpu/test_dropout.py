@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.cpu import dropout as masks
+from kernels.cpu import dropout
 from kernels.cpu.dropout import Masks
 
 SHAPE = torch.Size((1000, 803))
@@ -43,7 +43,7 @@ def test_they_drop_as_often_as_they_should_and_no_element_with_another(dropout_p
 
 def test_the_numbers_of_the_tables_are_uniform() -> None:
     """All 65,536 of them as often, by chi-squared, and the sum of both tables as well."""
-    first, second = masks._tables()
+    first, second = dropout._tables()
     for numbers in (first, second, first ^ second):
         counts = torch.bincount(numbers.int() + 2**15, minlength=2**16).double()
         expected = len(numbers) / 2**16
@@ -64,6 +64,6 @@ def test_a_seed_gives_the_same_masks_and_another_call_others() -> None:
     assert not torch.equal(first, again.draw(SHAPE))
 
 
-@pytest.mark.parametrize("shape", [(0,), (1,), (3,), (2, 5), (masks.LARGEST,)])
+@pytest.mark.parametrize("shape", [(0,), (1,), (3,), (2, 5), (dropout.MAX_ELEMENTS,)])
 def test_they_have_any_number_of_elements_that_a_table_holds(shape: tuple[int, ...]) -> None:
     assert Masks(0.5).draw(torch.Size(shape)).shape == shape

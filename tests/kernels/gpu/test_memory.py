@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import backend, ops
-from tests.kernels.gpu import needs_interpreter
+from tests.kernels.marks import needs_interpreter
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -14,7 +14,7 @@ from triton.runtime.errors import InterpreterError  # noqa: E402
 
 from kernels.gpu.block_sizes import Tile  # noqa: E402
 from kernels.gpu.launch import kernel  # noqa: E402
-from tests.kernels.memory import checked  # noqa: E402
+from tests.kernels.gpu.memory_checker import checked  # noqa: E402
 
 pytestmark = needs_interpreter
 

@@ -1,4 +1,4 @@
-"""Which tests run where: kernels run in Triton's interpreter, or on a GPU under `make gpu`."""
+"""Which tests run where (kernels run in Triton's interpreter, or on a GPU under `make gpu`), and random inputs."""
 
 from functools import reduce
 from typing import Any
@@ -13,7 +13,6 @@ CARD = torch.cuda.is_available() and backend.missing(torch.device("cuda")) is No
 DEVICE = torch.device("cuda" if CARD else "cpu")  # where kernels run in these tests
 
 needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs Triton (Linux) and TRITON_INTERPRET=1")
-
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not CARD, reason="needs an NVIDIA GPU (sm_80 or newer)")]
 # Interpreted by `make test`, on hardware by `make gpu`.
@@ -31,3 +30,8 @@ def needs_gpu(test: Any) -> Any:
 def needs_kernels(test: Any) -> Any:
     """Mark one test with ``NEEDS_KERNELS``."""
     return reduce(lambda marked, mark: mark(marked), NEEDS_KERNELS, test)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return standard normal numbers on ``DEVICE``, the same on every machine."""
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(DEVICE)
