@@ -54,7 +54,7 @@ soak: $(INSTALLED)
 	$(BIN)/python -m bench.soak --minutes 30 --json bench/results/soak.json
 
 gates: $(INSTALLED)
-	$(BIN)/python -W ignore -m kernels.checks.compile --card all --json bench/results/kernels-aot.json
+	$(BIN)/python -W ignore -m kernels.checks.compile --card all --csv bench/results/kernels-aot.csv
 
 # `make test` interprets the kernels; here they run.
 gpu: export TRITON_INTERPRET = 0

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from bench import baseline, measure
+from bench import baseline
+from bench.harness import results
 from bench.samplers.process import Sampler, contest
 from charformer.commands.common import Parser, execute
 from charformer.config import ModelConfig, TrainConfig
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     notices = Console(stderr=True)
-    corpus = measure.load_text(args.data, notices)
+    corpus = results.load_text(args.data, notices)
     keep_freed_memory()
     preset = PRESETS[args.preset]
     if args.steps:
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
 
     def keep() -> None:
         if args.json:
-            measure.write_result(args.json, measure.result("ablation", config, rows))
+            results.write_result(args.json, results.result("ablation", config, rows))
 
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
         for number, (name, changes) in enumerate(variants(preset).items()):
@@ -139,7 +140,7 @@ def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path
 
 
 def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    return measure.training_row(
+    return results.training_row(
         trainer.run,
         without=name,
         changes=changes,

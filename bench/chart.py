@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.measure import Speed
+from bench.harness.results import Speed
 from charformer.files import atomic_path
 
 Bar = tuple[str, Speed, bool]

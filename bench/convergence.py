@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from bench import baseline, measure, report
+from bench import baseline, report
 from bench.chart import write_curves
+from bench.harness import results
 from bench.trainers import nanogpt_recipe, with_nanogpt
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import Corpus
@@ -79,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         with_nanogpt.require(args.nanogpt)
         if device.type != "cpu" or len(args.preset) > 1:
             raise UserError("--nanogpt compares times on a CPU with those of one --preset; add --device cpu, name one")
-    corpus = measure.load_text(args.data, notices)
+    corpus = results.load_text(args.data, notices)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
@@ -97,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
                 reached = train_to(trainer, args.target, show)
                 rows.append(_row(trainer, args.target, reached))
                 if args.json:  # each time, so that what is done is kept
-                    measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
+                    results.write_result(args.json, results.result("convergence", _config(args, corpus), rows))
         ours = median(row["curve"][-1]["seconds"] for row in rows)
         for seconds in (None, ours) if args.nanogpt is not None else ():
             task = progress.add_task("nanogpt", total=nanogpt_recipe.STEPS, loss="")
@@ -107,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
 
             rows.append(nanogpt_recipe.train(corpus, args.nanogpt, seconds, count))
         if args.json:
-            measure.write_result(args.json, measure.result("convergence", _config(args, corpus), rows))
+            results.write_result(args.json, results.result("convergence", _config(args, corpus), rows))
     _print(rows, args.target)
     if args.chart:
         write_curves(args.chart, report.curves({"rows": rows}), args.target)
@@ -176,7 +177,7 @@ def _open(
 
 
 def _row(trainer: Trainer, target: float, reached: dict[str, Any] | None) -> dict[str, Any]:
-    return measure.training_row(
+    return results.training_row(
         trainer.run,
         peak_memory_bytes=memory_bytes(trainer.device),
         seed=trainer.config.seed,

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from charformer.commands.common import Parser, execute
 from charformer.data import corpus
 from charformer.errors import UserError
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
         config = {name: getattr(args, name) for name in asked}
-        measure.write_result(args.json, measure.result("freeze", config, rows))
+        results.write_result(args.json, results.result("freeze", config, rows))
     return 0
 
 
@@ -87,8 +87,8 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
     else:
         course = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
         command += [*flags, *course, "--overwrite"]
-    summary = measure.run_process(command)
-    return measure.training_row(
+    summary = results.run_process(command)
+    return results.training_row(
         run,
         peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
         learning_rate=run.read_section("training")["learning_rate"],

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench import measure
+from bench.harness import results
 from kernels import backend, ops, reference
 from kernels.checks import roofline
 from kernels.checks.cli import guarded, writable_file
@@ -92,7 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         config = {name: value for name, value in vars(args).items() if name != "json"}
         facts = {"measured": {"bytes_per_second": ceilings.bandwidth, "flops_per_second": ceilings.peak}}
-        measure.write_result(args.json, measure.result("kernels", config, rows) | facts)
+        kept = [{key: value for key, value in row.items() if key != "turns"} for row in rows]
+        results.write_result(args.json, results.result("kernels", config, kept) | facts)
     _print(rows, ceilings)
     return 0
 
@@ -185,15 +186,16 @@ def row(
     parts = [work[case.op, part] for part in PASSES[direction]]
     moved, flops = sum(part.fused_bytes for part in parts), sum(part.flops for part in parts)
     median = float(np.median(samples))
-    return measure.row(
+    return results.row(
         engine=engine,
         op=case.op,
         dropout=case.dropout,
         precision=shape.dtype,
         batch=shape.batch,
         context=shape.time,
-        seconds=measure.percentiles(samples),
-        samples=samples,
+        seconds=results.percentiles(samples),
+        samples=len(samples),
+        turns=samples,
         bytes=moved,
         flops=flops,
         bandwidth_share=moved / median / ceilings.bandwidth,
@@ -275,10 +277,10 @@ def _print(rows: list[Row], ceilings: Ceilings) -> None:
     table = Table("op", "pass", "dropout", "engine", title=title)
     for column in ("us", "p20 - p80", "x torch", "bandwidth", "peak"):
         table.add_column(column, justify="right")
-    torch_samples = {(r["op"], r["pass"], r["dropout"]): r["samples"] for r in rows if r["engine"] == "torch"}
+    torch_samples = {(r["op"], r["pass"], r["dropout"]): r["turns"] for r in rows if r["engine"] == "torch"}
     for r in rows:
         micro = {name: 1e6 * seconds for name, seconds in r["seconds"].items()}
-        ratio = np.median(np.array(torch_samples[r["op"], r["pass"], r["dropout"]]) / np.array(r["samples"]))
+        ratio = np.median(np.array(torch_samples[r["op"], r["pass"], r["dropout"]]) / np.array(r["turns"]))
         table.add_row(
             r["op"],
             r["pass"],

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from charformer.commands import train
 from charformer.commands.common import Parser, execute
 from charformer.data import sources
@@ -80,13 +80,13 @@ def _run(args: argparse.Namespace) -> int:
                 code = _kill_behind(flags, run.path, moments.randrange(operations), moments.uniform(0, BEHIND))
             kinds[kind][_aftermath(code, flags, run, wanted)] += 1
     rows = [
-        measure.row(engine="charformer", preset="nano", precision="float32", threads=1, kind=kind, **found)
+        results.row(engine="charformer", preset="nano", precision="float32", threads=1, kind=kind, **found)
         for kind, found in kinds.items()
     ]
     _print(kinds)
     if args.json:
         config = {"count": args.count, "seed": args.seed, "course": COURSE, "file_operations": operations}
-        measure.write_result(args.json, measure.result("kills", config, rows))
+        results.write_result(args.json, results.result("kills", config, rows))
     fine = {"identical", "nothing saved", "ended before"}
     return int(any(set(found) - fine for found in kinds.values()))
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import DTYPES, Variant
 from charformer.commands.common import Parser, execute
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     notices = PlainConsole(stderr=True)
-    corpus = measure.load_text(args.data, notices)
+    corpus = results.load_text(args.data, notices)
     precision = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     chosen = PRESETS[args.preset]
     rows = []
@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
             )
     if args.json:
         config = {"corpus": corpus.name, "preset": args.preset}
-        measure.write_result(args.json, measure.result("memory", config, rows))
+        results.write_result(args.json, results.result("memory", config, rows))
     Console().print(table)
     return 0
 

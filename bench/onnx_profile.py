@@ -20,7 +20,7 @@ import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.sampling.onnx_engine import SharedCache
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         config = {"precision": description.precision, "model": description.config.to_dict()}
         config |= {"characters": args.characters, "threads": args.threads}
-        measure.write_result(args.json, measure.result("onnx_profile", config, rows))
+        results.write_result(args.json, results.result("onnx_profile", config, rows))
     return 0
 
 

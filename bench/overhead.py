@@ -20,7 +20,7 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from charformer.commands import train
 from charformer.commands.common import Parser, execute
 from charformer.data import corpus
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     Console(width=None if Console().is_terminal else 150).print(table)
     if args.json:
         config = {name: Path(getattr(args, name)).name for name in ("pretrain_data", "finetune_data")}
-        measure.write_result(args.json, measure.result("overhead", config | {"steps": args.steps}, rows))
+        results.write_result(args.json, results.result("overhead", config | {"steps": args.steps}, rows))
     return 0
 
 
@@ -90,7 +90,7 @@ def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
         raise UserError(f"the training in {run.path} ended with {code}")
     spent["rest"] = time.perf_counter() - began - sum(spent.values())
     training = sum(spent[part] for part in (*ASIDE, "steps", "saves"))
-    return measure.training_row(
+    return results.training_row(
         run,
         seconds={part: spent[part] for part in PARTS},
         share=sum(spent[part] for part in ASIDE) / training,

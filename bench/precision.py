@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from bench.samplers.process import Sampler, contest
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import recall
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
         training = RunDir(args.run).read_config()
         config = {key: training[key] for key in ("stage", "preset", "model", "training", "corpus")}
         config |= {"rounds": args.rounds, "characters": CHARACTERS}
-        measure.write_result(args.json, measure.result("precision", config, rows))
+        results.write_result(args.json, results.result("precision", config, rows))
     return 0
 
 

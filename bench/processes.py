@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
+from bench.harness import results
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.presets import PRESETS
@@ -50,24 +50,25 @@ def _run(args: argparse.Namespace) -> int:
             for processes, speeds in turns.items():
                 speeds.append(_speed(flags, processes, args.processes // processes))
         of_preset = [
-            measure.row(
+            results.row(
                 engine="charformer",
                 preset=preset,
                 threads=args.processes // processes,
                 processes=processes,
-                chars_per_second=measure.percentiles(speeds),
-                samples=speeds,
+                chars_per_second=results.percentiles(speeds),
+                samples=len(speeds),
+                turns=speeds,
             )
             for processes, speeds in turns.items()
         ]
         for row in of_preset:
-            speed, ratio = row["chars_per_second"]["p50"], measure.ratio(row, of_preset[0])
+            speed, ratio = row["chars_per_second"]["p50"], results.ratio(row, of_preset[0])
             table.add_row(preset, str(row["processes"]), str(row["threads"]), f"{speed:,.0f}", f"{ratio:.2f}")
         rows += of_preset
     Console().print(table)
     if args.json:
         config = {key: value for key, value in vars(args).items() if key not in ("json", "debug")}
-        measure.write_result(args.json, measure.result("processes", config, rows))
+        results.write_result(args.json, results.result("processes", config, rows))
     return 0
 
 

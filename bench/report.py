@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import baseline, measure
+from bench import baseline
 from bench.chart import Bar, Curve, write_bars, write_curves
 from bench.freeze import PUBLISHED
+from bench.harness import results
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.files import write_text
@@ -39,18 +40,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    results = {name: measure.read_result(path) for name, path in zip(_names(args.files), args.files, strict=True)}
-    rows = {name: _timed(result["rows"], args.part) for name, result in results.items()}
+    found = {name: results.read_result(path) for name, path in zip(_names(args.files), args.files, strict=True)}
+    rows = {name: _timed(result["rows"], args.part) for name, result in found.items()}
     sections = list(dict.fromkeys(_section(row) for group in rows.values() for row in group))
     if not sections:
         raise UserError("there are no speeds in characters a second in what was given; name other files or --part")
-    text = markdown(results, rows, sections)
+    text = markdown(found, rows, sections)
     if args.markdown:
         write_text(args.markdown, text)
     else:
         print(text, end="")
-    if args.chart and all(result["bench"] == "convergence" for result in results.values()):
-        lines = [curve for result in results.values() for curve in curves(result)]
+    if args.chart and all(result["bench"] == "convergence" for result in found.values()):
+        lines = [curve for result in found.values() for curve in curves(result)]
         write_curves(args.chart, lines, baseline.ITS_LOSS, baseline_curve())
     elif args.chart:
         panels = [(_title(section), _bars(rows, section)) for section in sections]
@@ -58,17 +59,17 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def markdown(results: dict[str, Any], rows: dict[str, list[Row]], sections: list[Section]) -> str:
+def markdown(contents: dict[str, Any], rows: dict[str, list[Row]], sections: list[Section]) -> str:
     """What the results were taken on, and a table a section: a line a variant, a column a result.
 
     Args:
-        results: by name; of one alone the tables also have ratio, MFU and memory.
+        contents: of the result files, by name; of one alone the tables also have ratio, MFU and memory.
         rows: those to show, by the same names.
     """
-    lines = [f"- {name}: {_origin(result)}" for name, result in results.items()]
+    lines = [f"- {name}: {_origin(result)}" for name, result in contents.items()]
     for section in sections:
         found = {
-            name: {measure.label(row): row for row in group if _section(row) == section} for name, group in rows.items()
+            name: {results.label(row): row for row in group if _section(row) == section} for name, group in rows.items()
         }
         labels = list(dict.fromkeys(label for group in found.values() for label in group))
         columns = ["variant", *(f"{name}, characters/s" for name in found)]
@@ -83,7 +84,7 @@ def markdown(results: dict[str, Any], rows: dict[str, list[Row]], sections: list
 
 def curves(result: dict[str, Any]) -> list[Curve]:
     """Of a result of bench.convergence: a line for each row, in the color of its preset."""
-    return [(f"{row['preset']}: {measure.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
+    return [(f"{row['preset']}: {results.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
 
 
 def baseline_curve() -> Curve:
@@ -128,7 +129,7 @@ def _speed(row: Row | None) -> str:
 
 
 def _details(row: Row, yardstick: Row | None) -> list[str]:
-    times = measure.ratio(row, yardstick) if yardstick else None
+    times = results.ratio(row, yardstick) if yardstick else None
     memory = row["peak_memory_bytes"]
     return [
         f"{times:.2f}" if times else "",
@@ -143,7 +144,7 @@ def _bars(rows: dict[str, list[Row]], section: Section) -> list[Bar]:
     several = len(rows) > 1
     return [
         (
-            f"{measure.label(row)} · {name}" if several else measure.label(row),
+            f"{results.label(row)} · {name}" if several else results.label(row),
             row["chars_per_second"],
             row["engine"].startswith("charformer"),
         )

@@ -19,16 +19,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import measure
 from bench.baseline import VOCAB_SIZE
 from bench.chart import write_bars
 from bench.conversation import ROOT
+from bench.harness import results
 from bench.samplers.models import random_run, write_for_peers
 from bench.samplers.process import THREADS, Process, Sampler, alone, contest
 from charformer.commands.common import Parser, execute
@@ -76,10 +75,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         name = args.run.name if args.run else None
         config = {"run": name, "characters": args.characters, "rounds": args.rounds}
-        measure.write_result(args.json, measure.result("sampling", config, rows) | facts)
+        results.write_result(args.json, results.result("sampling", config, rows) | facts)
     if args.chart:
         ranked = sorted((row for row in rows if row["part"] == "contest"), key=_median, reverse=True)
-        bars = [(measure.label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
+        bars = [(results.label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
         title = f"one text of {args.characters} characters, each sampler at its best threads"
         write_bars(args.chart, [(title, bars)])
     return 0
@@ -185,7 +184,7 @@ def _agreement(processes: list[Process]) -> dict[str, int]:
     return agreed
 
 
-def _first_character(file: Path, rounds: int) -> dict[str, list[float]]:
+def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]:
     """Seconds of whole processes, in turn: the command for one character, and an import of onnxruntime alone."""
     sample = [sys.executable, "-m", "charformer.commands.sample", "--onnx", str(file), "--max-new-tokens", "1"]
     commands = {"sample": sample, "import onnxruntime": [sys.executable, "-c", "import onnxruntime"]}
@@ -195,7 +194,7 @@ def _first_character(file: Path, rounds: int) -> dict[str, list[float]]:
             began = time.perf_counter()
             subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
             seconds[name].append(time.perf_counter() - began)
-    return {name: samples[1:] for name, samples in seconds.items()}  # the first one warmed the file cache
+    return {name: results.percentiles(samples[1:]) for name, samples in seconds.items()}  # one warmed the file cache
 
 
 def _floor(file: Path, rows: list[Row], threads: int) -> dict[str, Any]:
@@ -248,12 +247,12 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
     for row in sorted(racing, key=_median):
         speed, memory = row["chars_per_second"], row["peak_memory_bytes"]
         table.add_row(
-            measure.label(row),
+            results.label(row),
             str(row["threads"]),
             f"{speed['p50']:,.0f}",
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}",
-            f"{measure.ratio(row, others['baseline']):.1f}",
-            f"{measure.ratio(row, others['charformer-torch']):.1f}",
+            f"{results.ratio(row, others['baseline']):.1f}",
+            f"{results.ratio(row, others['charformer-torch']):.1f}",
             f"{memory / 2**20:,.0f}" if memory else "",
         )
     console.print(table)
@@ -277,8 +276,8 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             f"{floor['reached']:.0%}",
         )
     console.print(table)
-    first = {name: float(np.median(samples)) for name, samples in facts["first_character_seconds"].items()}
-    sample, alone_ = first["sample"], first["import onnxruntime"]
+    first = facts["first_character_seconds"]
+    sample, alone_ = first["sample"]["p50"], first["import onnxruntime"]["p50"]
     console.print(f"to the first character {sample:.2f} s, {sample / alone_:.1f} x an import of onnxruntime")
 
 

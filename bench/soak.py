@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import measure
+from bench.harness import results
 from charformer.commands.common import Parser, execute
 from charformer.data import sources
 from charformer.errors import UserError
@@ -49,11 +49,11 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("this bench reads /proc, which is Linux's")
     with tempfile.TemporaryDirectory() as folder:
         found = _soak(Path(folder), args.course.split(), 60 * args.minutes)
-    row = measure.row(engine="charformer", preset="nano", precision="auto", threads=None, **found)
-    Console().print_json(json.dumps({key: value for key, value in found.items() if key != "resident_bytes"}))
+    row = results.row(engine="charformer", preset="nano", precision="auto", threads=None, **found)
+    Console().print_json(json.dumps(found))
     if args.json:
         config = {"minutes": args.minutes, "course": args.course, "seconds_between": EVERY}
-        measure.write_result(args.json, measure.result("soak", config, [row]))
+        results.write_result(args.json, results.result("soak", config, [row]))
     is_fine = found["exit_code"] == 128 + signal.SIGTERM and not found["left_behind"] and not found["failed_samples"]
     return int(not is_fine or found["bytes_a_minute"] > STEEPEST)
 
@@ -82,7 +82,7 @@ def _soak(folder: Path, course: list[str], seconds: float) -> dict[str, Any]:
         "exit_code": process.returncode,
         "minutes": times[-1] / 60,
         "bytes_a_minute": float(np.polyfit(np.array(times[late]) / 60, resident[late], 1)[0]),
-        "resident_bytes": resident,
+        "looks": len(resident),
         "first_bytes": float(np.median(resident[late][:20])),
         "last_bytes": float(np.median(resident[-20:])),
         "most_open_files": [max(files[: len(files) // 2]), max(files[len(files) // 2 :])],

@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
 from bench.chart import Stack, write_stacks
+from bench.harness import results
 from bench.trainers.engine import Variant
 from bench.trainers.products import Products
 from bench.trainers.with_charformer import CharformerEngine
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     earlier = _earlier(args.before) if args.before else []
-    corpus = measure.load_text(args.data, PlainConsole(stderr=True))
+    corpus = results.load_text(args.data, PlainConsole(stderr=True))
     precision = str(choose_dtype("auto", CPU)).removeprefix("torch.")
     rows = []
     with progress_bar(PlainConsole(stderr=True)) as on_progress:
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
             rows.append(_measure(preset, precision, corpus, args.steps, on_progress))
     config = {"steps": args.steps, "corpus": corpus.name}
     if args.json:
-        measure.write_result(args.json, measure.result("step", config, rows))
+        results.write_result(args.json, results.result("step", config, rows))
     columns = ("together", "products alone", "attention's alone")
     table = Table("step", *PARTS, *columns, title="milliseconds, medians")
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
-    content = measure.read_result(path)
+    content = results.read_result(path)
     if content.get("bench") != "step":
         raise UserError(f"{path} is not a result of bench.step")
     rows: list[dict[str, Any]] = content["rows"]
@@ -135,7 +135,7 @@ def _measure(
             for part, found in parts.items():
                 found.append(spent[part])
         on_progress(preset, step + 1, WARM_STEPS + steps)
-    return measure.row(
+    return results.row(
         engine="charformer",
         preset=preset,
         precision=precision,
@@ -143,8 +143,8 @@ def _measure(
         context=shape.block_size,
         threads=torch.get_num_threads(),
         freeze="none",
-        chars_per_second=measure.percentiles([variant.characters / seconds for seconds in whole]),
-        samples=whole,
+        chars_per_second=results.percentiles([variant.characters / seconds for seconds in whole]),
+        samples=len(whole),
         step_seconds=median(whole),
         products_seconds=median(alone),
         attention_products_seconds=median(attention_alone),

@@ -6,7 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bench import baseline, measure
+from bench import baseline
+from bench.harness import results
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -18,7 +19,7 @@ def show(content: dict[str, Any], console: Console) -> None:
     for preset in content["config"]["presets"]:
         _contest([row for row in content["rows"] if (row["part"], row["preset"]) == ("contest", preset)], console)
     _scaling(content["rows"], content["scaling"], console)
-    peaks = [f"{measure.SHORT[name]} {peak / 1e9:,.0f}" for name, peak in content["gemm_peak"].items() if peak]
+    peaks = [f"{results.SHORT[name]} {peak / 1e9:,.0f}" for name, peak in content["gemm_peak"].items() if peak]
     if peaks:
         console.print(f"matrix products reached {', '.join(peaks)} GFLOP/s; MFU is of that, in the row's dtype")
     if content["noisy_machine"]:
@@ -40,11 +41,11 @@ def _contest(rows: list[Row], console: Console) -> None:
     notes = list(dict.fromkeys(note for row in rows for note in row["differs"]))
     yardstick = next(row for row in rows if row["engine"] == "baseline")
     for row in rows:
-        speed, times = row["chars_per_second"], measure.ratio(row, yardstick)
+        speed, times = row["chars_per_second"], results.ratio(row, yardstick)
         memory, count = row["peak_memory_bytes"], row.get("parameters")
         failed = "OOM" if row["error"] == "OOM" else "failed" if row["error"] else "not reached"
         table.add_row(
-            measure.label(row),
+            results.label(row),
             f"{speed['p50']:,.0f}" if speed else failed,
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}" if speed else "",
             f"{times:.2f}" if times else "",
@@ -58,14 +59,14 @@ def _contest(rows: list[Row], console: Console) -> None:
         console.print(f"  {letter}: {note}", highlight=False)
     for row in rows:
         if row["error"]:
-            console.print(f"  {measure.label(row)}: {row['error']}", markup=False, highlight=False)
+            console.print(f"  {results.label(row)}: {row['error']}", markup=False, highlight=False)
     table = _table("where the time of a step goes, milliseconds", "variant")
     for column in ("data", "forward", "backward", "optimizer", "evaluation of a batch"):
         table.add_column(column, justify="right")
     for row in rows:
         if parts := row["parts"]:
             table.add_row(
-                measure.label(row), *("" if value is None else f"{1e3 * value:,.1f}" for value in parts.values())
+                results.label(row), *("" if value is None else f"{1e3 * value:,.1f}" for value in parts.values())
             )
     console.print(table)
 

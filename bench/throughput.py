@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import baseline, measure, projection, scaling, tables
+from bench import baseline, projection, scaling, tables
+from bench.harness import results
 from bench.trainers.contest import Contestant, contest
 from bench.trainers.engine import Variant
 from bench.trainers.with_nanogpt import require
@@ -79,11 +80,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.nanogpt:
         require(args.nanogpt)
-    curves = measure.read_result(args.curves)["rows"] if args.curves.is_file() or args.curves != CURVES else []
+    curves = results.read_result(args.curves)["rows"] if args.curves.is_file() or args.curves != CURVES else []
     device = choose_device(args.device)
     seconds = args.seconds or TURN_SECONDS[device.type]
     notices = PlainConsole(stderr=True)
-    corpus = measure.load_text(args.data, notices)
+    corpus = results.load_text(args.data, notices)
     for preset in args.preset:
         corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
     best = str(choose_dtype("auto", device)).removeprefix("torch.")
@@ -127,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
     content = _result(config, groups, scaled, curves)
     tables.show(content, Console(width=None if Console().is_terminal else 150))
     if args.json:
-        measure.write_result(args.json, content)
+        results.write_result(args.json, content)
     return 130 if interrupted else 0
 
 
@@ -189,10 +190,10 @@ def _result(
     )
     smallest = min(projections, key=itemgetter("baseline_minutes")) if projections else dict.fromkeys(names)
     everything = [contestant for group in groups for contestant in group]
-    return measure.result("throughput", config, rows) | {
+    return results.result("throughput", config, rows) | {
         "projection": smallest | {"shapes": projections},
         "gemm_peak": {name: _peaks(everything).get(name) for name in ("float32", "bfloat16")},
-        "noisy_machine": any(contestant.noise > measure.NOISY for contestant in everything),
+        "noisy_machine": any(contestant.noise > results.NOISY for contestant in everything),
         "times_to_loss": projection.times_to_loss(rows, curves),
         "scaling": scaling.fits(rows),
     }

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Self
 
-from bench import measure
 from bench.conversation import Conversation, StoppedError
+from bench.harness import results
 from charformer.errors import UserError
 
 THREADS = (1, 2)
@@ -71,7 +71,7 @@ class Process:
 
     def row(self, part: str, preset: str, context: int) -> dict[str, Any]:
         """One row of the result file."""
-        return measure.row(
+        return results.row(
             part=part,
             engine=self.sampler.engine,
             preset=preset,
@@ -79,8 +79,9 @@ class Process:
             batch=self.sampler.batch,
             context=context,
             threads=self.threads,
-            chars_per_second=measure.percentiles(self.samples),
-            samples=self.samples,
+            chars_per_second=results.percentiles(self.samples),
+            samples=len(self.samples),
+            turns=self.samples,
             peak_memory_bytes=self.peak_memory_bytes,
             temperature=self.sampler.temperature,
             speculative=self.sampler.speculative,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from bench import flops, measure
+from bench import flops
 from bench.conversation import Conversation, StoppedError
+from bench.harness import results
 from bench.trainers.engine import Variant
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -53,7 +54,7 @@ class Contestant:
         if step and variant.engine != "products":
             parts = {name: median(column) for name, column in zip(PARTS, zip(*self.steps, strict=True), strict=True)}
             parts["evaluation"] = median(self.evaluations) if self.evaluations else None
-        return measure.row(
+        return results.row(
             part=part,
             engine=variant.engine,
             preset=variant.preset,
@@ -65,8 +66,8 @@ class Contestant:
             freeze=variant.freeze,
             compiled=variant.compiled,
             differs=variant.differs,
-            chars_per_second=measure.percentiles(speeds),
-            samples=speeds,
+            chars_per_second=results.percentiles(speeds),
+            samples=len(speeds),
             turns=[variant.characters / median(map(sum, turn)) for turn in self.turns],
             mfu=mfu,
             parts=parts,

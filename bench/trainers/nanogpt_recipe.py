@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import measure
+from bench.harness import results
 from bench.trainers import with_nanogpt
 from bench.trainers.engine import Variant
 from bench.trainers.plain import PlainEngine
@@ -54,7 +54,7 @@ def train(
     speeds = [characters / sample for sample in samples]
     loss = whole_validation_loss(engine, corpus)
     end = {"step": steps, "characters": steps * characters, "seconds": sum(samples), "val_loss": loss}
-    return measure.row(
+    return results.row(
         engine="nanogpt",
         preset="its recipe for a CPU" if seconds is None else "its recipe for a CPU, as long as ours",
         precision="float32",
@@ -62,8 +62,8 @@ def train(
         context=SHAPE.block_size,
         threads=torch.get_num_threads(),
         freeze="none",
-        chars_per_second=measure.percentiles(speeds),
-        samples=[],
+        chars_per_second=results.percentiles(speeds),
+        samples=len(speeds),
         parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
         reached=None,
         end=end,

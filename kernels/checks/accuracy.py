@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [row for case in track(everything, "measuring", console=console) for row in measure(case, device)]
     where = torch.cuda.get_device_name() if device.type == "cuda" else "Triton's interpreter"
     if options.json:
-        write_json(options.json, {"device": where, "rows": rows})
+        write_json(options.json, where, rows)
     Console().print(_table(rows))
     complaints = list(filter(None, map(complaint, rows)))
     print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)

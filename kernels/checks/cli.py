@@ -1,6 +1,8 @@
 """What the programs of this folder share: outputs that are checked before the work, and quiet ends."""
 
 import argparse
+import csv
+import io
 import json
 import os
 import sys
@@ -20,13 +22,32 @@ def writable_file(text: str) -> Path:
     return path
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` and the versions that it is of, whole or not at all."""
+def write_json(path: Path, device: str, rows: list[dict[str, Any]]) -> None:
+    """Write the versions, the device and ``rows``, one a line, whole or not at all."""
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    head = f' "versions": {json.dumps(_versions())},\n "device": {json.dumps(device)}'
+    _write(path, f'{{\n{head},\n "rows": [\n{lines}\n ]\n}}\n')
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``rows``, which have the same keys, and the versions that they are of, whole or not at all."""
+    found = [_versions() | row for row in rows]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(found)
+    _write(path, text.getvalue())
+
+
+def _versions() -> dict[str, str]:
     import triton
 
-    versions = {"triton": triton.__version__, "torch": version("torch")}
+    return {"triton": triton.__version__, "torch": version("torch")}
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"versions": versions, **content}, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

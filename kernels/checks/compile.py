@@ -37,7 +37,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.checks.cli import guarded, writable_file, write_json
+from kernels.checks.cli import guarded, writable_file, write_csv
 from kernels.gpu import attention, cross_entropy, layer_norm
 from kernels.gpu.launch import Launch, recorded
 
@@ -207,7 +207,7 @@ def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
         "mma": _count(r"(?:HMMA|HGMMA)", code),
         "wide_loads": _count(r"(?:LDG|LDGSTS)\.[\w.]*128", code),
         "blocks_per_sm": blocks,
-        "occupancy": blocks * launch.tile.num_warps / CARDS[card].warps_per_sm,
+        "occupancy": round(blocks * launch.tile.num_warps / CARDS[card].warps_per_sm, 4),
         "compile_seconds": round(seconds, 2),
     }
 
@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and return 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.checks.compile", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--card", choices=[*CARDS, "all"], default="sm_86", help="(default: %(default)s)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write every figure there")
+    parser.add_argument("--csv", type=writable_file, metavar="FILE", help="write every figure there, a row a kernel")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("kernels.checks.compile compiles: unset TRITON_INTERPRET, under which Triton interprets", file=sys.stderr)
@@ -296,8 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
         for card in CARDS if options.card == "all" else [options.card]:
             rows = list(_rows(card, Console(stderr=True)))
             found += rows
-    if options.json:
-        write_json(options.json, {"kernels": found})
+    if options.csv:
+        write_csv(options.csv, found)
     for card in dict.fromkeys(row["card"] for row in found):
         Console().print(_table([row for row in found if row["card"] == card], card))
     failures = [(row, complaint) for row in found for complaint in complaints(row)]

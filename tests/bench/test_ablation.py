@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import ablation, measure
+from bench import ablation
+from bench.harness import results
 from charformer.presets import PRESETS
 
 
@@ -14,7 +15,7 @@ def test_each_ingredient_is_left_out_of_the_same_course(
     monkeypatch.setattr(ablation, "WITHOUT", dict(list(ablation.WITHOUT.items())[:3]))
     flags = ["--steps", "4", "--data", str(text_file), "--rounds", "1", "--characters", "5", "--dtype", "float32"]
     assert ablation.main([*flags, "--json", str(tmp_path / "r.json")]) == 0
-    rows = measure.read_result(tmp_path / "r.json")["rows"]
+    rows = results.read_result(tmp_path / "r.json")["rows"]
     assert [row["changes"] for row in rows] == [{}, {"rope_base": 0.0}, {"relu_power": 1}]
     assert len({row["val_loss"] for row in rows}) == 3
     assert all(row["characters"] == 4 * 8 * 256 and row["sampling"]["chars_per_second"]["p50"] > 0 for row in rows)

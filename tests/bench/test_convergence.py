@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench import convergence, measure
+from bench import convergence
 from bench.chart import write_curves
+from bench.harness import results
 from bench.trainers import nanogpt_recipe
 from charformer.data import corpus as corpora
 from charformer.runs import checkpoint
@@ -36,7 +37,7 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
     result, chart = tmp_path / "r.json", tmp_path / "r.png"
     given = flags(text_file, tmp_path, "--target", "3.0", "--json", str(result), "--chart", str(chart))
     assert convergence.main(given) == 0
-    (row,) = measure.read_result(result)["rows"]
+    (row,) = results.read_result(result)["rows"]
     reached = row["reached"]
     assert reached["step"] == row["curve"][-1]["step"] < 60
     assert reached["step"] % 10 == 0
@@ -70,7 +71,7 @@ def test_an_unreachable_target_ends_with_the_last_step(
 ) -> None:
     result = tmp_path / "r.json"
     assert convergence.main(flags(text_file, tmp_path, "--steps", "10", "--json", str(result))) == 0
-    (row,) = measure.read_result(result)["rows"]
+    (row,) = results.read_result(result)["rows"]
     assert row["reached"] is None
     assert [step for step, _ in losses(row["curve"])] == [0, 10]
     assert row["val_loss"] > 1.52
@@ -84,7 +85,7 @@ def test_nanogpt_s_recipe_runs_beside_ours(
     result, folder = tmp_path / "r.json", checkout(tmp_path / "nano")
     given = flags(text_file, tmp_path, "--steps", "4", "--json", str(result), "--nanogpt", str(folder))
     assert convergence.main(given) == 0
-    ours, published, as_long = measure.read_result(result)["rows"]
+    ours, published, as_long = results.read_result(result)["rows"]
     assert published["end"]["step"] == 30
     assert published["end"]["characters"] == 30 * 12 * 64
     assert as_long["end"]["seconds"] == pytest.approx(ours["curve"][-1]["seconds"], rel=2.0)  # on a busy machine
@@ -110,9 +111,9 @@ def test_nanogpt_s_recipe_runs_beside_ours(
 def test_a_stopped_bench_goes_on_where_it_was(text_file: Path, tmp_path: Path) -> None:
     short = ["--steps", "24", "--eval-interval", "6"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    results = [folder.with_suffix(".json") for folder in (whole, stopped)]
-    assert convergence.main(flags(text_file, whole, *short, "--json", str(results[0]))) == 0
-    given = flags(text_file, stopped, *short, "--json", str(results[1]))
+    files = [folder.with_suffix(".json") for folder in (whole, stopped)]
+    assert convergence.main(flags(text_file, whole, *short, "--json", str(files[0]))) == 0
+    given = flags(text_file, stopped, *short, "--json", str(files[1]))
     metrics = stopped / "runs" / "nano-1337" / "metrics.jsonl"
     with subprocess.Popen([sys.executable, "-m", "bench.convergence", *given], stderr=subprocess.PIPE) as process:
         until = time.monotonic() + 60
@@ -124,7 +125,7 @@ def test_a_stopped_bench_goes_on_where_it_was(text_file: Path, tmp_path: Path) -
     assert b"Traceback" not in errors
     assert metrics.read_text("utf-8").count("\n") < 5
     assert convergence.main(given) == 0
-    one, other = (measure.read_result(path)["rows"][0] for path in results)
+    one, other = (results.read_result(path)["rows"][0] for path in files)
     assert losses(one["curve"]) == losses(other["curve"])
     assert one["val_loss"] == other["val_loss"]
 

@@ -28,7 +28,7 @@ def test_every_variant_has_its_row_and_another_course_is_refused(text_file: Path
     ]  # fmt: skip
     for row in rows:
         assert [point["step"] for point in row["curve"]] == list(range(3 if row["stage"] == "pretrain" else 4))
-        assert len(row["samples"]) == len(row["curve"]) - 1
+        assert row["samples"] == len(row["curve"]) - 1
         assert row["chars_per_second"]["p20"] <= row["chars_per_second"]["p80"]
         assert row["peak_memory_bytes"] > 50e6
         assert row["summary"]["steps"] == row["curve"][-1]["step"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import measure
+from bench.harness import results
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -20,8 +20,8 @@ def bench(folder: Path, count: int, script: str) -> tuple[int, dict[str, dict[st
     """Exit code and verdicts by kind, of a process of its own: forks do not go with other tests' threads."""
     command = [sys.executable, "-c", script, "--count", str(count), "--json", str(folder / "r.json")]
     code = subprocess.run(command, capture_output=True, timeout=300).returncode
-    rows = measure.read_result(folder / "r.json")["rows"]
-    extra = set(measure.ROW) | {"kind"}
+    rows = results.read_result(folder / "r.json")["rows"]
+    extra = set(results.ROW) | {"kind"}
     return code, {row["kind"]: {key: value for key, value in row.items() if key not in extra} for row in rows}
 
 

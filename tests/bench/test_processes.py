@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import measure, processes
+from bench import processes
+from bench.harness import results
 
 
 def test_it_times_one_process_and_two(text_file: Path, tmp_path: Path) -> None:
     flags = ["--preset", "nano", "--steps", "4", "--rounds", "1", "--data", str(text_file)]
     assert processes.main([*flags, "--json", str(tmp_path / "r.json")]) == 0
-    rows = measure.read_result(tmp_path / "r.json")["rows"]
+    rows = results.read_result(tmp_path / "r.json")["rows"]
     assert [(row["processes"], row["threads"]) for row in rows] == [(1, 2), (2, 1)]
     assert all(row["chars_per_second"]["p50"] > 0 for row in rows)
 

@@ -1,4 +1,4 @@
-"""What every bench shares: the machine's description, a process a variant, percentiles, the result file."""
+"""The result file of a bench: the machine that it was taken on, its rows, and how it is written and read."""
 
 import json
 import os
@@ -120,8 +120,7 @@ def label(row: dict[str, Any]) -> str:
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
     """Of two rows' speeds: the median over the turns that both had, which holds when the machine's speed drifts."""
-    mine, theirs = (entry.get("turns", entry["samples"]) for entry in (row, other))
-    pairs = list(zip(mine, theirs, strict=False))
+    pairs = list(zip(row.get("turns", ()), other.get("turns", ()), strict=False))
     return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
@@ -178,7 +177,7 @@ def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
         "threads": config["machine"]["threads"],
         "freeze": config["freeze"],
         "chars_per_second": percentiles(speeds),
-        "samples": speeds,
+        "samples": len(speeds),
         "curve": curve,
     }
     return row(**given | more)
@@ -199,9 +198,32 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
-    """Write a result file atomically."""
+    """Write a result file atomically, as ``to_text`` lays it out."""
     make_folder(path.parent)
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, to_text(content))
+
+
+def to_text(content: dict[str, Any]) -> str:
+    """Return JSON with an entry of ``content`` on each line, and a line for each row of a list of rows.
+
+    Floats keep the seven digits that float32 has.
+    """
+    entries = []
+    for key, value in content.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            rows = ",\n".join(f"  {json.dumps(_rounded(item))}" for item in value)
+            entries.append(f" {json.dumps(key)}: [\n{rows}\n ]")
+        else:
+            entries.append(f" {json.dumps(key)}: {json.dumps(_rounded(value))}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,41 @@
+"""The committed results: what documents quote is there, what is there is quoted or archived, and can be read."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from bench.harness.results import read_result, to_text
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def quoted() -> dict[str, set[Path]]:
+    """Return the files that the documents name, by the name or the pattern that they are quoted by."""
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    return {name: set(RESULTS.glob(name)) for name in re.findall(r"bench/results/([\w./*-]+\.(?:json|csv))", text)}
+
+
+def test_each_result_that_a_document_quotes_is_there() -> None:
+    assert [name for name, files in quoted().items() if not files] == []
+
+
+def test_each_committed_result_is_quoted_or_archived() -> None:
+    named = set().union(*quoted().values())
+    assert [path.name for path in RESULTS.iterdir() if path.is_file() and path not in named] == []
+
+
+def test_each_result_has_a_row_a_line_and_says_what_it_was_taken_with() -> None:
+    for path in RESULTS.rglob("*.json"):
+        content = json.loads(path.read_text("utf-8"))
+        assert len(path.read_text("utf-8").splitlines()) <= len(content["rows"]) + 40, path
+        assert content["versions"]["torch"], path
+        if "schema" in content and "operator" not in content["rows"][0]:
+            read_result(path)
+            assert path.read_text("utf-8") == to_text(content), path
+    for path in RESULTS.rglob("*.csv"):
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert all(row["triton"] and row["torch"] and int(row["registers"]) for row in rows), path
