@@ -113,12 +113,20 @@ class TrainConfig(_Config):
     save_interval: int = _number(0, "steps between saves beside those of the evaluations; 0 is none")
     save_minutes: float = _number(0.0, "minutes between saves beside those of the evaluations; 0 is none")
     eval_batches: int = _number(5, "batches of each split in an evaluation's fixed subset", least=1)
+    even_windows: int = _number(
+        0, "1 spaces that subset's windows evenly, as runs once did; 0 draws one of each stratum", most=1
+    )
     warmup_steps: int = _number(0, "steps over which the learning rate rises from 0")
     decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)
     weight_decay: float = _number(0.0, "AdamW's weight decay, on matrices alone")
     beta2: float = _number(0.999, "decay of the second moment", most=0.99999)
     grad_clip: float = _number(0.0, "largest norm of the gradient; 0 is no limit")
     seed: int = _number(1337, "of initial weights, batches and dropout", most=2**63 - 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See ``_Config``; a training from before windows were drawn goes on with evenly spaced ones."""
+        return super().from_dict({"even_windows": 1, **values})
 
     def __post_init__(self) -> None:
         super().__post_init__()

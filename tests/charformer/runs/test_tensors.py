@@ -39,4 +39,4 @@ def test_equal_tensors_make_equal_files_in_every_process(tmp_path: Path) -> None
     for path in paths:
         subprocess.run([sys.executable, "-c", script, path], check=True)
     assert len({path.read_bytes() for path in paths}) == 1
-    assert read_tensors(paths[0])[1]["é💥\n\"\x01\\"] == "é💥\n\"\x01\\" * 3
+    assert read_tensors(paths[0])[1]['é💥\n"\x01\\'] == 'é💥\n"\x01\\' * 3
