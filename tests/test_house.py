@@ -27,7 +27,7 @@ ORDER = [
 # Rooms on one line that must not know of each other.
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
-    "config data.corpus data.download data.sources data.vocab errors files presets model.rotary "
+    "config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files presets model.rotary "
     "runs.folder runs.lock runs.metrics runs.tensors sampling.engine sampling.onnx_engine sampling.onnx_format "
     "sampling.sampler sampling.speculation training.distributed training.signals ui.console ui.plots "
     "ui.training_display commands.export commands.sample commands.train"
