@@ -75,7 +75,8 @@ class ModelConfig(_Config):
         """Positions that a cache of keys and values holds.
 
         Learned positions fill it once. Rotary ones slide: a full cache moves its last block_size - 1 to the front, and
-        what it holds beyond block_size says how seldom; more slots cost onnxruntime time at every character (NOTES.md).
+        what it holds beyond block_size says how seldom; more slots cost onnxruntime time at every character
+        (docs/lab/sampling.md).
         """
         return self.block_size + (max(SLIDE_AT_LEAST, self.block_size // 4) if self.rope_base else 0)
 

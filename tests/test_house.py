@@ -1,6 +1,7 @@
 """The house rules: what imports what, and what does without torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,11 @@ def test_no_pickle_is_ever_read() -> None:
     for path in SOURCES:
         text = path.read_text("utf-8")
         assert not any(word in text for word in ("pickle", "torch.load", "torch.save", "allow_pickle=True")), path
+
+
+def test_comments_name_documents_that_are_here() -> None:
+    for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text("utf-8")
+        for name in re.findall(r"(?<![\w/])(?:docs/[\w/-]+\.md|[A-Z]{4,}\.md)", text):
+            assert (ROOT / name).is_file(), f"{path} names {name}"
+        assert path == Path(__file__) or "DESIGN" not in text, path

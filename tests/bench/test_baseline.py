@@ -12,7 +12,7 @@ SMALL = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=10, dropout=0.0, 
 
 
 def logits_of(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """The baseline's model as DESIGN describes it, one sequence at a time, one character after the other."""
+    """The baseline's model as its page describes it, one sequence at a time, one character after the other."""
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
