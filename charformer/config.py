@@ -54,7 +54,12 @@ class ModelConfig(_Config):
         0.0, "base of rotary positions (10000 is usual); 0 learns an embedding of each", most=1e9
     )
     relu_power: int = _number(1, "power of the MLP's ReLU: 1, or 2 for its square", least=1, most=2)
+    ngram_order: int = _number(0, "longest context of the n-gram prior, in characters; 0 is no prior", most=8)
     vocab_size: int = _number(0, "distinct characters; taken from the text")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields; ``ngram_order`` only where there is one, so that earlier versions read the others."""
+        return {name: value for name, value in super().to_dict().items() if value or name != "ngram_order"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -94,6 +99,9 @@ class ModelConfig(_Config):
             shapes |= {f"{block}.attn.proj.weight": (wide, wide), f"{block}.attn.proj.bias": (wide,)}
             shapes |= {f"{block}.mlp.fc.weight": (hidden, wide), f"{block}.mlp.fc.bias": (hidden,)}
             shapes |= {f"{block}.mlp.proj.weight": (wide, hidden), f"{block}.mlp.proj.bias": (wide,)}
+        if self.ngram_order:
+            shapes |= {"ngram_prior.input.weight": (wide, self.vocab_size)}
+            shapes |= {"ngram_prior.gate.weight": (1, wide), "ngram_prior.gate.bias": (1,)}
         shapes |= {"ln_f.weight": (wide,), "ln_f.bias": (wide,)}
         return shapes | {"head.weight": (self.vocab_size, wide), "head.bias": (self.vocab_size,)}
 
