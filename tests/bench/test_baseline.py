@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import baseline
-from bench.baseline import Baseline
+from bench.engines import baseline
+from bench.engines.baseline import Baseline
 from charformer.config import ModelConfig
 
 SMALL = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=10, dropout=0.0, attention_dropout=0.0, vocab_size=11)

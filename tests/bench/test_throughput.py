@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import flops, projection, scaling, throughput
-from bench.baseline import Baseline
-from bench.harness import results
-from bench.trainers.contest import Contestant, contest
-from bench.trainers.engine import Variant
-from bench.trainers.products import Products
+from bench import throughput
+from bench.engines.baseline import Baseline
+from bench.engines.matmuls import Products
+from bench.engines.variant import Variant
+from bench.harness import flops, projection, results, scaling
+from bench.harness.training import Contestant, contest
 from charformer.config import ModelConfig
 from charformer.data import corpus as corpora
 from charformer.model.freeze import freeze
