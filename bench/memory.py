@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.engines.variant import DTYPES, Variant
 from bench.harness import results
-from bench.harness.training import Contestant, contest
+from bench.trainers.contest import Contestant, contest
+from bench.trainers.engine import DTYPES, Variant
 from charformer.commands.common import Parser, execute
 from charformer.device import choose_dtype
 from charformer.model.gpt import GPT
@@ -24,8 +24,7 @@ from charformer.presets import PRESETS
 from charformer.training.estimate import CARDS, RESERVE, memory
 from charformer.training.optimizer import build_optimizer
 from charformer.ui.console import PlainConsole, progress_bar
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 MIB = 2**20
 SECONDS = 0.01  # of a turn: two steps

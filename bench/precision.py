@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.harness import results
-from bench.harness.sampling import Sampler, contest
+from bench.samplers.process import Sampler, contest
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import recall
 from charformer.errors import UserError
@@ -26,8 +26,7 @@ from charformer.sampling.onnx_format import Description
 from export.exporter import file_content
 from export.graph import PRECISIONS, Precision
 from export.verify import compare, reference_logits
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 VARIANTS = {
     **{name: PRECISIONS[name] for name in ("fp32", "int8", "int4")},
@@ -36,7 +35,7 @@ VARIANTS = {
     "int4, blocks of 32": Precision(4, 8, block=32),
 }
 CHARACTERS = 256
-MODULE = "bench.engines.sample_charformer"
+MODULE = "bench.samplers.with_charformer"
 
 
 def main(argv: list[str] | None = None) -> int:

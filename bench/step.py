@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.engines.matmuls import Products
-from bench.engines.train_charformer import CharformerEngine
-from bench.engines.variant import Variant
+from bench.chart import Stack, write_stacks
 from bench.harness import results
-from bench.harness.charts import Stack, write_stacks
+from bench.trainers.engine import Variant
+from bench.trainers.products import Products
+from bench.trainers.with_charformer import CharformerEngine
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import Corpus
 from charformer.device import choose_dtype
@@ -33,8 +33,7 @@ from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 PARTS = ("products", "attention", "joints", "activation", "optimizer", "rest")  # joints: sum, dropout, layer norm
 CPU = torch.device("cpu")

@@ -1,0 +1,102 @@
+"""How long the baseline's whole job would take: two stages of 5,000 steps and their evaluations.
+
+Minutes of this machine are projected from the step and the evaluation that were timed on it; those of a card that is
+not here are predicted by ``kernels.checks.roofline`` and are a floor: nothing but matrix products and memory traffic.
+"""
+
+from statistics import median
+from typing import Any
+
+from bench import baseline
+from charformer.presets import PRESETS
+from kernels.checks import roofline
+from kernels.checks.cards import CARDS
+
+SHAPES = ("baseline", "baseline-as-coded")  # as its page has it, and as its code has it
+STAGES = 2
+PUBLISHED_MINUTES = 30  # of both stages on an RTX 3050, by the baseline's page, which does not say for which shape
+CARD = "rtx-3050"
+
+Row = dict[str, Any]
+
+
+def minutes(row: Row) -> float | None:
+    """Of the whole job in the way of that row's engine, from the medians of its steps and evaluations.
+
+    The baseline evaluates 400 batches each time; we, at the same steps, the preset's ``eval_batches`` of either split.
+    """
+    if not row["parts"] or row["parts"]["evaluation"] is None:
+        return None
+    step = row["batch"] * row["context"] / row["chars_per_second"]["p50"]
+    return _job_minutes(row["engine"], row["preset"], step, row["parts"]["evaluation"])
+
+
+def predicted_minutes(preset: str) -> float:
+    """The floor of our whole job on the card, with fused kernels and in bf16."""
+    shape = roofline.Shape(batch=PRESETS[preset].pretrain.batch_size, time=PRESETS[preset].model.block_size)
+    rows = roofline.predict(CARDS[CARD], shape)
+    step, _ = roofline.step_seconds(rows)
+    evaluation, _ = roofline.step_seconds([row for row in rows if row.direction == roofline.FORWARD])
+    return _job_minutes("charformer", preset, step, evaluation)
+
+
+def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
+    """The entry of the result file for one of the baseline's shapes; None for another, or where rows are missing.
+
+    Ours is the row in the dtype that charformer-train would choose, which comes first.
+    """
+    if preset not in SHAPES:
+        return None
+    mine = [row for row in rows if (row["part"], row["preset"], row["freeze"]) == ("contest", preset, "none")]
+    found = {}
+    for engine in ("baseline", "charformer"):
+        found[engine] = next((minutes(row) for row in mine if row["engine"] == engine), None)
+    if None in found.values():
+        return None
+    return {
+        "preset": preset,
+        "baseline_minutes": found["baseline"],
+        "charformer_minutes": found["charformer"],
+        "rtx3050_published_minutes": PUBLISHED_MINUTES,
+        "rtx3050_predicted_minutes": predicted_minutes(preset),
+    }
+
+
+def times_to_loss(rows: list[Row], curves: list[Row]) -> list[dict[str, Any]]:
+    """Minutes to the baseline's validation loss on this machine: characters that it takes over characters a second.
+
+    The baseline's characters are those of its code; those of a preset the median over the seeds of ``curves``, rows of
+    bench.convergence. ``minutes`` is None for a preset that was not timed here or, as ``characters`` then is as well,
+    has a seed that did not get there; ``best`` is the lowest loss that its curves show.
+    """
+    found = [_time(rows, "baseline", "baseline-as-coded", float(baseline.CHARACTERS_TO_ITS_LOSS), baseline.ITS_LOSS)]
+    ours = [curve for curve in curves if curve["engine"] == "charformer"]
+    for preset in dict.fromkeys(curve["preset"] for curve in ours):
+        mine = [curve for curve in ours if curve["preset"] == preset]
+        there = [curve["reached"]["characters"] for curve in mine if _is_there(curve)]
+        characters = median(there) if len(there) == len(mine) else None
+        best = min(point["val_loss"] for curve in mine for point in curve["curve"])
+        found.append(_time(rows, "charformer", preset, characters, best))
+    return found
+
+
+def _is_there(curve: Row) -> bool:
+    return curve["reached"] is not None and curve["reached"]["val_loss"] <= baseline.ITS_LOSS
+
+
+def _time(rows: list[Row], engine: str, preset: str, characters: float | None, best: float) -> dict[str, Any]:
+    wanted = ("contest", engine, preset, "none")
+    speeds = (
+        row["chars_per_second"]["p50"]
+        for row in rows
+        if (row["part"], row["engine"], row["preset"], row["freeze"]) == wanted and row["chars_per_second"]
+    )
+    speed = next(speeds, None)
+    minutes = characters / speed / 60 if characters and speed else None
+    return {"engine": engine, "preset": preset, "characters": characters, "minutes": minutes, "best": best}
+
+
+def _job_minutes(engine: str, preset: str, step_seconds: float, evaluation_seconds: float) -> float:
+    batches = baseline.EVALUATION_BATCHES if engine == "baseline" else 2 * PRESETS[preset].pretrain.eval_batches
+    evaluations = baseline.EVALUATIONS * batches * evaluation_seconds
+    return STAGES * (baseline.STEPS * step_seconds + evaluations) / 60

@@ -1,0 +1,111 @@
+"""nanoGPT's published recipe for a character-level model on a CPU, from the user's own checkout."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.harness import results
+from bench.trainers import with_nanogpt
+from bench.trainers.engine import Variant
+from bench.trainers.plain import PlainEngine
+from charformer.config import ModelConfig
+from charformer.data.corpus import Corpus
+
+# As its README has them, beside its settings for Tiny Shakespeare.
+SHAPE = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0, attention_dropout=0.0)
+BATCH_SIZE = 12
+STEPS = 2000
+WARMUP_STEPS = 100
+LEAST = 0.1  # of the peak rate, where the cosine ends
+PROBED = 200  # steps that say how many fit a time
+CPU = torch.device("cpu")
+
+
+def train(
+    corpus: Corpus,
+    checkout: Path,
+    seconds: float | None = None,
+    on_step: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """A row of bench.convergence: the recipe's 2,000 steps in float32, or as many as fit ``seconds``.
+
+    Its schedule is stretched to them. Steps alone are timed; the loss is that of the last weights over the whole
+    validation split, in windows of its 64 characters. ``on_step`` is called with the steps done and in all.
+
+    Raises UserError for a folder without its model.py.
+    """
+    steps = STEPS
+    if seconds is not None:
+        probe = _build(corpus, checkout)
+        each = [_step(probe, with_nanogpt.LEARNING_RATE) for _ in range(PROBED)]
+        steps = max(1, round(seconds / median(each[PROBED // 2 :])))
+    engine = _build(corpus, checkout)
+    samples = []
+    for step in range(steps):
+        samples.append(_step(engine, learning_rate(step, steps)))
+        on_step(step + 1, steps)
+    characters = BATCH_SIZE * SHAPE.block_size
+    speeds = [characters / sample for sample in samples]
+    loss = whole_validation_loss(engine, corpus)
+    end = {"step": steps, "characters": steps * characters, "seconds": sum(samples), "val_loss": loss}
+    return results.row(
+        engine="nanogpt",
+        preset="its recipe for a CPU" if seconds is None else "its recipe for a CPU, as long as ours",
+        precision="float32",
+        batch=BATCH_SIZE,
+        context=SHAPE.block_size,
+        threads=torch.get_num_threads(),
+        freeze="none",
+        chars_per_second=results.percentiles(speeds),
+        samples=len(speeds),
+        parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
+        reached=None,
+        end=end,
+        val_loss=loss,
+        curve=[end],
+    )
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """A linear rise over the first steps, then a cosine down to a tenth."""
+    peak = with_nanogpt.LEARNING_RATE
+    if step < WARMUP_STEPS:
+        return peak * (step + 1) / (WARMUP_STEPS + 1)
+    progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
+    return peak * (LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@torch.inference_mode()
+def whole_validation_loss(engine: PlainEngine, corpus: Corpus) -> float:
+    """Nats a character, as ``Trainer.whole_validation_loss`` counts them."""
+    engine.model.eval()
+    ids = torch.from_numpy(corpus.validation.astype(np.int64))
+    length = SHAPE.block_size
+    total = 0.0
+    for start in range(0, len(ids) - 1, length):
+        window = ids[None, start : start + length + 1]
+        total += float(engine.loss((window[:, :-1], window[:, 1:]))) * (window.shape[1] - 1)
+    return total / (len(ids) - 1)
+
+
+def _build(corpus: Corpus, checkout: Path) -> PlainEngine:
+    torch.manual_seed(1337)
+    shape = ModelConfig(**SHAPE.to_dict() | {"vocab_size": len(corpus.alphabet)})
+    engine = with_nanogpt.build(Variant("nanogpt", "nano", shape, BATCH_SIZE), corpus, CPU, checkout)
+    engine.model.train()
+    return engine
+
+
+def _step(engine: PlainEngine, rate: float) -> float:
+    """Train one batch at ``rate``; returns its seconds."""
+    began = time.perf_counter()
+    engine.set_learning_rate(rate)
+    engine.loss(engine.batch()).backward()  # type: ignore[no-untyped-call]
+    engine.update()
+    return time.perf_counter() - began

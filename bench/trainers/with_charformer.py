@@ -1,0 +1,51 @@
+"""Our trainer, as charformer-train makes it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.trainers.engine import DTYPES, Variant
+from charformer.config import TrainConfig
+from charformer.data.corpus import Corpus
+from charformer.data.vocab import Vocab
+from charformer.device import keep_freed_memory
+from charformer.model.freeze import freeze, train_mode
+from charformer.model.gpt import GPT
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.training.trainer import Trainer
+
+PRIVATE_USE = 0xE000  # code points that no text has, for the symbols that it lacks
+
+
+class CharformerEngine:
+    """The trainer's own batches, loss and update, at the peak of the preset's learning rate."""
+
+    def __init__(self, variant: Variant, corpus: Corpus, device: torch.device) -> None:
+        keep_freed_memory()
+        course = PRESETS[variant.preset].pretrain.to_dict() | {"batch_size": variant.batch_size, "eval_batches": 1}
+        self._course = TrainConfig.from_dict(course)
+        model = GPT(variant.model)
+        freeze(model, variant.freeze)
+        vocab = Vocab.of(corpus.alphabet)
+        vocab = vocab.extended(map(chr, range(PRIVATE_USE, PRIVATE_USE + variant.model.vocab_size - len(vocab))))
+        nowhere = RunDir(Path("never written"))
+        dtype = DTYPES[variant.precision]
+        self._trainer = Trainer(model.to(device), vocab, corpus, self._course, nowhere, device, dtype)
+        self.model: nn.Module = model
+        train_mode(model)
+
+    def batch(self) -> tuple[Tensor, ...]:
+        return (self._trainer.draw(),)
+
+    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        (windows,) = batch
+        return self._trainer.loss(windows)
+
+    def update(self) -> None:
+        self._trainer.update(self._course.learning_rate)
+        self._trainer.counters.step += 1  # which the next batch follows
+
+    def evaluate(self) -> None:
+        self._trainer.subset_loss("validation")

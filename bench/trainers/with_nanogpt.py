@@ -1,0 +1,58 @@
+"""nanoGPT's model under its own settings for a text of characters, from the user's own checkout."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.trainers.engine import Variant, autocast
+from bench.trainers.plain import PlainEngine
+from charformer.data.corpus import Corpus
+from charformer.errors import UserError
+
+# As its settings for Tiny Shakespeare have them.
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.1
+BETAS = (0.9, 0.99)
+GRAD_CLIP = 1.0
+
+
+def build(variant: Variant, corpus: Corpus, device: torch.device, checkout: Path) -> PlainEngine:
+    """Its model and optimizer. Raises UserError for a folder without its model.py."""
+    module, shape = _load(checkout), variant.model
+    config = module.GPTConfig(
+        block_size=shape.block_size,
+        vocab_size=shape.vocab_size,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
+        dropout=shape.dropout,
+        bias=False,
+    )
+    model = module.GPT(config).to(device)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with autocast(device, variant.precision):
+            return model(x, y)[1]
+
+    optimizer = model.configure_optimizers(WEIGHT_DECAY, LEARNING_RATE, BETAS, device.type)
+    return PlainEngine(variant, corpus, device, model, loss, optimizer, GRAD_CLIP)
+
+
+def require(checkout: Path) -> Path:
+    """Its model.py. Raises UserError where there is none."""
+    file = checkout / "model.py"
+    if not file.is_file():
+        raise UserError(f"{checkout} has no model.py; --nanogpt names a checkout of nanoGPT")
+    return file
+
+
+def _load(checkout: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("nanogpt_model", require(checkout))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
