@@ -12,7 +12,7 @@ from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab, describe
 from charformer.errors import UserError
 from charformer.files import atomic_path
-from charformer.runs.folder import RunDir
+from charformer.runs.folder import RunDir, joint_sha256, table_sha256
 from charformer.runs.tensors import Tensors
 from charformer.sampling.engine import Ids
 from charformer.sampling.onnx_engine import OnnxEngine
@@ -52,6 +52,7 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
     """
     config, vocab = run.read_shape()
     tensors, metadata = run.read_weights(config)
+    ngram = run.read_ngram(config)
     if corpus is not None and min(len(corpus.train), len(corpus.validation)) < 2:
         raise UserError(f"{corpus.name} is too short to check an export on; take a text of some hundred characters")
     draft = None
@@ -61,12 +62,13 @@ def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpu
                 f"{corpus.name} has characters that the run has not: {describe(unknown)}; take another text"
             )
         draft = Draft.of(corpus.table(vocab)[corpus.train[:MOST_CHARACTERS]], len(vocab))
-    description = Description(config, vocab, precision, portable, metadata["sha256"], draft)
+    sha256 = joint_sha256(metadata["sha256"], table_sha256(ngram))
+    description = Description(config, vocab, precision, portable, sha256, draft, ngram)
     with atomic_path(out) as temporary, np.errstate(all="ignore"):  # what overflows is found by the comparison
         temporary.touch()  # before the work, so that a folder that cannot be written to is known at once
         temporary.write_bytes(file_content(description, tensors, PRECISIONS[precision]))
         ids = _windows(config, vocab, corpus)
-        wanted = reference_logits(config, tensors, ids[:, :-1])
+        wanted = reference_logits(config, tensors, ids[:, :-1], ngram)
         comparison = compare(OnnxEngine(temporary), ids, wanted)
         if not math.isfinite(comparison.max_logit_error):
             raise UserError(f"{precision} is too coarse for these weights: logits overflow; take --precision fp32")

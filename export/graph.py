@@ -102,8 +102,9 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     """The graph for onnxruntime, about nine nodes a block.
 
     Inputs: ids (B, T) int64, positions (T,) int64, lengths (B,) int32, each the last position, total () int32, the
-    length in all, and past_keys.i, past_values.i (B, H, S, D), to be bound to the same memory as present_keys.i and
-    present_values.i. Outputs: logits (B, T, V) float32, and those.
+    length in all, prior (B, T, V) float32 where the model has an n-gram prior, and past_keys.i, past_values.i
+    (B, H, S, D), to be bound to the same memory as present_keys.i and present_values.i. Outputs: logits (B, T, V)
+    float32, and those.
     """
     g = GraphBuilder(precision)
     weights = fold_layer_norms(config, tensors)
@@ -116,13 +117,16 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     g.output("logits", TensorProto.FLOAT, ["B", "T", config.vocab_size])
     ones = g.constant("ones", np.ones(config.n_embd))
 
-    if config.rope_base:
-        x = embedding(g, weights["tok_emb.weight"], ids, "tok_emb")
-        h = embedding(g, _rms_norm(weights["tok_emb.weight"]), ids, "blocks.0.ln1")  # a table as well
+    prior = prior_input(g, config) if config.ngram_order else ""
+    x = embedding(g, weights["tok_emb.weight"], ids, "tok_emb")
+    others = [] if config.rope_base else [embedding(g, weights["pos_emb.weight"], positions, "pos_emb")]
+    others += [embedded(g, weights, prior)] if prior else []
+    for other in others[:-1]:
+        x = g.node("Add", [x, other], "embedding")
+    if others:
+        x, h = _add_norm(g, x, others[-1], ones, "", "blocks.0.ln1")
     else:
-        tokens = embedding(g, weights["tok_emb.weight"], ids, "tok_emb")
-        places = embedding(g, weights["pos_emb.weight"], positions, "pos_emb")
-        x, h = _add_norm(g, tokens, places, ones, "", "blocks.0.ln1")
+        h = embedding(g, _rms_norm(weights["tok_emb.weight"]), ids, "blocks.0.ln1")  # a table as well
     rotation, rotates = [], dict[str, int]()
     if config.rope_base:
         missing = (padded - width) // 2
@@ -159,13 +163,39 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
         following = f"blocks.{layer + 1}.ln1" if layer + 1 < config.n_layer else "ln_f"
         bias = g.constant(f"{block}.mlp.proj.bias", weights[f"{block}.mlp.proj.bias"])
         x, h = _add_norm(g, x, h, ones, bias, following)
-    g.logits(_linear(g, h, "head", weights["head.weight"], weights["head.bias"]))
+    logits = _linear(g, h, "head", weights["head.weight"], weights["head.bias"])
+    g.logits(corrected(g, weights, logits, h, prior) if prior else logits)
     return g.model()
 
 
 def embedding(g: GraphBuilder, rows: np.ndarray[Any, Any], ids: str, name: str) -> str:
     """Of tokens, (B, T, C), or of positions, (T, C)."""
     return g.node("Gather", [g.constant(f"{name}.weight", rows), ids], name)
+
+
+def prior_input(g: GraphBuilder, config: ModelConfig) -> str:
+    """Declare what a model with an n-gram prior takes beside the characters: (B, T, V) float32.
+
+    Behind each new character, the probabilities of the next one by the table in the file's metadata
+    (charformer/data/ngram.py).
+    """
+    return g.input("prior", TensorProto.FLOAT, ["B", "T", config.vocab_size])
+
+
+def embedded(g: GraphBuilder, weights: Tensors, prior: str) -> str:
+    """Return what joins the embedding of the characters, (B, T, C), in the graph's type."""
+    roots = g.node("Cast", [g.node("Sqrt", [prior], "ngram_prior.roots")], "ngram_prior.inputs", to=g.float_type)
+    matrix = g.constant("ngram_prior.input.weight", weights["ngram_prior.input.weight"].T)
+    return g.node("MatMul", [roots, matrix], "ngram_prior.input")
+
+
+def corrected(g: GraphBuilder, weights: Tensors, logits: str, h: str, prior: str) -> str:
+    """Add the gated logarithm of ``prior`` to the head's ``logits``, in float32; h, (B, T, C), feeds the gate too."""
+    scores = g.node("MatMul", [h, g.constant("ngram_prior.gate.weight", weights["ngram_prior.gate.weight"].T)], "gate")
+    scores = g.node("Add", [scores, g.constant("ngram_prior.gate.bias", weights["ngram_prior.gate.bias"])], "gate.sum")
+    gate = g.node("Exp", [g.node("Cast", [scores], "gate.float", to=TensorProto.FLOAT)], "gate.exp")
+    gated = g.node("Mul", [gate, g.node("Log", [prior], "ngram_prior.log")], "ngram_prior.gated")
+    return g.node("Add", [g.node("Cast", [logits], "head.float", to=TensorProto.FLOAT), gated], "corrected")
 
 
 def relu(g: GraphBuilder, x: str, name: str, power: int) -> str:
@@ -188,18 +218,22 @@ def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
     for name in weights.keys() & {"tok_emb.weight", "pos_emb.weight"}:
         weights[name] -= weights[name].mean(axis=1, keepdims=True)
-    joints = [("ln_f", "head")]
+    joints = [("ln_f", ["head"])]
+    if config.ngram_order:
+        weights["ngram_prior.input.weight"] -= weights["ngram_prior.input.weight"].mean(axis=0)
+        joints = [("ln_f", ["head", "ngram_prior.gate"])]
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
-        joints += [(f"{block}.ln1", f"{block}.attn.qkv"), (f"{block}.ln2", f"{block}.mlp.fc")]
+        joints += [(f"{block}.ln1", [f"{block}.attn.qkv"]), (f"{block}.ln2", [f"{block}.mlp.fc"])]
         for name in (f"{block}.attn.proj", f"{block}.mlp.proj"):
             weights[f"{name}.weight"] -= weights[f"{name}.weight"].mean(axis=0)
             weights[f"{name}.bias"] -= weights[f"{name}.bias"].mean()
-    for norm, linear in joints:
+    for norm, linears in joints:
         gain, shift = weights.pop(f"{norm}.weight"), weights.pop(f"{norm}.bias")
-        bias = weights.get(f"{linear}.bias", np.zeros(len(weights[f"{linear}.weight"])))
-        weights[f"{linear}.bias"] = bias + weights[f"{linear}.weight"] @ shift
-        weights[f"{linear}.weight"] *= gain
+        for linear in linears:
+            bias = weights.get(f"{linear}.bias", np.zeros(len(weights[f"{linear}.weight"])))
+            weights[f"{linear}.bias"] = bias + weights[f"{linear}.weight"] @ shift
+            weights[f"{linear}.weight"] *= gain
     return {name: array.astype(np.float32) for name, array in weights.items()}
 
 

@@ -13,16 +13,16 @@ from onnx import TensorProto
 from charformer.config import ModelConfig
 from charformer.model.rotary import cache_turns
 from charformer.runs.tensors import Tensors
-from export.graph import EPSILON, GraphBuilder, Precision, embedding, relu
+from export.graph import EPSILON, GraphBuilder, Precision, corrected, embedded, embedding, prior_input, relu
 from export.quantize import quantize
 
 
 def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.ModelProto:
     """The graph.
 
-    Inputs: ids (B, T) int64, positions (T,) int64, P to P + T - 1, and past_keys.i, past_values.i (B, H, P, D), at
-    first with P = 0. Outputs: logits (B, T, V) float32, and present_keys.i, present_values.i (B, H, P + T, D), the next
-    past.
+    Inputs: ids (B, T) int64, positions (T,) int64, P to P + T - 1, prior (B, T, V) float32 where the model has an
+    n-gram prior, and past_keys.i, past_values.i (B, H, P, D), at first with P = 0. Outputs: logits (B, T, V) float32,
+    and present_keys.i, present_values.i (B, H, P + T, D), the next past.
     """
     g = GraphBuilder(precision)
     ids = g.input("ids", TensorProto.INT64, ["B", "T"])
@@ -31,6 +31,9 @@ def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onn
     x = embedding(g, tensors["tok_emb.weight"], ids, "tok_emb")
     if not config.rope_base:
         x = g.node("Add", [x, embedding(g, tensors["pos_emb.weight"], positions, "pos_emb")], "embedding")
+    prior = prior_input(g, config) if config.ngram_order else ""
+    if prior:
+        x = g.node("Add", [x, embedded(g, tensors, prior)], "embedding with prior")
     rotation = _rotation(g, config, positions) if config.rope_base else None
     mask = _mask(g, config, positions)
     for layer in range(config.n_layer):
@@ -40,7 +43,9 @@ def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onn
         h = _linear(g, tensors, _layer_norm(g, tensors, x, f"{block}.ln2"), f"{block}.mlp.fc")
         h = _linear(g, tensors, relu(g, h, f"{block}.mlp.relu", config.relu_power), f"{block}.mlp.proj")
         x = g.node("Add", [x, h], f"{block}.stream")
-    g.logits(_linear(g, tensors, _layer_norm(g, tensors, x, "ln_f"), "head"))
+    h = _layer_norm(g, tensors, x, "ln_f")
+    logits = _linear(g, tensors, h, "head")
+    g.logits(corrected(g, tensors, logits, h, prior) if prior else logits)
     return g.model()
 
 

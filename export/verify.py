@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charformer.config import ModelConfig
+from charformer.data.ngram import NgramTable
 from charformer.runs.tensors import Tensors
 from charformer.sampling.engine import Ids
 from charformer.sampling.onnx_engine import OnnxEngine
@@ -61,16 +62,19 @@ def _read(engine: OnnxEngine, ids: Ids, prompt: int, at_once: int) -> Doubles:
     return np.concatenate(logits)
 
 
-def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids) -> Doubles:
+def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids, ngram: NgramTable | None = None) -> Doubles:
     """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model/gpt.py, written out.
 
-    T is at most block_size; rotary positions go on behind it, and see the last block_size characters.
+    T is at most block_size; rotary positions go on behind it, and see the last block_size characters. ``ngram`` is the
+    table of a model with a prior, which sees nothing before a window.
     """
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
-    return np.stack([_window_logits(config, weights, row) for row in ids])
+    return np.stack([_window_logits(config, weights, row, ngram) for row in ids])
 
 
-def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -> Doubles:
+def _window_logits(
+    config: ModelConfig, weights: dict[str, Doubles], ids: Ids, ngram: NgramTable | None = None
+) -> Doubles:
     """(T, V) of one window, (T,)."""
 
     def norm(x: Doubles, name: str) -> Doubles:
@@ -87,6 +91,10 @@ def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -
     x = weights["tok_emb.weight"][ids]
     if not config.rope_base:
         x = x + weights["pos_emb.weight"][:length]
+    if ngram is not None:
+        text = ids.tolist()
+        prior = np.array([ngram.row(text[: end + 1]) for end in range(length)], np.float64)
+        x = x + np.sqrt(prior) @ weights["ngram_prior.input.weight"].T
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
         qkv = linear(norm(x, f"{block}.ln1"), f"{block}.attn.qkv")
@@ -98,7 +106,9 @@ def _window_logits(config: ModelConfig, weights: dict[str, Doubles], ids: Ids) -
         x = x + linear(mixed.swapaxes(0, 1).reshape(length, -1), f"{block}.attn.proj")
         hidden = np.maximum(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc"), 0) ** config.relu_power
         x = x + linear(hidden, f"{block}.mlp.proj")
-    return linear(norm(x, "ln_f"), "head")
+    h = norm(x, "ln_f")
+    logits = linear(h, "head")
+    return logits if ngram is None else logits + np.exp(linear(h, "ngram_prior.gate")) * np.log(prior)
 
 
 def _rotated(x: Doubles, base: float) -> Doubles:

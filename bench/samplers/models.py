@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from charformer.config import ModelConfig
+from charformer.data.ngram_counts import build, count
 from charformer.data.vocab import Vocab
 from charformer.model.gpt import GPT
 from charformer.runs.checkpoint import save_weights
@@ -28,6 +29,9 @@ def random_run(folder: Path, config: ModelConfig) -> RunDir:
     torch.manual_seed(0)
     save_weights(run, GPT(config), step=0, val_loss=float("nan"))
     run.write_config({"model": config.to_dict(), "corpus": {}})
+    if config.ngram_order:
+        text = np.random.default_rng(0).integers(config.vocab_size, size=4000) // 2  # half of the characters unseen
+        run.write_ngram(build(count(text, config.vocab_size, config.ngram_order)))
     return run
 
 

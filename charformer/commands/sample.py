@@ -176,7 +176,8 @@ def _pytorch(args: argparse.Namespace) -> Source:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model, vocab = load_model(run)
-    engine = TorchEngine(model, choose_device(args.device or "auto"), getattr(torch, args.dtype or "float32"))
+    ngram = run.read_ngram(model.config)
+    engine = TorchEngine(model, choose_device(args.device or "auto"), getattr(torch, args.dtype or "float32"), ngram)
     named = {"run": str(run.path)}
     return Source(named, vocab, lambda ids, config: sampler.generate(engine, ids, args.num_samples, config))
 

@@ -1,5 +1,6 @@
 """A run's folder: its files by name, and what they hold."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,18 @@ from typing import Any
 import numpy as np
 
 from charformer.config import ModelConfig
+from charformer.data.ngram import NgramTable
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.files import make_folder, write_text
-from charformer.runs.tensors import Tensors, read_metadata, read_tensors, require_finite
+from charformer.runs.tensors import (
+    Tensors,
+    read_metadata,
+    read_tensors,
+    require_finite,
+    tensors_sha256,
+    write_tensors,
+)
 
 FORMAT = 1
 PLOTTED = ("step", "characters", "train_loss", "val_loss")
@@ -24,6 +33,7 @@ class RunDir:
         self.config = self.path / "config.json"
         self.vocab = self.path / "vocab.json"
         self.weights = self.path / "model.safetensors"
+        self.ngram = self.path / "ngram.safetensors"
         self.state = self.path / "last.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "loss.png"
@@ -117,12 +127,33 @@ class RunDir:
         return tensors, metadata
 
     def weights_sha256(self) -> str:
-        """The hash that model.safetensors states, without a look at its tensors. Raises UserError without one."""
+        """The hash of the model: of its weights and, where it has one, of its n-gram table, as their files state them.
+
+        Raises UserError where there is none. The tensors stay unread.
+        """
         self._require_weights()
-        sha256 = read_metadata(self.weights).get("sha256")
-        if sha256 is None:
-            raise UserError(f"{self.weights} states no hash; another program wrote it")
-        return sha256
+        weights = _stated_sha256(self.weights)
+        has_table = ModelConfig.from_dict(self.read_section("model")).ngram_order
+        return joint_sha256(weights, _stated_sha256(self.ngram) if has_table else None)
+
+    def write_ngram(self, table: NgramTable) -> None:
+        write_tensors(self.ngram, table.arrays, {})
+
+    def read_ngram(self, config: ModelConfig) -> NgramTable | None:
+        """Return the table of the run's n-gram prior; None where its model, of the shape ``config``, has none.
+
+        Raises UserError when it is missing, damaged, or of another size.
+        """
+        if not config.ngram_order:
+            return None
+        arrays = read_tensors(self.ngram)[0]
+        try:
+            table = NgramTable(config.vocab_size, arrays)
+        except UserError as error:
+            raise UserError(f"{self.ngram} is damaged: {error}") from error
+        if table.order > config.ngram_order:
+            raise UserError(f"{self.ngram} has longer contexts than its run's config.json says")
+        return table
 
     def _require_weights(self) -> None:
         self.read_config()  # whose error says that there is no run at all
@@ -153,6 +184,23 @@ class RunDir:
             if not isinstance(row, dict) or not all(isinstance(row.get(key), int | float) for key in PLOTTED):
                 raise UserError(f"{self.metrics} is damaged: line {number} lacks a number of {', '.join(PLOTTED)}")
         return rows
+
+
+def joint_sha256(weights: str, table: str | None) -> str:
+    """Return one hash for a model's weights and its n-gram table, by their own; without a table the weights' own."""
+    return weights if table is None else hashlib.sha256(f"{weights} {table}".encode()).hexdigest()
+
+
+def table_sha256(table: NgramTable | None) -> str | None:
+    """Return the hash that a run's file states of ``table``."""
+    return None if table is None else tensors_sha256(table.arrays)
+
+
+def _stated_sha256(path: Path) -> str:
+    sha256 = read_metadata(path).get("sha256")
+    if sha256 is None:
+        raise UserError(f"{path} states no hash; another program wrote it")
+    return sha256
 
 
 def _remove(paths: list[Path]) -> None:

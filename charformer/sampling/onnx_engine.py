@@ -13,10 +13,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it keeps a
 import onnxruntime as ort
 
 from charformer.config import ModelConfig
+from charformer.data.ngram import Rows
 from charformer.errors import UserError
 from charformer.model.rotary import turned_back
 from charformer.sampling.engine import Ids, Logits
 from charformer.sampling.onnx_format import Description, OutdatedError, padded_width, read_metadata, unsealed
+from charformer.sampling.prior import GrowingPrior
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CPU = "CPUExecutionProvider"
@@ -30,8 +32,11 @@ THREADS = {"fp32": 2, "fp16": 2}  # fewer bits leave too little work for a secon
 class _Cache(Protocol):
     """Keys and values of what was read, on one session."""
 
-    def run(self, ids: Ids, length: int) -> Logits:
-        """Logits (B, T, V) of ``ids``, (B, T), behind the first ``length`` positions; the rest is overwritten."""
+    def run(self, ids: Ids, length: int, prior: Rows | None = None) -> Logits:
+        """Logits (B, T, V) of ``ids``, (B, T), behind the first ``length`` positions; the rest is overwritten.
+
+        ``prior`` has the n-gram table's rows for a graph that takes them, (B, T, V).
+        """
 
     def slide(self, length: int) -> None:
         """Move the last ``block_size`` - 1 of ``length`` rotary positions to the front, and forget the others."""
@@ -75,6 +80,7 @@ class OnnxEngine:
         self._context = np.zeros((0, 0), np.int64)
         self._cache: _Cache | None = None
         self._length = 0
+        self._prior = GrowingPrior(self.description.ngram) if self.description.ngram else None
 
     @property
     def room(self) -> int:
@@ -82,8 +88,13 @@ class OnnxEngine:
         config = self._config
         return config.cache_size - (config.block_size - 1 if config.rope_base else self._length)
 
-    def read(self, ids: Ids) -> Logits:
-        """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V)."""
+    def read(self, ids: Ids, before: Ids | None = None) -> Logits:
+        """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V).
+
+        ``before``, (B, any T), is what comes before them, which an n-gram prior alone sees.
+        """
+        if self._prior is not None:
+            self._prior.begin(ids[:, :0] if before is None else before)
         if self._cache is None or len(ids) != len(self._context):
             self._context = np.zeros((len(ids), self._config.block_size), np.int64)
             self._cache = self._new_cache(len(ids))
@@ -91,7 +102,8 @@ class OnnxEngine:
         return self._append(ids)
 
     def start(self, ids: Ids) -> Logits:
-        return self.read(ids[:, -self._config.block_size :])[:, -1]
+        first = max(0, ids.shape[1] - self._config.block_size)
+        return self.read(ids[:, first:], ids[:, :first])[:, -1]
 
     def extend(self, ids: Ids) -> Logits:
         """Append (B, T) characters, T > 1 of one text alone and with room for them; return logits (B, T, V)."""
@@ -100,18 +112,21 @@ class OnnxEngine:
         config = self._config
         if self._length + ids.shape[1] > config.cache_size:
             if not config.rope_base:
-                kept = self._context[:, config.block_size - config.block_size // 2 :]
-                return self.read(np.concatenate([kept, ids], axis=1))[:, -ids.shape[1] :]
+                half = config.block_size - config.block_size // 2
+                before, kept = self._context[:, :half].copy(), self._context[:, half:]
+                return self.read(np.concatenate([kept, ids], axis=1), before)[:, -ids.shape[1] :]
             self._cache.slide(self._length)
             self._length = config.block_size - 1
         return self._append(ids)
 
     def rewind(self, count: int) -> None:
         self._length -= count
+        if self._prior is not None:
+            self._prior.rewind(count)
 
     def _append(self, ids: Ids) -> Logits:
         assert self._cache is not None, "start comes first"
-        logits = self._cache.run(ids, self._length)
+        logits = self._cache.run(ids, self._length, None if self._prior is None else self._prior.extend(ids))
         end = self._length + ids.shape[1]
         if not self._config.rope_base:
             self._context[:, self._length : end] = ids
@@ -140,14 +155,14 @@ class SharedCache:
             self._buffers[name] = ort.OrtValue.ortvalue_from_numpy(self._arrays[name], device)
         self._runs: dict[int, _Run] = {}
 
-    def run(self, ids: Ids, length: int) -> Logits:
+    def run(self, ids: Ids, length: int, prior: Rows | None = None) -> Logits:
         batch, time = ids.shape
         run = self._runs.get(time)
         if run is None:
-            run = _Run(self._session, self._buffers, batch, time, self._config.vocab_size, self.rebinds)
+            run = _Run(self._session, self._buffers, batch, time, self._config, self.rebinds)
             if time <= SHORT:
                 self._runs[time] = run
-        return run(ids, length)
+        return run(ids, length, prior)
 
     def slide(self, length: int) -> None:
         kept = self._config.block_size - 1
@@ -168,7 +183,7 @@ class _Run:
         buffers: dict[str, Any],
         batch: int,
         time: int,
-        vocab_size: int,
+        config: ModelConfig,
         rebinds: bool,
     ) -> None:
         self._inputs: dict[str, NDArray[Any]] = {
@@ -178,8 +193,10 @@ class _Run:
             "total": np.zeros((), np.int32),
         }
         self._ids, self._positions, self._lengths, self._total = self._inputs.values()
+        if config.ngram_order:
+            self._inputs["prior"] = np.zeros((batch, time, config.vocab_size), np.float32)
         self._offsets = np.arange(time)
-        self._logits = np.zeros((batch, time, vocab_size), np.float32)
+        self._logits = np.zeros((batch, time, config.vocab_size), np.float32)
         self._session = session
         self._binding = session.io_binding()
         self._rebinds = rebinds
@@ -189,9 +206,11 @@ class _Run:
             self._binding.bind_ortvalue_input(f"past_{name}", buffer)
             self._binding.bind_ortvalue_output(f"present_{name}", buffer)
 
-    def __call__(self, ids: Ids, length: int) -> Logits:
+    def __call__(self, ids: Ids, length: int, prior: Rows | None) -> Logits:
         end = length + ids.shape[1]
         self._ids[...] = ids
+        if prior is not None:
+            self._inputs["prior"][...] = prior
         np.add(self._offsets, length, out=self._positions)
         self._lengths[...] = end - 1
         self._total[...] = end
@@ -216,8 +235,10 @@ class GrowingCache:
             past.name: np.zeros((batch, past.shape[1], 0, past.shape[3]), DTYPES[past.type]) for past in _pasts(session)
         }
 
-    def run(self, ids: Ids, length: int) -> Logits:
-        feed = {name: array[:, :, :length] for name, array in self._past.items()}
+    def run(self, ids: Ids, length: int, prior: Rows | None = None) -> Logits:
+        feed: dict[str, NDArray[Any]] = {name: array[:, :, :length] for name, array in self._past.items()}
+        if prior is not None:
+            feed["prior"] = prior
         positions = np.arange(length, length + ids.shape[1])
         logits, *present = self._session.run(self._outputs, {"ids": ids, "positions": positions, **feed})
         self._past = dict(zip(self._past, present, strict=True))
@@ -269,6 +290,8 @@ def _check_ends(session: ort.InferenceSession, description: Description) -> None
         places, width = config.cache_size, padded_width(config)
         wanted = {"ids": "tensor(int64)", "positions": "tensor(int64)", "lengths": "tensor(int32)"}
         wanted["total"] = "tensor(int32)"
+    if config.ngram_order:
+        wanted["prior"] = "tensor(float)"
     inputs = {entry.name: entry for entry in session.get_inputs()}
     names = [f"{part}.{layer}" for layer in range(min(config.n_layer, len(inputs))) for part in ("keys", "values")]
     wanted |= {f"past_{name}": kind for name in names}
@@ -278,6 +301,7 @@ def _check_ends(session: ort.InferenceSession, description: Description) -> None
         or [(entry.name, entry.type) for entry in session.get_outputs()] != outputs
         or any(inputs[f"past_{name}"].shape != ["B", config.n_head, places, width] for name in names)
         or session.get_outputs()[0].shape != ["B", "T", config.vocab_size]
+        or (config.ngram_order and inputs["prior"].shape != ["B", "T", config.vocab_size])
     ):
         raise UserError("its graph is not the one that it describes; charformer-export writes it anew")
 

@@ -1,16 +1,25 @@
 """The .onnx file of charformer-export: what its metadata say, and a hash that tells when it was altered."""
 
+import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import safetensors
+import safetensors.numpy
+
 from charformer.config import ModelConfig
+from charformer.data.ngram import NgramTable
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.sampling.speculation import Draft
 
 FORMAT = 2
+PRIOR_FORMAT = 3  # of a model with an n-gram prior, which version 2 knows nothing of
+MOST_TABLE = 1 << 28  # bytes of its table
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 # A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
@@ -21,7 +30,7 @@ NODE = 1  # of a GraphProto
 OPERATOR = 4  # of a NodeProto
 OPERATORS = frozenset(
     (
-        *("Add", "Cast", "Concat", "DequantizeLinear", "DynamicQuantizeMatMul", "Gather", "Greater"),
+        *("Add", "Cast", "Concat", "DequantizeLinear", "DynamicQuantizeMatMul", "Exp", "Gather", "Greater", "Log"),
         *(
             "GroupQueryAttention",
             "LayerNormalization",
@@ -31,7 +40,7 @@ OPERATORS = frozenset(
             "Range",
         ),
         *("Or", "Relu", "Reshape", "Sub"),
-        *("SkipSimplifiedLayerNormalization", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
+        *("SkipSimplifiedLayerNormalization", "Softmax", "Split", "Sqrt", "Squeeze", "Transpose", "Unsqueeze", "Where"),
     )
 )
 
@@ -124,30 +133,33 @@ class Description:
     portable: bool
     weights_sha256: str
     draft: Draft | None
+    ngram: NgramTable | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """For the file."""
         values = {
-            "format": FORMAT,
+            "format": PRIOR_FORMAT if self.ngram else FORMAT,
             "model": self.config.to_dict(),
             "vocab": self.vocab.to_dict(),
             "precision": self.precision,
             "portable": self.portable,
             "weights_sha256": self.weights_sha256,
         }
-        return {"charformer": json.dumps(values), "draft": self.draft.to_text() if self.draft else ""}
+        texts = {"charformer": json.dumps(values), "draft": self.draft.to_text() if self.draft else ""}
+        return texts | ({"ngram": _table_to_text(self.ngram)} if self.ngram else {})
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> "Description":
         """What ``to_metadata`` wrote. Raises UserError for anything else, or of another version."""
         try:
             values = json.loads(metadata["charformer"])
-            if values["format"] != FORMAT:
+            if values["format"] not in (FORMAT, PRIOR_FORMAT):
                 if values["format"] in range(FORMAT) and values["precision"] in PRECISIONS:
                     message = "an earlier version wrote it; charformer-export writes it anew"
                     raise OutdatedError(message, values["precision"], values["portable"] is True)
                 raise UserError(
-                    f"its format is {str(values['format'])[:20]} and this version reads {FORMAT}; update charformer"
+                    f"its format is {str(values['format'])[:20]} and this version reads {PRIOR_FORMAT}; "
+                    "update charformer"
                 )
             config, vocab = ModelConfig.from_dict(values["model"]), Vocab.from_dict(values["vocab"])
             if len(vocab) != config.vocab_size:
@@ -157,7 +169,30 @@ class Description:
             if len(vocab) == 0 or precision not in PRECISIONS or types != (str, bool, str):
                 raise ValueError("a value that charformer-export does not write")
             draft = Draft.from_text(metadata["draft"], config.vocab_size) if metadata["draft"] else None
-            return cls(config, vocab, precision, portable, weights_sha256, draft)
+            if (values["format"] == PRIOR_FORMAT) != (config.ngram_order > 0):
+                raise ValueError("a format that does not go with its model")
+            ngram = _table_from_text(metadata["ngram"], config) if config.ngram_order else None
+            return cls(config, vocab, precision, portable, weights_sha256, draft, ngram)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             reason = repr(error)[:100]
             raise UserError(f"its description is damaged: {reason}; charformer-export writes it anew") from error
+
+
+def _table_to_text(table: NgramTable) -> str:
+    """Return a safetensors file of the table's arrays, compressed (RFC 1950) and in base64."""
+    return base64.b64encode(zlib.compress(safetensors.numpy.save(table.arrays), 9)).decode()
+
+
+def _table_from_text(text: str, config: ModelConfig) -> NgramTable:
+    """Return the table that ``_table_to_text`` wrote. Raises UserError or ValueError for anything else."""
+    try:
+        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), MOST_TABLE)
+        arrays = safetensors.numpy.load(content)
+    except (zlib.error, safetensors.SafetensorError) as error:
+        raise ValueError(f"no n-gram table: {error}") from error
+    if any(array.dtype not in (np.uint8, np.uint16) for array in arrays.values()):
+        raise ValueError("an n-gram table of other numbers")
+    table = NgramTable(config.vocab_size, arrays)
+    if table.order > config.ngram_order:
+        raise ValueError("an n-gram table of longer contexts than the model's")
+    return table

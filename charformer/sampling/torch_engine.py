@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
+from charformer.data.ngram import NgramTable
 from charformer.model.gpt import GPT, KVCache
 from charformer.sampling.engine import Ids, Logits
+from charformer.sampling.prior import GrowingPrior
 
 
 class TorchEngine:
@@ -13,18 +15,28 @@ class TorchEngine:
     Past ``block_size`` rotary positions slide: a character sees the ``block_size`` - 1 before it, as they were computed
     when they could see others. Learned positions cannot: the older half of the context is dropped, and the rest is read
     again.
+
+    Args:
+        ngram: the table of a model with an n-gram prior.
     """
 
-    def __init__(self, model: GPT, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: GPT, device: torch.device, dtype: torch.dtype = torch.float32, ngram: NgramTable | None = None
+    ) -> None:
+        assert (ngram is not None) == (model.config.ngram_order > 0), "a table for a model with a prior, and no other"
         self.model = model.to(device=device, dtype=dtype).eval()
         self.device = device
         self.dtype = dtype
         self._context = np.zeros((0, 0), np.int64)
         self._cache: KVCache | None = None
+        self._prior = GrowingPrior(ngram) if ngram is not None else None
 
     def start(self, ids: Ids) -> Logits:
-        self._context = ids[:, -self.model.config.block_size :]
+        first = max(0, ids.shape[1] - self.model.config.block_size)
+        self._context = ids[:, first:]
         self._cache = KVCache(self.model.config, len(ids), self.device, self.dtype)
+        if self._prior is not None:
+            self._prior.begin(ids[:, :first])
         return self._logits(self._context, self._cache)
 
     def extend(self, ids: Ids) -> Logits:
@@ -33,14 +45,25 @@ class TorchEngine:
         config, cache = self.model.config, self._cache
         if cache.length == config.cache_size:
             if self.model.rotary is None:
-                kept = self._context[:, config.block_size - config.block_size // 2 :]
-                return self.start(np.concatenate([kept, ids], axis=1))[:, None]
+                return self._read_again(ids)[:, None]
             self.model.rotary.slide(cache)
         if self.model.rotary is None:
             self._context = np.concatenate([self._context, ids], axis=1)
         return self._logits(ids, cache)[:, None]
 
+    def _read_again(self, ids: Ids) -> Logits:
+        """Begin with the later half of the context and ``ids``, (B, 1); an n-gram prior still sees what came before."""
+        config = self.model.config
+        half = config.block_size - config.block_size // 2
+        before, kept = self._context[:, :half], self._context[:, half:]
+        self._context = np.concatenate([kept, ids], axis=1)
+        self._cache = KVCache(config, len(ids), self.device, self.dtype)
+        if self._prior is not None:
+            self._prior.begin(before)
+        return self._logits(self._context, self._cache)
+
     @torch.inference_mode()
     def _logits(self, ids: Ids, cache: KVCache) -> Logits:
-        logits = self.model(torch.from_numpy(ids).to(self.device), cache)[:, -1]
+        prior = None if self._prior is None else torch.from_numpy(self._prior.extend(ids)).to(self.device)
+        logits = self.model(torch.from_numpy(ids).to(self.device), cache, prior)[:, -1]
         return logits.float().cpu().numpy()

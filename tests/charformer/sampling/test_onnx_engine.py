@@ -83,7 +83,8 @@ def edited(files: dict[str, Path], **values: object) -> bytes:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": 3}, "its format is 3 and this version reads 2; update"),
+        ({"format": 4}, "its format is 4 and this version reads 3; update"),
+        ({"format": 3}, "damaged"),
         ({"format": 1}, "an earlier version wrote it; charformer-export"),
         ({"format": "2"}, "its format is 2 and"),
         ({"vocab": {"code_points": [65, 66]}}, "it has 2 characters"),
