@@ -49,9 +49,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 soak: $(INSTALLED)
-	$(BIN)/python -m bench.kills --count 200 --json bench/results/kills.json
+	$(BIN)/python -m tests.reliability.kills --count 200 --json bench/results/kills.json
 	FUZZ_COUNT=20000 $(BIN)/pytest tests/reliability/test_fuzz.py
-	$(BIN)/python -m bench.soak --minutes 30 --json bench/results/soak.json
+	$(BIN)/python -m tests.reliability.soak --minutes 30 --json bench/results/soak.json
 
 gates: $(INSTALLED)
 	$(BIN)/python -W ignore -m kernels.checks.compile --card all --csv bench/results/kernels-aot.csv
@@ -68,7 +68,7 @@ gpu: $(INSTALLED)
 # Of their own, since onnxruntime-genai brings the plain onnxruntime.
 peers:
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r bench/samplers/peers.txt
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r bench/engines/peers.txt
 
 clean:
 	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from bench import baseline
+from bench.engines import baseline
 from bench.harness import results
-from bench.samplers.process import Sampler, contest
+from bench.harness.sampling import Sampler, contest
 from charformer.commands.common import Parser, execute
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
             file = trainer.run.onnx
             export(trainer.run, file, "int8", portable=False, corpus=corpus)
             tail = ["onnx", str(file), "{threads}", "1", str(args.characters), "1.0", "plain"]
-            command = [sys.executable, "-m", "bench.samplers.with_charformer", *tail]
+            command = [sys.executable, "-m", "bench.engines.sample_charformer", *tail]
             samplers.append(Sampler("charformer-onnx", "int8", command))
         task = progress.add_task("sampling", total=None)
         processes = contest(samplers, args.rounds, lambda doing: progress.update(task, advance=1, description=doing))

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from bench import baseline, report
-from bench.chart import write_curves
+from bench import report
+from bench.engines import baseline, nanogpt_recipe, train_nanogpt
 from bench.harness import results
-from bench.trainers import nanogpt_recipe, with_nanogpt
+from bench.harness.charts import write_curves
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, describe, keep_freed_memory, memory_bytes
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     dtype = choose_dtype(args.dtype, device)
     notices = Console(stderr=True)
     if args.nanogpt is not None:
-        with_nanogpt.require(args.nanogpt)
+        train_nanogpt.require(args.nanogpt)
         if device.type != "cpu" or len(args.preset) > 1:
             raise UserError("--nanogpt compares times on a CPU with those of one --preset; add --device cpu, name one")
     corpus = results.load_text(args.data, notices)

@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.engines.variant import DTYPES, Variant
 from bench.harness import results
-from bench.trainers.contest import Contestant, contest
-from bench.trainers.engine import DTYPES, Variant
+from bench.harness.training import Contestant, contest
 from charformer.commands.common import Parser, execute
 from charformer.device import choose_dtype
 from charformer.model.gpt import GPT

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.harness import results
-from bench.samplers.process import Sampler, contest
+from bench.harness.sampling import Sampler, contest
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import recall
 from charformer.errors import UserError
@@ -35,7 +35,7 @@ VARIANTS = {
     "int4, blocks of 32": Precision(4, 8, block=32),
 }
 CHARACTERS = 256
-MODULE = "bench.samplers.with_charformer"
+MODULE = "bench.engines.sample_charformer"
 
 
 def main(argv: list[str] | None = None) -> int:

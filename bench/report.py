@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import baseline
-from bench.chart import Bar, Curve, write_bars, write_curves
+from bench.engines import baseline
 from bench.freeze import PUBLISHED
 from bench.harness import results
+from bench.harness.charts import Bar, Curve, write_bars, write_curves
 from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.files import write_text

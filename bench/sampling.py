@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.baseline import VOCAB_SIZE
-from bench.chart import write_bars
-from bench.conversation import ROOT
+from bench.engines.baseline import VOCAB_SIZE
+from bench.engines.sampling_models import random_run, write_for_peers
 from bench.harness import results
-from bench.samplers.models import random_run, write_for_peers
-from bench.samplers.process import THREADS, Process, Sampler, alone, contest
+from bench.harness.charts import write_bars
+from bench.harness.interleave import ROOT
+from bench.harness.sampling import THREADS, Process, Sampler, alone, contest
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import recall
 from charformer.errors import UserError
@@ -100,7 +100,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     def ours(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> Sampler:
         file, how = str(folder / f"{precision}.onnx"), "speculative" if speculative else "plain"
         tail = ["onnx", file, "{threads}", str(batch), str(args.characters), str(temperature), how]
-        command = [sys.executable, "-m", "bench.samplers.with_charformer", *tail]
+        command = [sys.executable, "-m", "bench.engines.sample_charformer", *tail]
         return Sampler("charformer-onnx", precision, command, batch, temperature, speculative)
 
     racing = [*_engines(args, run, folder), *map(ours, SHOWN), *_peers(args, run, folder)]
@@ -136,8 +136,8 @@ def _engines(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sample
     shape.write_text(json.dumps(config.to_dict()), encoding="utf-8")
     tail = ["{threads}", "1", str(args.characters)]
     python = [sys.executable, "-m"]
-    ours = [*python, "bench.samplers.with_charformer", "torch", str(run.path), *tail, "1.0", "plain"]
-    baseline = [*python, "bench.samplers.with_baseline", str(shape), *tail]
+    ours = [*python, "bench.engines.sample_charformer", "torch", str(run.path), *tail, "1.0", "plain"]
+    baseline = [*python, "bench.engines.sample_baseline", str(shape), *tail]
     return [Sampler("charformer-torch", "fp32", ours), Sampler("baseline", "fp32", baseline)]
 
 
@@ -156,10 +156,10 @@ def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]
     python = [str(args.peers.absolute()), "-m"]
     samplers = []
     if "ctranslate2" in found:
-        command = [*python, "bench.samplers.with_ctranslate2", str(models)]
+        command = [*python, "bench.engines.sample_ctranslate2", str(models)]
         samplers += [Sampler("ctranslate2", precision, [*command, precision, *tail]) for precision in ("fp32", "int8")]
     if "onnxruntime_genai" in found:
-        command = [*python, "bench.samplers.with_genai"]
+        command = [*python, "bench.engines.sample_genai"]
         for precision in SHOWN:
             samplers.append(Sampler("genai", precision, [*command, str(models / f"genai-{precision}"), *tail]))
     return samplers

@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.chart import Stack, write_stacks
+from bench.engines.matmuls import Products
+from bench.engines.train_charformer import CharformerEngine
+from bench.engines.variant import Variant
 from bench.harness import results
-from bench.trainers.engine import Variant
-from bench.trainers.products import Products
-from bench.trainers.with_charformer import CharformerEngine
+from bench.harness.charts import Stack, write_stacks
 from charformer.commands.common import Parser, execute
 from charformer.data.corpus import Corpus
 from charformer.device import choose_dtype

@@ -20,11 +20,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import baseline, projection, scaling, tables
-from bench.harness import results
-from bench.trainers.contest import Contestant, contest
-from bench.trainers.engine import Variant
-from bench.trainers.with_nanogpt import require
+from bench.engines import baseline
+from bench.engines.train_nanogpt import require
+from bench.engines.variant import Variant
+from bench.harness import projection, results, scaling, throughput_tables
+from bench.harness.training import Contestant, contest
 from charformer.commands.common import Parser, execute
 from charformer.device import choose_device, choose_dtype
 from charformer.presets import PRESETS, Preset
@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         "vocab_size": symbols,
     }
     content = _result(config, groups, scaled, curves)
-    tables.show(content, Console(width=None if Console().is_terminal else 150))
+    throughput_tables.show(content, Console(width=None if Console().is_terminal else 150))
     if args.json:
         results.write_result(args.json, content)
     return 130 if interrupted else 0

@@ -54,7 +54,12 @@ class ModelConfig(_Config):
         0.0, "base of rotary positions (10000 is usual); 0 learns an embedding of each", most=1e9
     )
     relu_power: int = _number(1, "power of the MLP's ReLU: 1, or 2 for its square", least=1, most=2)
+    ngram_order: int = _number(0, "longest context of the n-gram prior, in characters; 0 is no prior", most=8)
     vocab_size: int = _number(0, "distinct characters; taken from the text")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields; ``ngram_order`` only where there is one, so that earlier versions read the others."""
+        return {name: value for name, value in super().to_dict().items() if value or name != "ngram_order"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -75,7 +80,8 @@ class ModelConfig(_Config):
         """Positions that a cache of keys and values holds.
 
         Learned positions fill it once. Rotary ones slide: a full cache moves its last block_size - 1 to the front, and
-        what it holds beyond block_size says how seldom; more slots cost onnxruntime time at every character (NOTES.md).
+        what it holds beyond block_size says how seldom; more slots cost onnxruntime time at every character
+        (docs/lab/sampling.md).
         """
         return self.block_size + (max(SLIDE_AT_LEAST, self.block_size // 4) if self.rope_base else 0)
 
@@ -93,6 +99,9 @@ class ModelConfig(_Config):
             shapes |= {f"{block}.attn.proj.weight": (wide, wide), f"{block}.attn.proj.bias": (wide,)}
             shapes |= {f"{block}.mlp.fc.weight": (hidden, wide), f"{block}.mlp.fc.bias": (hidden,)}
             shapes |= {f"{block}.mlp.proj.weight": (wide, hidden), f"{block}.mlp.proj.bias": (wide,)}
+        if self.ngram_order:
+            shapes |= {"ngram_prior.input.weight": (wide, self.vocab_size)}
+            shapes |= {"ngram_prior.gate.weight": (1, wide), "ngram_prior.gate.bias": (1,)}
         shapes |= {"ln_f.weight": (wide,), "ln_f.bias": (wide,)}
         return shapes | {"head.weight": (self.vocab_size, wide), "head.bias": (self.vocab_size,)}
 
@@ -113,12 +122,20 @@ class TrainConfig(_Config):
     save_interval: int = _number(0, "steps between saves beside those of the evaluations; 0 is none")
     save_minutes: float = _number(0.0, "minutes between saves beside those of the evaluations; 0 is none")
     eval_batches: int = _number(5, "batches of each split in an evaluation's fixed subset", least=1)
+    even_windows: int = _number(
+        0, "1 spaces that subset's windows evenly, as runs once did; 0 draws one of each stratum", most=1
+    )
     warmup_steps: int = _number(0, "steps over which the learning rate rises from 0")
     decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)
     weight_decay: float = _number(0.0, "AdamW's weight decay, on matrices alone")
     beta2: float = _number(0.999, "decay of the second moment", most=0.99999)
     grad_clip: float = _number(0.0, "largest norm of the gradient; 0 is no limit")
     seed: int = _number(1337, "of initial weights, batches and dropout", most=2**63 - 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See ``_Config``; a training from before windows were drawn goes on with evenly spaced ones."""
+        return super().from_dict({"even_windows": 1, **values})
 
     def __post_init__(self) -> None:
         super().__post_init__()

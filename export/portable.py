@@ -1,5 +1,8 @@
 """A checkpoint as a graph of standard ONNX operators alone, for other runtimes and the browser.
 
+In 8 and 4 bits the graph rounds weights alone. Onnxruntime makes one operator of DequantizeLinear and MatMul that also
+rounds activations to 8 bits, unless its option session.disable_quant_qdq is "1" (docs/onnx.md).
+
 Shapes as in export/graph.py; P is how many characters came before.
 """
 

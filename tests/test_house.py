@@ -1,6 +1,7 @@
 """The house rules: what imports what, and what does without torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ ORDER = [
 # Rooms on one line that must not know of each other.
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
-    "config data.corpus data.download data.sources data.vocab errors files presets model.rotary "
+    "config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files presets "
+    "model.rotary "
     "runs.folder runs.lock runs.metrics runs.tensors sampling.engine sampling.onnx_engine sampling.onnx_format "
     "sampling.sampler sampling.speculation training.distributed training.signals ui.console ui.plots "
     "ui.training_display commands.export commands.sample commands.train"
@@ -71,3 +73,11 @@ def test_no_pickle_is_ever_read() -> None:
     for path in SOURCES:
         text = path.read_text("utf-8")
         assert not any(word in text for word in ("pickle", "torch.load", "torch.save", "allow_pickle=True")), path
+
+
+def test_comments_name_documents_that_are_here() -> None:
+    for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text("utf-8")
+        for name in re.findall(r"(?<![\w/])(?:docs/[a-z/_-]+\.md|[A-Z]{4,}\.md)", text):
+            assert (ROOT / name).is_file(), f"{path} names {name}"
+        assert path == Path(__file__) or "DESIGN" not in text, path

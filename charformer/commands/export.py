@@ -40,7 +40,11 @@ def _parser() -> Parser:
         default=DEFAULT_PRECISION,
         help="of the weights; fp16 is for CUDA (default: %(default)s)",
     )
-    parser.add_argument("--portable", action="store_true", help="standard ONNX operators alone; slower")
+    parser.add_argument(
+        "--portable",
+        action="store_true",
+        help="standard ONNX operators alone; slower (for onnxruntime-web, see docs/onnx.md)",
+    )
     parser.add_argument(
         "--data",
         metavar="FILE|NAME",

@@ -13,7 +13,8 @@ class WindowOrder:
     What is left over at its ends, less than two windows, has its turn in other passes, if less often.
 
     A pass follows from the seed and its number alone: a resumed run needs to know only how many windows it has drawn.
-    Drawn independently instead, a third of the text would go unseen while as much as all of it is read (NOTES.md).
+    Drawn independently instead, a third of the text would go unseen while as much as all of it is read
+    (docs/lab/training.md).
 
     Args:
         characters: of the text, more than ``length``.

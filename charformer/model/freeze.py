@@ -3,15 +3,17 @@
 from charformer.model.gpt import GPT
 
 FREEZES = ("none", "attention", "trunk")
-ABOVE_TRUNK = ("head.", "ln_f.")  # the norm is cheap to train, and no backward pass below it is needed
+# The norm and the gate are cheap to train, and no backward pass below them is needed.
+ABOVE_TRUNK = ("head.", "ln_f.", "ngram_prior.gate.")
 
 
 def freeze(model: GPT, what: str) -> None:
     """Mark the weights that train.
 
-    ``attention`` freezes everything under ``attn.``; ``trunk`` all but the head and the final layer norm, so that
-    no gradient is computed below them. That holds for the embedding of new characters too: to train it, the
-    backward pass would have to run through every block, which is what freezing the trunk saves.
+    ``attention`` freezes everything under ``attn.``; ``trunk`` all but the head, the final layer norm and the
+    gate of an n-gram prior, so that no gradient is computed below them. That holds for the embedding of new characters
+    and the prior's input map too: to train them, the backward pass would have to run through every block, which is what
+    freezing the trunk saves.
     """
     for name, parameter in model.named_parameters():
         frozen = {

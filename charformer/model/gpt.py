@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from charformer.config import ModelConfig
+from charformer.model.ngram_prior import NgramPrior
 from charformer.model.rotary import cache_turns, turns
 from kernels import ops
 
@@ -196,26 +197,31 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.head = Linear(config.n_embd, config.vocab_size)
+        self.ngram_prior = NgramPrior(config) if config.ngram_order else None
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, prior: Tensor | None = None) -> Tensor:
         """Next-character logits at every position.
 
         Args:
             ids: (B, T) int64, T <= block_size; positions count from the cache's length, which can reach cache_size.
             cache: filled by a first call with any T, then extended by calls with T = 1.
+            prior: (B, T, V), an n-gram table's probabilities behind each position; of a model with an ngram_order.
 
         Returns:
             (B, T, V).
         """
-        return self.head(self.trunk(ids, cache)[1])
+        return self._logits(self.trunk(ids, cache, prior)[1], prior)
 
-    def trunk(self, ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
+    def trunk(self, ids: Tensor, cache: KVCache | None = None, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The residual stream behind the last block and its ``ln_f``, (B, T, C) each; arguments as in ``forward``."""
         time = ids.shape[1]
         start = cache.length if cache is not None else 0
         x = self.tok_emb(ids)
         if self.pos_emb is not None:
             x = x + self.pos_emb.weight[start : start + time]
+        if self.ngram_prior is not None:
+            assert prior is not None, "a model with an n-gram prior needs its probabilities"
+            x = x + self.ngram_prior.embed(prior)
         blocks = cast("list[Block]", list(self.blocks))
         h = ops.layer_norm(x, blocks[0].ln1.weight, blocks[0].ln1.bias)
         for block, next_ln in zip(blocks, [*(block.ln1 for block in blocks[1:]), self.ln_f], strict=True):
@@ -224,9 +230,16 @@ class GPT(nn.Module):
             cache.length = start + time
         return x, h
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
         """(B, T, V) from the residual stream behind the last block, as ``trunk`` gives it."""
-        return self.head(ops.layer_norm(x, self.ln_f.weight, self.ln_f.bias))
+        return self._logits(ops.layer_norm(x, self.ln_f.weight, self.ln_f.bias), prior)
+
+    def _logits(self, h: Tensor, prior: Tensor | None) -> Tensor:
+        logits = self.head(h)
+        if self.ngram_prior is None:
+            return logits
+        assert prior is not None, "a model with an n-gram prior needs its probabilities"
+        return self.ngram_prior.correct(logits, h, prior)
 
     @torch.no_grad()
     def zero_init(self) -> None:
@@ -251,6 +264,8 @@ class GPT(nn.Module):
         head.weight.copy_(_append_mean(self.head.weight, new))
         head.bias.copy_(_append_mean(self.head.bias, new))
         self.head = head
+        if self.ngram_prior is not None:
+            self.ngram_prior.extend_vocab(vocab_size, generator)
         self.config = replace(self.config, vocab_size=vocab_size)
 
 

@@ -107,7 +107,7 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    return np.array(tensor.detach().cpu().numpy())  # a copy: contiguous, and not the live weights
+    return tensor.detach().cpu().numpy()
 
 
 def _fill(model: GPT, tensors: Tensors, run: RunDir) -> None:

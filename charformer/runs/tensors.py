@@ -1,6 +1,8 @@
 """Tensors to safetensors files and back, with the hash that each file states of its tensors."""
 
 import hashlib
+import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +29,30 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; its metadata gains the SHA-256 of its tensors."""
+    """Write a safetensors file atomically; its metadata gains the SHA-256 of its tensors.
+
+    Equal tensors and metadata give equal bytes.
+    """
+    # safetensors 0.8.0 stores the memory of a transposed array as it lies, under the shape of the transpose.
+    tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     with atomic_path(path) as temporary:
         content = safetensors.numpy.save(tensors, metadata | {"sha256": tensors_sha256(tensors)})
-        temporary.write_bytes(content)  # save_file would make it unreadable to others
+        header, data = _ordered_header(content)
+        with open(temporary, "wb") as file:  # save_file would make it unreadable to others
+            file.write(header)
+            file.write(data)
+
+
+def _ordered_header(content: bytes) -> tuple[bytes, memoryview]:
+    """Return the header of a safetensors file with its keys in order, since safetensors writes those of the metadata
+    in a random one, and the tensors behind it.
+
+    The format (https://github.com/huggingface/safetensors): the header's length as a little-endian uint64, the header
+    in JSON, filled up with spaces, and the tensors.
+    """
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return content[:8] + header.encode().ljust(length), memoryview(content)[8 + length :]
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:

@@ -27,6 +27,27 @@ def mean_loss(logits: Tensor, windows: Tensor) -> Tensor:
     return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
+def subset_starts(characters: int, length: int, config: TrainConfig, number: int) -> NDArray[np.int64]:
+    """Return where the windows of a split's fixed subset begin, (N,): one at a random place in each of N strata.
+
+    Evenly spaced windows alias: where the records of a text are as long as the windows are apart, all of them start at
+    the same place of a record. A split that the subset holds as a whole is cut into windows from its start.
+
+    Args:
+        characters: of the split, more than ``length``.
+        length: of a window, to which belongs one more character, the last one's target.
+        config: its ``eval_batches``, ``batch_size`` and ``seed``.
+        number: the split's, so that each has places of its own.
+    """
+    most, count = config.eval_batches * config.batch_size, (characters - 1) // length
+    if config.even_windows:
+        return np.linspace(0, characters - length - 1, min(most, count)).astype(np.int64)
+    if count <= most:
+        return np.arange(count) * length
+    places = np.arange(most) + np.random.default_rng((config.seed, number, most)).random(most)
+    return (places * ((characters - length) / most)).astype(np.int64)
+
+
 class Evaluator:
     """Losses of ``model`` on ``corpus``.
 
@@ -51,17 +72,16 @@ class Evaluator:
         self._dtype = dtype
         self._team = team
         length = model.config.block_size
-        most = config.eval_batches * config.batch_size
         self._starts = {
-            split: np.linspace(0, len(ids) - length - 1, min(most, (len(ids) - 1) // length)).astype(np.int64)
-            for split, ids in self._splits.items()
+            split: subset_starts(len(ids), length, config, number)
+            for number, (split, ids) in enumerate(self._splits.items())
         }
         streams = 4 * length * model.config.n_embd * sum(map(len, self._starts.values()))
         keeps = is_trunk_frozen(model) and streams <= MOST_KEPT
         self._kept: dict[str, dict[int, Tensor]] | None = {split: {} for split in self._splits} if keeps else None
 
     def subset_loss(self, split: Split) -> float:
-        """Over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time.
+        """Over at most ``eval_batches`` batches of windows from all over the split, the same ones each time.
 
         All of a team must ask. Raises TeammateLostError.
         """

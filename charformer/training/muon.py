@@ -16,7 +16,7 @@ from torch import Tensor
 MOMENTUM = 0.95
 ROWS_BETA2 = 0.95  # decay of the rows' second moment
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to within 0.7 and 1.2
-ITERATIONS = 4  # a fifth one costs a twentieth of a step of `nano`, and no loss shows it (NOTES.md)
+ITERATIONS = 4  # a fifth one costs a twentieth of a step of `nano`, and no loss shows it (docs/lab/training.md)
 
 
 class Muon(torch.optim.AdamW):

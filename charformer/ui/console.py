@@ -14,6 +14,9 @@ class PlainConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+        # FORCE_COLOR and the like make rich take a pipe for a terminal: colours are welcome there, a live panel is not.
+        if "force_terminal" not in options and not self.file.isatty():
+            self.is_interactive = False
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, with a stranger's control characters as visible escapes."""

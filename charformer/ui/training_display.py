@@ -19,7 +19,7 @@ PANEL_WIDTH = 100
 FIGURES_WIDTH = 46  # of the panel, borders and the curve's labels included
 CURVE_HEIGHT = 8
 PLAIN_SECONDS = 10.0
-REFRESH_SECONDS = 0.5  # drawing takes 2.5 ms (NOTES.md)
+REFRESH_SECONDS = 0.5  # drawing takes 2.5 ms (docs/lab/cpu-speed.md)
 
 
 class TrainingDisplay:

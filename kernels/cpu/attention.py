@@ -3,7 +3,7 @@
 PyTorch's attention of 16-bit numbers takes two to three times as long as its matrix products would, above all backward,
 and with dropout far longer. Here some heads' rows of scores are worked on at a time, as many as a cache holds, and what
 lies behind the diagonal is left out; where an operation on floating-point numbers is one on their bits too, it is
-done on integers, at which PyTorch is several times as fast (NOTES.md).
+done on integers, at which PyTorch is several times as fast (docs/lab/cpu-speed.md).
 
 Shapes: B batch, H heads, T time, D head width.
 """

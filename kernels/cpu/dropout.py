@@ -1,4 +1,4 @@
-"""Dropout masks for the CPU, many times as fast as PyTorch's own generator makes them (NOTES.md)."""
+"""Dropout masks for the CPU, many times as fast as PyTorch's own generator makes them (docs/lab/cpu-speed.md)."""
 
 import math
 from functools import cache

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench import baseline
-from bench.baseline import Baseline
+from bench.engines import baseline
+from bench.engines.baseline import Baseline
 from charformer.config import ModelConfig
 
 SMALL = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=10, dropout=0.0, attention_dropout=0.0, vocab_size=11)
 
 
 def logits_of(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """The baseline's model as DESIGN describes it, one sequence at a time, one character after the other."""
+    """The baseline's model as its page describes it, one sequence at a time, one character after the other."""
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)

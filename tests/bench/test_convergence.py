@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from bench import convergence
-from bench.chart import write_curves
+from bench.engines import nanogpt_recipe
 from bench.harness import results
-from bench.trainers import nanogpt_recipe
+from bench.harness.charts import write_curves
 from charformer.data import corpus as corpora
 from charformer.runs import checkpoint
 from charformer.runs.folder import RunDir

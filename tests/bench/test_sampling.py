@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from bench import sampling
-from bench.baseline import Baseline
-from bench.chart import write_bars
-from bench.samplers.models import random_run
-from bench.samplers.process import Process, Sampler, alone, contest
+from bench.engines.baseline import Baseline
+from bench.engines.sampling_models import random_run
+from bench.harness.charts import write_bars
+from bench.harness.sampling import Process, Sampler, alone, contest
 from charformer.config import ModelConfig
 from charformer.errors import UserError
 
-WORKER = "from bench.samplers.worker import serve; import sys; serve(lambda greedy: [int({threads}), int(greedy)])"
+WORKER = "from bench.harness.worker import serve; import sys; serve(lambda greedy: [int({threads}), int(greedy)])"
 
 
 def test_the_baseline_has_the_parameters_that_its_page_says() -> None:
@@ -64,7 +64,7 @@ def test_speed_is_characters_of_all_texts_over_seconds() -> None:
 def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script = "import sys, time; from bench.samplers.worker import serve; n = [0]\n"
+    script = "import sys, time; from bench.harness.worker import serve; n = [0]\n"
     script += "def text(greedy): n[0] += 1; time.sleep({}); return n\nserve(text)"
     quick, slow = (Sampler("a", "x", [sys.executable, "-c", script.format(pause)]) for pause in (0.1, 0.3))
     with Process(quick, 1) as process:
@@ -72,7 +72,7 @@ def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long
         process.warm_up()
         made = process._ask("sample")["ids"][0]
         assert 4 <= made <= 2 + 2 * 5, "one greedy text, those of two half seconds, and this one"
-    monkeypatch.setattr("bench.samplers.process.SLOW_SECONDS", 0.2)
+    monkeypatch.setattr("bench.harness.sampling.SLOW_SECONDS", 0.2)
     with Process(slow, 1) as process:
         process.warm_up()
         assert process._ask("sample")["ids"] == [2]

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import flops, projection, scaling, throughput
-from bench.baseline import Baseline
-from bench.harness import results
-from bench.trainers.contest import Contestant, contest
-from bench.trainers.engine import Variant
-from bench.trainers.products import Products
+from bench import throughput
+from bench.engines.baseline import Baseline
+from bench.engines.matmuls import Products
+from bench.engines.variant import Variant
+from bench.harness import flops, projection, results, scaling
+from bench.harness.training import Contestant, contest
 from charformer.config import ModelConfig
 from charformer.data import corpus as corpora
 from charformer.model.freeze import freeze
@@ -183,7 +183,7 @@ def test_the_whole_job_is_ten_thousand_steps_and_its_evaluations() -> None:
     assert found["baseline_minutes"] == pytest.approx((10_000 + 2 * 11 * 400 * 0.5) / 60)
     assert found["charformer_minutes"] == pytest.approx((10_000 / 5 + 2 * 11 * 2 * 5 * 0.5) / 60)
     assert found["rtx3050_published_minutes"] == 30
-    # DESIGN's floors: 43 ms of matrix products, 6 of attention, and little else, in each of 10,000 steps.
+    # The card's floors: 43 ms of matrix products, 6 of attention, and little else, in each of 10,000 steps.
     assert 10_000 * 0.049 / 60 < found["rtx3050_predicted_minutes"] < 10_000 * 0.08 / 60
     assert projection.project([ours], "baseline") is None
     assert projection.project([theirs, ours | {"parts": None}], "baseline") is None

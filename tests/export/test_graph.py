@@ -126,7 +126,7 @@ def test_the_portable_graph_is_standard_onnx(config: ModelConfig, precision: str
 
 
 def test_a_block_is_nine_nodes_or_fewer() -> None:
-    """The runtime spends its time between nodes; DESIGN counts 54-61 for six blocks."""
+    """The runtime spends its time between nodes; 54 to 61 are what six blocks should take."""
     config = ModelConfig(n_layer=6, vocab_size=87)
     graph = fused(config, tensors_of(GPT(config)), PRECISIONS["int8"])
     assert len(graph.graph.node) <= 54

@@ -21,6 +21,8 @@ def build(config: ModelConfig = SMALL) -> GPT:
         for name, parameter in model.named_parameters():
             if ".ln" in name or name.startswith("ln_f"):
                 parameter.add_(torch.randn_like(parameter))
+            if name.startswith("ngram_prior.gate"):  # which starts from zero
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
@@ -45,12 +47,22 @@ def rotated(x: Tensor, base: float) -> Tensor:
     return out
 
 
-def naive_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor) -> Tensor:
+def prior_of(tokens: Tensor, vocab_size: int = SMALL.vocab_size) -> Tensor:
+    """Return some distribution of the next character for every position, (B, T, V)."""
+    scores = torch.randn(*tokens.shape, vocab_size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return (3 * scores).softmax(-1)
+
+
+def naive_logits(
+    weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor, prior: Tensor | None = None
+) -> Tensor:
     time, width = tokens.shape[1], config.n_embd // config.n_head
     mask = torch.ones(time, time).tril().bool() & ~torch.ones(time, time).tril(-config.block_size).bool()
     x = weights["tok_emb.weight"][tokens]
     if not config.rope_base:
         x = x + weights["pos_emb.weight"][torch.arange(time)]
+    if prior is not None:
+        x = x + prior.sqrt() @ weights["ngram_prior.input.weight"].T
     for layer in range(config.n_layer):
         at = f"blocks.{layer}"
         h = layer_norm(x, weights, f"{at}.ln1")
@@ -67,7 +79,12 @@ def naive_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor
         h = layer_norm(x, weights, f"{at}.ln2")
         h = (h @ weights[f"{at}.mlp.fc.weight"].T + weights[f"{at}.mlp.fc.bias"]).clamp(min=0) ** config.relu_power
         x = x + h @ weights[f"{at}.mlp.proj.weight"].T + weights[f"{at}.mlp.proj.bias"]
-    return layer_norm(x, weights, "ln_f") @ weights["head.weight"].T + weights["head.bias"]
+    h = layer_norm(x, weights, "ln_f")
+    logits = h @ weights["head.weight"].T + weights["head.bias"]
+    if prior is not None:
+        gate = (h @ weights["ngram_prior.gate.weight"].T + weights["ngram_prior.gate.bias"]).exp()
+        logits = logits + gate * prior.log()
+    return logits
 
 
 @pytest.mark.parametrize("time", [1, 7, 33])
@@ -79,30 +96,39 @@ def test_logits_are_the_naive_model_s(time: int) -> None:
 
 @pytest.mark.parametrize(
     "switches",
-    [{"rope_base": 50.0}, {"relu_power": 2}, {"rope_base": 10000.0, "relu_power": 2}],
+    [
+        {"rope_base": 50.0},
+        {"relu_power": 2},
+        {"rope_base": 10000.0, "relu_power": 2},
+        {"ngram_order": 3},
+        {"rope_base": 50.0, "ngram_order": 6},
+    ],
     ids=str,
 )
 def test_every_switch_is_the_naive_model_s_and_reads_on_from_a_cache(switches: dict[str, float]) -> None:
     config = replace(SMALL, **switches)
     model, tokens = build(config), ids(33)
-    expected = naive_logits(dict(model.state_dict()), config, tokens)
-    torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)  # the rotations are float32
+    prior = prior_of(tokens) if config.ngram_order else None
+    expected = naive_logits(dict(model.state_dict()), config, tokens, prior)
+    torch.testing.assert_close(model(tokens, None, prior), expected, atol=1e-5, rtol=1e-5)  # rotations are float32
     assert (expected - naive_logits(dict(build().state_dict()), SMALL, tokens)).abs().max() > 1e-2
     cache = KVCache(config, 2, torch.device("cpu"), torch.float64)
-    found = [model(tokens[:, :20], cache), *(model(tokens[:, [place]], cache) for place in range(20, 33))]
+    parts = [slice(0, 20), *(slice(place, place + 1) for place in range(20, 33))]
+    found = [model(tokens[:, part], cache, None if prior is None else prior[:, part]) for part in parts]
     torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-5, rtol=1e-5)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == config.weight_shapes()
 
 
-@pytest.mark.parametrize("switches", [{}, {"rope_base": 50.0, "relu_power": 2}], ids=str)
+@pytest.mark.parametrize("switches", [{}, {"rope_base": 50.0, "relu_power": 2}, {"ngram_order": 2}], ids=str)
 def test_gradients_are_the_naive_model_s(switches: dict[str, float]) -> None:
     config = replace(SMALL, **switches)
     model, tokens = build(config), ids(12)
     weights = {name: tensor.clone().requires_grad_() for name, tensor in model.state_dict().items()}
-    naive_logits(weights, config, tokens).logsumexp(-1).sum().backward()
-    model(tokens).logsumexp(-1).sum().backward()
+    prior = prior_of(tokens) if config.ngram_order else None
+    naive_logits(weights, config, tokens, prior).logsumexp(-1).sum().backward()
+    model(tokens, None, prior).logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
-        tolerance = 1e-4 if switches else 1e-9  # the rotations are float32
+        tolerance = 1e-4 if config.rope_base else 1e-9  # the rotations are float32
         torch.testing.assert_close(parameter.grad, weights[name].grad, atol=tolerance, rtol=tolerance, msg=name)
 
 
@@ -177,3 +203,36 @@ def test_extending_by_nothing_changes_nothing() -> None:
     before = model(tokens)
     model.extend_vocab(SMALL.vocab_size, torch.Generator().manual_seed(0))
     assert torch.equal(model(tokens), before)
+
+
+def test_a_prior_s_input_map_keeps_its_columns_and_a_new_character_starts_like_the_others() -> None:
+    config = replace(SMALL, ngram_order=4)
+    model, tokens = build(config), ids(20)
+    prior, columns = prior_of(tokens), build(config).state_dict()["ngram_prior.input.weight"]
+    before = model(tokens, None, prior)
+    model.extend_vocab(26, torch.Generator().manual_seed(0))
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == model.config.weight_shapes()
+    widened = torch.cat([prior, prior.new_full((*prior.shape[:2], 3), 1e-300)], -1)
+    torch.testing.assert_close(model(tokens, None, widened)[..., :23], before, atol=1e-9, rtol=0)
+    found = model.state_dict()["ngram_prior.input.weight"]
+    assert torch.equal(found[:, :23], columns)
+    assert 0 < (found[:, 23:] - columns.mean(1, keepdim=True)).std() < 0.2 * columns.std()
+
+
+def test_a_model_with_a_prior_starts_from_it() -> None:
+    torch.manual_seed(0)
+    model, tokens = GPT(replace(SMALL, ngram_order=4)).double().eval(), ids(20)
+    model.zero_init()
+    prior = prior_of(tokens)
+    torch.testing.assert_close(model(tokens, None, prior).softmax(-1), prior)
+
+
+def test_without_a_prior_the_weights_are_the_ones_that_they_were() -> None:
+    torch.manual_seed(0)
+    plain = GPT(SMALL).state_dict()
+    torch.manual_seed(0)
+    found = GPT(replace(SMALL, ngram_order=4)).state_dict()
+    assert found.keys() - plain.keys() == {
+        f"ngram_prior.{name}" for name in ("input.weight", "gate.weight", "gate.bias")
+    }
+    assert all(torch.equal(found[name], plain[name]) for name in plain)

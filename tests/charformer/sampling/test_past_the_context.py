@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.samplers.models import random_run
+from bench.engines.sampling_models import random_run
 from charformer.config import ModelConfig
 from charformer.runs.checkpoint import load_model
 from charformer.runs.folder import RunDir

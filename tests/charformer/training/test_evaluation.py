@@ -13,7 +13,7 @@ from charformer.model.freeze import freeze
 from charformer.model.gpt import GPT
 from charformer.training import evaluation
 from charformer.training.distributed import ALONE
-from charformer.training.evaluation import Evaluator
+from charformer.training.evaluation import Evaluator, subset_starts
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=20, dropout=0.1)
@@ -27,9 +27,9 @@ def frozen_model(data: Path, what: str, rope_base: float = 0.0) -> GPT:
     return model
 
 
-def evaluator_of(model: GPT, data: Path, dtype: torch.dtype = torch.float32) -> Evaluator:
+def evaluator_of(model: GPT, data: Path, dtype: torch.dtype = torch.float32, course: TrainConfig = COURSE) -> Evaluator:
     text = corpus.load(str(data))
-    return Evaluator(model, text, Windows(text.table(Vocab.of(text.alphabet)), CPU), COURSE, dtype, ALONE)
+    return Evaluator(model, text, Windows(text.table(Vocab.of(text.alphabet)), CPU), course, dtype, ALONE)
 
 
 def passes(model: GPT) -> list[int]:
@@ -39,12 +39,16 @@ def passes(model: GPT) -> list[int]:
     return counted
 
 
-def test_the_subset_is_of_evenly_spaced_windows(text_file: Path) -> None:
+@pytest.mark.parametrize("even_windows", [0, 1])
+def test_the_subset_is_of_windows_from_all_over_a_split(even_windows: int, text_file: Path) -> None:
     model = frozen_model(text_file, "none")
-    evaluator = evaluator_of(model, text_file)
+    course = replace(COURSE, even_windows=even_windows)
+    evaluator = evaluator_of(model, text_file, course=course)
     text = corpus.load(str(text_file))
     ids = text.table(Vocab.of(text.alphabet))[text.validation]
-    starts = np.linspace(0, len(ids) - 21, min(24, (len(ids) - 1) // 20)).astype(int)
+    starts = subset_starts(len(ids), 20, course, 1)
+    spaced = np.linspace(0, len(ids) - 21, 24).astype(int)
+    assert np.array_equal(starts, spaced) == bool(even_windows)  # as runs had them that are resumed
     model.double().eval()
     losses = []
     for start in starts:
@@ -53,6 +57,42 @@ def test_the_subset_is_of_evenly_spaced_windows(text_file: Path) -> None:
     model.float()
     assert evaluator.subset_loss("validation") == pytest.approx(np.mean(losses), abs=1e-5)
     assert evaluator.subset_loss("train") != evaluator.subset_loss("validation")
+
+
+@pytest.mark.parametrize(("characters", "length"), [(22, 20), (481, 20), (501, 20), (502, 20), (5000, 7), (60_000, 20)])
+def test_there_is_one_window_in_each_stratum(characters: int, length: int) -> None:
+    starts = subset_starts(characters, length, COURSE, 0)
+    assert len(starts) == min(24, (characters - 1) // length)
+    assert starts[0] >= 0
+    assert starts[-1] + length < characters  # the last target too
+    if (characters - 1) // length <= 24:
+        assert set(np.diff(starts)) <= {length}  # the whole split
+    else:
+        strata = np.linspace(0, characters - length, 25)
+        assert (strata[:-1].astype(int) <= starts).all()
+        assert (starts < strata[1:]).all()
+        assert not np.array_equal(starts, subset_starts(characters, length, COURSE, 1))
+    np.testing.assert_array_equal(starts, subset_starts(characters, length, COURSE, 0))
+
+
+def test_records_of_one_length_do_not_bias_the_estimate(tmp_path: Path) -> None:
+    """Records as long as the windows are apart: evenly spaced ones would all show the same part of a record."""
+    course = TrainConfig(batch_size=400, eval_batches=1)
+    validation = 399 * 100 + 21  # evenly spaced windows would be 100 apart
+    for period in range(96, 106):
+        record = "a" * (period // 2) + "b" * (period - period // 2 - 1) + "\n"
+        path = tmp_path / f"{period}.txt"
+        path.write_text((record * 5000)[70 : 70 + 10 * validation], encoding="utf-8", newline="")
+        model = frozen_model(path, "none")
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.bias.copy_(torch.tensor([0.0, 0.6, 0.0]))  # of \n, a, b: what a window shows is what it costs
+        evaluator = evaluator_of(model, path, course=course)
+        whole = evaluator.whole_loss(lambda *_: None)
+        assert evaluator.subset_loss("validation") == pytest.approx(whole, abs=0.03), period
+        if period == 100:
+            even = evaluator_of(model, path, course=replace(course, even_windows=1)).subset_loss("validation")
+            assert abs(even - whole) > 0.1
 
 
 @pytest.mark.parametrize("rope_base", [0.0, 10000.0])
@@ -85,7 +125,7 @@ def test_blocks_that_train_are_passed_every_time(what: str, text_file: Path) -> 
     evaluator = evaluator_of(model, text_file)
     before = evaluator.subset_loss("validation")
     with torch.no_grad():
-        model.get_parameter("blocks.0.mlp.fc.weight").add_(1.0)
+        model.get_parameter("blocks.0.mlp.fc.weight").mul_(2.0)
     assert evaluator.subset_loss("validation") != before
 
 

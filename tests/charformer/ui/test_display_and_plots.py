@@ -76,6 +76,14 @@ def test_a_panel_on_a_terminal(width: int) -> None:
     assert "100 of 100" in shown
 
 
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_colours_in_a_pipe_bring_no_panel(name: str) -> None:
+    console = PlainConsole(file=io.StringIO(), _environ={name: "1"}, width=100)
+    shown = show(console, STEPS)
+    assert shown.count("\n") == 3
+    assert not any(mark in shown for mark in ("\x1b[?25l", "╭", "\x1b[1A"))
+
+
 def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
     rows = loss_curve([(0, 4.0, 4.0), (50, 2.0, 2.5), (100, 1.0, 1.5)], 100, 30).plain.splitlines()
     assert rows[0].startswith(" 4.00 ")

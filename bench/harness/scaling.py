@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.trainers.engine import Variant
+from bench.engines.variant import Variant
 from charformer.presets import PRESETS
 
 CHARACTERS = 4096  # of a step, while the context grows

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from bench import baseline
-from bench.trainers.engine import Variant, autocast
-from bench.trainers.plain import PlainEngine
+from bench.engines import baseline
+from bench.engines.plain import PlainEngine
+from bench.engines.variant import Variant, autocast
 from charformer.data.corpus import Corpus
 
 

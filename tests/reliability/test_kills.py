@@ -1,4 +1,4 @@
-"""bench.kills, a few of them; `make soak` does 200."""
+"""tests.reliability.kills, a few of them; `make soak` does 200."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from bench.harness import results
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
-BENCH = "import sys; from bench import kills; sys.exit(kills.main(sys.argv[1:]))"
+BENCH = "import sys; from tests.reliability import kills; sys.exit(kills.main(sys.argv[1:]))"
 UNTIDY = "from charformer.runs.folder import RunDir; RunDir.tidy = lambda run: (run.path / 'left.tmp').touch(); "
 
 

@@ -1,6 +1,6 @@
 """CTranslate2 as a sampler to measure; run in the peers' environment by bench.sampling.
 
-    python -m bench.samplers.with_ctranslate2 FOLDER PRECISION THREADS BATCH CHARACTERS
+    python -m bench.engines.sample_ctranslate2 FOLDER PRECISION THREADS BATCH CHARACTERS
 
 FOLDER holds weights.safetensors, a checkpoint's tensors, and shape.json, its ModelConfig. The last symbol is the end
 of a text.
@@ -15,7 +15,7 @@ import numpy as np
 from ctranslate2.specs import Activation, TransformerDecoderModelSpec
 from safetensors.numpy import load_file
 
-from bench.samplers.worker import serve
+from bench.harness.worker import serve
 
 
 def convert(folder: Path) -> Path:

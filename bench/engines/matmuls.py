@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.trainers.engine import DTYPES, Variant
+from bench.engines.variant import DTYPES, Variant
 from charformer.device import keep_freed_memory
 
 ROWS = 64  # of queries that attention's products are cut into, so that little behind the diagonal is worked on

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.trainers.engine import Variant, autocast
-from bench.trainers.plain import PlainEngine
+from bench.engines.plain import PlainEngine
+from bench.engines.variant import Variant, autocast
 from charformer.data.corpus import Corpus
 from charformer.errors import UserError
 

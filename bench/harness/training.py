@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from bench import flops
-from bench.conversation import Conversation, StoppedError
-from bench.harness import results
-from bench.trainers.engine import Variant
+from bench.engines.variant import Variant
+from bench.harness import flops, results
+from bench.harness.interleave import Conversation, StoppedError
 
 PARTS = ("data", "forward", "backward", "optimizer")
 KILLED = -9  # by the system, when memory runs out
@@ -95,7 +94,7 @@ def contest(
     with ExitStack() as running:
         conversations = []
         for contestant in contestants:
-            command = [sys.executable, "-m", "bench.trainers.worker", contestant.variant.to_json(), *tail]
+            command = [sys.executable, "-m", "bench.engines.training", contestant.variant.to_json(), *tail]
             conversations.append(running.enter_context(Conversation(command)))
             contestant.facts |= _ask(contestant, conversations[-1], "check")
             done(f"check of {contestant.variant.label}")

@@ -1,6 +1,6 @@
 """Both of our engines as samplers to measure.
 
-    python -m bench.samplers.with_charformer KIND PATH THREADS BATCH CHARACTERS TEMPERATURE HOW
+    python -m bench.engines.sample_charformer KIND PATH THREADS BATCH CHARACTERS TEMPERATURE HOW
 
 KIND is onnx, and PATH a file, or torch, and PATH a run; HOW is plain or speculative.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.samplers.worker import serve
+from bench.harness.worker import serve
 from charformer.data.vocab import Vocab
 from charformer.sampling.engine import Engine
 from charformer.sampling.onnx_engine import OnnxEngine

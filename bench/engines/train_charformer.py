@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.trainers.engine import DTYPES, Variant
+from bench.engines.variant import DTYPES, Variant
 from charformer.config import TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab

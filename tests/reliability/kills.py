@@ -1,6 +1,6 @@
 """Kill a training at random moments; see that its folder survives, and that it goes on as if nothing had happened.
 
-    python -m bench.kills --count 200 --json bench/results/kills.json
+    python -m tests.reliability.kills --count 200 --json bench/results/kills.json
 
 Half of the kills come at a random time, half within 2 ms behind a random file operation of a save. Every training is
 `charformer-train` itself, in a process forked from this one, which has imported it already. POSIX only.
@@ -46,7 +46,7 @@ Found = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code, 1 when a kill did harm."""
-    parser = Parser("bench.kills", __doc__.partition("\n")[0], "")
+    parser = Parser("tests.reliability.kills", __doc__.partition("\n")[0], "")
     parser.add_argument("--count", type=positive, default=200, metavar="N", help="kills (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bench import baseline
+from bench.engines import baseline
 from bench.harness import results
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -1,8 +1,8 @@
 """onnxruntime-genai as a sampler to measure; run in the peers' environment by bench.sampling.
 
-    python -m bench.samplers.with_genai FOLDER THREADS BATCH CHARACTERS
+    python -m bench.engines.sample_genai FOLDER THREADS BATCH CHARACTERS
 
-FOLDER holds model.onnx and genai_config.json, from bench/samplers/models.py.
+FOLDER holds model.onnx and genai_config.json, from bench/engines/sampling_models.py.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as genai
 
-from bench.samplers.worker import serve
+from bench.harness.worker import serve
 
 
 def main() -> None:

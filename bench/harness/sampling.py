@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Self
 
-from bench.conversation import Conversation, StoppedError
 from bench.harness import results
+from bench.harness.interleave import Conversation, StoppedError
 from charformer.errors import UserError
 
 THREADS = (1, 2)

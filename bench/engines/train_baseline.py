@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
-from bench import baseline
-from bench.trainers.engine import Variant
-from bench.trainers.plain import PlainEngine
+from bench.engines import baseline
+from bench.engines.plain import PlainEngine
+from bench.engines.variant import Variant
 from charformer.data.corpus import Corpus
 
 

@@ -7,7 +7,7 @@ not here are predicted by ``kernels.checks.roofline`` and are a floor: nothing b
 from statistics import median
 from typing import Any
 
-from bench import baseline
+from bench.engines import baseline
 from charformer.presets import PRESETS
 from kernels.checks import roofline
 from kernels.checks.cards import CARDS

@@ -1,6 +1,6 @@
 """One variant in a process of its own.
 
-    python -m bench.trainers.worker VARIANT CORPUS DEVICE [CHECKOUT]
+    python -m bench.engines.training VARIANT CORPUS DEVICE [CHECKOUT]
 
 VARIANT and CORPUS are JSON: an engine.Variant, and the summary of a corpus that is in the cache. The engine `products`
 is no engine: it answers with the speed of matrix products. Each line of stdin is a request, each line of stdout its
@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from bench.trainers import with_baseline, with_nanogpt, with_transformers
-from bench.trainers.engine import Engine, Variant
-from bench.trainers.products import Products
-from bench.trainers.with_charformer import CharformerEngine
+from bench.engines import train_baseline, train_nanogpt, train_transformers
+from bench.engines.matmuls import Products
+from bench.engines.train_charformer import CharformerEngine
+from bench.engines.variant import Engine, Variant
 from charformer.data.corpus import recall
 from charformer.device import choose_device, memory_bytes
 
@@ -75,9 +75,9 @@ def _speaker(
         engine = CharformerEngine(variant, corpus, device)
     elif variant.engine == "nanogpt":
         assert checkout is not None
-        engine = with_nanogpt.build(variant, corpus, device, checkout)
+        engine = train_nanogpt.build(variant, corpus, device, checkout)
     else:
-        build = {"baseline": with_baseline.build, "transformers": with_transformers.build}[variant.engine]
+        build = {"baseline": train_baseline.build, "transformers": train_transformers.build}[variant.engine]
         engine = build(variant, corpus, device)
 
     def step(mark: Callable[[], None]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench import baseline
-from bench.trainers.engine import Variant
+from bench.engines import baseline
+from bench.engines.variant import Variant
 from charformer.data.corpus import Corpus
 
 

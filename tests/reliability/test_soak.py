@@ -1,12 +1,12 @@
-"""bench.soak, for seconds; `make soak` takes half an hour."""
+"""tests.reliability.soak, for seconds; `make soak` takes half an hour."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from bench import soak
 from bench.harness import results
+from tests.reliability import soak
 
 TINY = (
     "--preset nano --n-layer 1 --n-head 1 --n-embd 32 --block-size 24 --batch-size 4 --steps 1000000 --eval-batches 1"

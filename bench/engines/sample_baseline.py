@@ -1,6 +1,6 @@
 """The baseline as a sampler to measure.
 
-    python -m bench.samplers.with_baseline SHAPE THREADS BATCH CHARACTERS
+    python -m bench.engines.sample_baseline SHAPE THREADS BATCH CHARACTERS
 
 SHAPE is a JSON file, a ModelConfig.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from bench.baseline import Baseline
-from bench.samplers.worker import serve
+from bench.engines.baseline import Baseline
+from bench.harness.worker import serve
 from charformer.config import ModelConfig
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.engines import train_nanogpt
+from bench.engines.plain import PlainEngine
+from bench.engines.variant import Variant
 from bench.harness import results
-from bench.trainers import with_nanogpt
-from bench.trainers.engine import Variant
-from bench.trainers.plain import PlainEngine
 from charformer.config import ModelConfig
 from charformer.data.corpus import Corpus
 
@@ -43,7 +43,7 @@ def train(
     steps = STEPS
     if seconds is not None:
         probe = _build(corpus, checkout)
-        each = [_step(probe, with_nanogpt.LEARNING_RATE) for _ in range(PROBED)]
+        each = [_step(probe, train_nanogpt.LEARNING_RATE) for _ in range(PROBED)]
         steps = max(1, round(seconds / median(each[PROBED // 2 :])))
     engine = _build(corpus, checkout)
     samples = []
@@ -74,7 +74,7 @@ def train(
 
 def learning_rate(step: int, steps: int) -> float:
     """A linear rise over the first steps, then a cosine down to a tenth."""
-    peak = with_nanogpt.LEARNING_RATE
+    peak = train_nanogpt.LEARNING_RATE
     if step < WARMUP_STEPS:
         return peak * (step + 1) / (WARMUP_STEPS + 1)
     progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
@@ -97,7 +97,7 @@ def whole_validation_loss(engine: PlainEngine, corpus: Corpus) -> float:
 def _build(corpus: Corpus, checkout: Path) -> PlainEngine:
     torch.manual_seed(1337)
     shape = ModelConfig(**SHAPE.to_dict() | {"vocab_size": len(corpus.alphabet)})
-    engine = with_nanogpt.build(Variant("nanogpt", "nano", shape, BATCH_SIZE), corpus, CPU, checkout)
+    engine = train_nanogpt.build(Variant("nanogpt", "nano", shape, BATCH_SIZE), corpus, CPU, checkout)
     engine.model.train()
     return engine
 

@@ -1,6 +1,6 @@
 """A long training that evaluates, saves and is sampled from all the while: does its memory grow, does it leave files?
 
-    python -m bench.soak --minutes 30 --json bench/results/soak.json
+    python -m tests.reliability.soak --minutes 30 --json bench/results/soak.json
 
 `charformer-train` in a process of its own, looked at from outside: resident memory and open files every few seconds,
 and `charformer-sample` from its folder once a minute. At the end it gets a SIGTERM. The slope is that of a line fitted
@@ -37,7 +37,7 @@ STEEPEST = 2**20  # bytes a minute; a leak of 1 MiB at each evaluation would be 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code, 1 when memory grows or something is left behind."""
-    parser = Parser("bench.soak", __doc__.partition("\n")[0], "")
+    parser = Parser("tests.reliability.soak", __doc__.partition("\n")[0], "")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="X", help="(default: 30)")
     parser.add_argument("--course", default=COURSE, help="flags of charformer-train (default: %(default)s)")
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")

@@ -1,0 +1,233 @@
+"""A table of n-gram probabilities: for every context of up to K characters, how likely each next character is.
+
+charformer/data/ngram_counts.py makes one from a text, by interpolated Kneser-Ney smoothing (Kneser & Ney 1995; Chen &
+Goodman 1999). This module stores it, reads it and looks contexts up, with NumPy alone.
+
+The contexts form a tree. Its root is the empty context; the child ``c`` of a context adds ``c`` in front of it, one
+character further back in the text. A lookup starts at the root and follows the text backwards for as long as the tree
+goes, at most K characters, and at each context that it meets turns the distribution p over the next character into
+
+    p = backoff * p,   then for each stored next character x:   p[x] += (1 - backoff) * share[x] / (sum of the shares),
+
+beginning with p = 1 / V for each of the V characters. What the tree lacks changes nothing, so p always sums to one.
+
+Six arrays hold the tree; "context" below is a number, given breadth first: the root is 0, then come the contexts of
+one character by that character, then those of two, sorted by their parents and then by the character in front.
+
+    characters  (contexts,)  uint16  the character in front; 0 for the root
+    children    (contexts,)  uint16  how many children a context has. They have consecutive numbers, which begin at one
+                                     plus the sum of ``children`` of all contexts before it
+    entries     (contexts,)  uint16  how many next characters are stored; they begin at the sum of ``entries`` before
+    backoffs    (contexts,)  uint16  backoff * 65535; never 0
+    following   (entries,)   uint16  the next characters, rising within a context
+    shares      (entries,)   uint8   a share is 2 ** (-code / 16); only its ratio to the context's others matters
+
+A port to another language needs the two running sums, a binary search among a context's children, and the line above.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charformer.errors import UserError
+
+Rows = NDArray[np.float32]
+
+MOST_CHARACTERS = 8192  # distinct, for which rows of probabilities are kept dense
+LONGEST = 8  # characters of context
+FLOOR = 1e-12  # of a probability, whose logarithm is asked for
+BACKOFF_STEPS = 65535
+SHARE_STEPS = 16  # an octave
+DENSE_CELLS = 1 << 18  # of the rows of the shortest contexts, which are made once
+MOST_KEPT = 1 << 22  # cells of rows that a lookup of one context at a time keeps
+ARRAYS = {
+    "characters": np.uint16,
+    "children": np.uint16,
+    "entries": np.uint16,
+    "backoffs": np.uint16,
+    "following": np.uint16,
+    "shares": np.uint8,
+}
+
+
+class NgramTable:
+    """Probabilities of the next character behind up to ``order`` others; the module's text describes the arrays.
+
+    Args:
+        vocab_size: V, at most ``MOST_CHARACTERS``.
+        arrays: those of ``ARRAYS``, by name.
+
+    Raises:
+        UserError: for arrays that are no such tree.
+    """
+
+    def __init__(self, vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        _check(vocab_size, arrays)
+        self.vocab_size = vocab_size
+        self.arrays = dict(arrays)
+        children, entries = arrays["children"].astype(np.int64), arrays["entries"].astype(np.int64)
+        contexts = len(children)
+        self._first_child = 1 + np.cumsum(children) - children
+        self._first_entry = np.concatenate([[0], np.cumsum(entries)])
+        parents = np.repeat(np.arange(contexts), children)
+        self._keys = parents * vocab_size + arrays["characters"][1:]  # sorted: children follow their parents' order
+        if (np.diff(self._keys) <= 0).any():
+            raise UserError("the n-gram table's contexts are out of order")
+        self._depth_ends = _depth_ends(children)
+        self.order = len(self._depth_ends) - 1
+        self._backoffs = (arrays["backoffs"] / np.float64(BACKOFF_STEPS)).astype(np.float32)
+        self._following = arrays["following"]
+        self._shares = _shares(arrays["shares"], entries, arrays["backoffs"])
+        dense = [depth for depth, end in enumerate(self._depth_ends) if depth == 0 or end * vocab_size <= DENSE_CELLS]
+        self._dense_depth = dense[-1]
+        self._dense = self._dense_rows()
+        self._kept: dict[int, Rows] = {}
+
+    def __len__(self) -> int:
+        """Return the number of n-grams: next characters that are stored, of all contexts together."""
+        return len(self._following)
+
+    def contexts_of(self, text: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the number of the longest known context at the end of each row of ``text``, (N, K) -> (N,).
+
+        A row's last character is the nearest one; a negative character ends the context, which is then shorter.
+        """
+        return self._walk(text)[0]
+
+    def rows(self, text: NDArray[np.integer[Any]]) -> Rows:
+        """Return the probabilities of the next character behind each row of ``text``, (N, K) -> (N, V) float32.
+
+        See ``contexts_of`` for the rows of ``text``. Each result sums to one, to rounding, and is at least ``FLOOR``.
+        """
+        _, dense, steps = self._walk(text)
+        rows = self._dense[dense]
+        for which, contexts in steps:
+            self._refine(rows, which, contexts)
+        return np.maximum(rows, np.float32(FLOOR), out=rows)
+
+    def row(self, text: list[int]) -> Rows:
+        """Return the probabilities behind one context, (V,) float32, as ``rows`` does; must not be written to.
+
+        ``text`` may be longer than ``order``. What was computed is kept, up to ``MOST_KEPT`` cells, for the next time.
+        """
+        context, path = 0, [0]
+        for character in reversed(text[-self.order :] if self.order else []):
+            low = int(self._first_child[context])
+            high = int(self._first_child[context + 1]) if context + 1 < len(self._first_child) else len(self._keys) + 1
+            place = low + int(self.arrays["characters"][low:high].searchsorted(character))
+            if place == high or self.arrays["characters"][place] != character:
+                break
+            context = place
+            path.append(context)
+        known = len(path) - 1
+        while known > self._dense_depth and path[known] not in self._kept:
+            known -= 1
+        row = self._dense[path[known]] if known <= self._dense_depth else self._kept[path[known]]
+        for context in path[known + 1 :]:
+            row = row * self._backoffs[context]
+            entries = slice(self._first_entry[context], self._first_entry[context + 1])
+            row[self._following[entries]] += self._shares[entries]
+            if len(self._kept) * self.vocab_size >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[context] = row
+        return np.maximum(row, np.float32(FLOOR))
+
+    def _walk(
+        self, text: NDArray[np.integer[Any]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+        """Follow each row of ``text`` backwards through the tree.
+
+        Returns the contexts where the rows end, those where they leave the dense ones, and for each depth below that
+        which rows reach it and the contexts that they reach.
+        """
+        found = np.zeros(len(text), np.int64)
+        dense = found
+        alive = np.arange(len(text))
+        steps = []
+        for depth in range(1, min(self.order, text.shape[1]) + 1):
+            character = text[alive, text.shape[1] - depth].astype(np.int64)
+            keys = np.where(character < 0, -1, found[alive] * self.vocab_size + character)
+            place = np.searchsorted(self._keys, keys)
+            known = self._keys[np.minimum(place, len(self._keys) - 1)] == keys
+            alive = alive[known]
+            if not len(alive):
+                break
+            if depth == self._dense_depth + 1:
+                dense = found.copy()
+            found[alive] = place[known] + 1
+            if depth > self._dense_depth:
+                steps.append((alive, place[known] + 1))
+        return found, dense if steps else found, steps
+
+    def _refine(self, rows: Rows, which: NDArray[np.int64], contexts: NDArray[np.int64]) -> None:
+        """Take ``rows[which]`` from the distributions of the contexts' parents to those of ``contexts``."""
+        rows[which] *= self._backoffs[contexts, None]
+        first = self._first_entry[contexts]
+        counts = self._first_entry[contexts + 1] - first
+        ends = np.cumsum(counts)
+        entries = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
+        cells = np.repeat(which * self.vocab_size, counts) + self._following[entries]
+        rows.reshape(-1)[cells] += self._shares[entries]
+
+    def _dense_rows(self) -> Rows:
+        """Return the distributions of all contexts of at most ``_dense_depth`` characters."""
+        ends = self._depth_ends
+        rows = np.empty((ends[self._dense_depth], self.vocab_size), np.float32)
+        rows[0] = self._backoffs[0] / self.vocab_size
+        rows[0][self._following[: self._first_entry[1]]] += self._shares[: self._first_entry[1]]
+        children = self.arrays["children"]
+        for depth in range(1, self._dense_depth + 1):
+            start, end = ends[depth - 1], ends[depth]
+            parents = np.arange(ends[depth - 2] if depth > 1 else 0, start)
+            rows[start:end] = rows[np.repeat(parents, children[parents])]
+            self._refine(rows, np.arange(start, end), np.arange(start, end))
+        return rows
+
+
+def _check(vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise UserError unless the arrays have the right types and sizes, and their numbers point inside them."""
+    if not 1 <= vocab_size <= MOST_CHARACTERS:
+        raise UserError(f"an n-gram table takes 1 to {MOST_CHARACTERS:,} distinct characters, not {vocab_size:,}")
+    types = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
+    if types != {name: (np.dtype(kind), 1) for name, kind in ARRAYS.items()}:
+        raise UserError("the n-gram table does not have the arrays of one")
+    contexts = len(arrays["characters"])
+    lengths_agree = all(len(arrays[name]) == contexts for name in ("children", "entries", "backoffs"))
+    if not lengths_agree or not contexts or len(arrays["shares"]) != len(arrays["following"]):
+        raise UserError("the n-gram table's arrays are not of one length")
+    is_whole = int(arrays["children"].sum(dtype=np.int64)) == contexts - 1
+    is_full = int(arrays["entries"].sum(dtype=np.int64)) == len(arrays["following"])
+    inside = max(arrays["characters"].max(), arrays["following"].max(initial=0)) < vocab_size
+    if not (is_whole and is_full and inside and arrays["backoffs"].min() > 0):
+        raise UserError("the n-gram table's numbers do not fit together")
+    ends = np.cumsum(arrays["entries"].astype(np.int64))
+    rises = np.diff(arrays["following"].astype(np.int64)) > 0
+    rises[ends[(ends > 0) & (ends < len(arrays["following"]))] - 1] = True  # from one context to the next
+    empty = (arrays["entries"] == 0) & (arrays["backoffs"] < BACKOFF_STEPS)
+    if not rises.all() or empty.any():
+        raise UserError("the n-gram table's next characters are out of order")
+
+
+def _depth_ends(children: NDArray[np.int64]) -> list[int]:
+    """Return where the contexts of each depth end. Raises UserError for numbers that make no tree of the depth."""
+    ends, start, end = [1], 0, 1
+    while (more := int(children[start:end].sum())) > 0:
+        if len(ends) > LONGEST:
+            raise UserError(f"the n-gram table has contexts of more than {LONGEST} characters")
+        start, end = end, end + more
+        ends.append(end)
+    if end != len(children):
+        raise UserError("the n-gram table's contexts do not hang together")
+    return ends
+
+
+def _shares(codes: NDArray[np.uint8], entries: NDArray[np.int64], backoffs: NDArray[np.uint16]) -> Rows:
+    """Return what each entry adds to its character, so that a context's entries and its backoff sum to one."""
+    relative = 2.0 ** (-np.arange(256) / SHARE_STEPS)
+    shares: NDArray[np.float64] = relative[codes]
+    sums = np.bincount(np.repeat(np.arange(len(entries)), entries), weights=shares, minlength=len(entries))
+    factors = (1 - backoffs / np.float64(BACKOFF_STEPS)) / np.maximum(sums, math.ulp(0.0))
+    return (shares * np.repeat(factors, entries)).astype(np.float32)

@@ -1,0 +1,278 @@
+"""Counts of a text's n-grams, and the interpolated Kneser-Ney table that they make (charformer/data/ngram.py)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charformer.data.ngram import ARRAYS, BACKOFF_STEPS, LONGEST, SHARE_STEPS, NgramTable
+
+Ids = NDArray[np.integer[Any]]
+Keys = NDArray[np.int64]
+
+DISCOUNTS = (0.5, 0.6, 0.8, 0.85, 0.9, 0.92, 0.95, 0.95, 0.95)  # by the length of the context
+PIECE = 1 << 22  # characters that are counted at once
+MIN_GAIN = 0.25  # nats over the whole text, for which a context is worth its place
+MOST_NGRAMS = 1 << 22  # distinct ones of the longest context that are kept of a text
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each string of ``order`` + 1 characters occurs in a text.
+
+    Attributes:
+        vocab_size: V.
+        order: K, the characters of a context.
+        keys: (N,) int64, rising: a string as a number of K + 1 digits in base V, the context's nearest character first,
+            then those further back, and last the character behind the context.
+        counts: (N,) int64.
+    """
+
+    vocab_size: int
+    order: int
+    keys: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def without(self, other: "Counts") -> "Counts":
+        """Return these counts less those of ``other``, a part of the same text; what falls to zero is left out."""
+        place = np.searchsorted(self.keys, other.keys)
+        found = self.keys[np.minimum(place, len(self.keys) - 1)] == other.keys if len(self.keys) else place < 0
+        counts = self.counts.copy()
+        counts[place[found]] -= other.counts[found]
+        kept = counts > 0
+        return Counts(self.vocab_size, self.order, self.keys[kept], counts[kept])
+
+
+def longest_context(order: int, vocab_size: int) -> int:
+    """Return ``order``, or the longest context whose n-grams fit 63 bits where that is shorter."""
+    order = min(order, LONGEST)
+    while vocab_size ** (order + 1) >= 2**63:
+        order -= 1
+    return order
+
+
+def count(
+    ids: Ids,
+    vocab_size: int,
+    order: int,
+    table: NDArray[np.int64] | None = None,
+    most: int = MOST_NGRAMS,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Counts:
+    """Count the strings of ``order`` + 1 characters of a text, in pieces.
+
+    Args:
+        ids: (N,), which may lie in a file.
+        vocab_size: V, for which ``longest_context`` gives ``order``.
+        table: for each id its number below ``vocab_size``; None leaves ids as they are.
+        most: distinct strings to keep; where there are more, the rarest are dropped as they come.
+        on_progress: called with the characters counted so far.
+    """
+    found = Counts(vocab_size, order, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for start in range(0, max(0, len(ids) - order), PIECE):
+        piece = ids[start : start + PIECE + order]
+        numbers = np.asarray(piece if table is None else table[piece], dtype=np.int64)
+        found = _within(merged([found, _counted(numbers, vocab_size, order)]), most)
+        on_progress(min(start + PIECE, len(ids)))
+    return found
+
+
+def _counted(ids: NDArray[np.int64], vocab_size: int, order: int) -> Counts:
+    length = len(ids) - order
+    keys = np.zeros(length, np.int64)
+    for back in range(1, order + 1):
+        keys *= vocab_size
+        keys += ids[order - back : order - back + length]
+    keys *= vocab_size
+    keys += ids[order:]
+    keys.sort()
+    return Counts(vocab_size, order, *_runs(keys))
+
+
+def _runs(rising: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct numbers of a rising array and how often each occurs."""
+    starts = _starts(rising)
+    return rising[starts], np.diff(starts, append=len(rising))
+
+
+def _starts(rising: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each run of equal numbers begins."""
+    if not len(rising):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(np.concatenate([[True], rising[1:] != rising[:-1]]))
+
+
+def merged(parts: list[Counts]) -> Counts:
+    """Return the sum of counts, at least one, of the same vocabulary and order."""
+    filled = [part for part in parts if len(part.keys)]
+    if len(filled) < 2:
+        return (filled or parts)[0]
+    keys = np.concatenate([part.keys for part in filled])
+    counts = np.concatenate([part.counts for part in filled])
+    order = np.argsort(keys, kind="stable")  # merges the sorted parts
+    keys, counts = keys[order], counts[order]
+    starts = _starts(keys)
+    return Counts(parts[0].vocab_size, parts[0].order, keys[starts], np.add.reduceat(counts, starts))
+
+
+def _within(counts: Counts, most: int) -> Counts:
+    """Drop the rarest until there are at most ``most``."""
+    least = 1
+    kept = counts
+    while len(kept.keys) > most:
+        chosen = counts.counts > least
+        kept = Counts(counts.vocab_size, counts.order, counts.keys[chosen], counts.counts[chosen])
+        least += 1
+    return kept
+
+
+def fold_bounds(characters: int, folds: int) -> list[tuple[int, int]]:
+    """Return where each of ``folds`` contiguous parts of a text begins and ends."""
+    edges = [characters * fold // folds for fold in range(folds + 1)]
+    return list(pairwise(edges))
+
+
+def leave_one_out(parts: list[Counts]) -> Iterator[Counts]:
+    """Yield for each part the counts of all others together."""
+    whole = merged(parts)
+    for part in parts:
+        yield whole.without(part)
+
+
+def build(counts: Counts, min_count: int = 1, min_gain: float = MIN_GAIN) -> NgramTable:
+    """Make the table of interpolated Kneser-Ney probabilities.
+
+    For a context c of k characters, p_k(x|c) = max(n_k(c, x) - D_k, 0) / N_k(c) + backoff * p_{k-1}(x | c without its
+    first character), where n_K are counts, and below K how many different characters come before c x (Kneser & Ney
+    1995), N their sum over x, D the ``DISCOUNTS``, and p_{-1} = 1 / V.
+
+    Args:
+        min_count: n-grams that occur less often in the text are left out, whatever the length of their context.
+        min_gain: contexts are left out that would raise the log-likelihood of the whole text by less than this, in
+            nats, over their shorter ones (Seymore & Rosenfeld 1996 do so by n-grams, which suits Kneser-Ney badly).
+    """
+    if not len(counts.keys):
+        nothing = {name: np.zeros(0 if name in ("following", "shares") else 1, kind) for name, kind in ARRAYS.items()}
+        nothing["backoffs"][:] = BACKOFF_STEPS
+        return NgramTable(counts.vocab_size, nothing)
+    levels = _levels(counts, min_count)
+    if min_gain > 0:
+        gains = _gains(levels, counts.vocab_size)
+        for level, gain in zip(levels[1:], gains[1:], strict=True):
+            level.is_worth &= gain >= min_gain
+    _prune(levels, counts.vocab_size)
+    return NgramTable(counts.vocab_size, _arrays(levels, counts.vocab_size))
+
+
+class _Level:
+    """The n-grams whose contexts are of one length.
+
+    Attributes:
+        keys: (N,) int64, rising, as those of ``Counts``.
+        shares: (N,) what each n-gram has beyond the probability behind its shorter context.
+        weights: (N,) how often it occurs; for a shorter context than the longest, behind how many different ones.
+        contexts: (C,) int64, rising, the keys without their last digit.
+        entries: (C,) n-grams of each context.
+        is_worth: (C,) whether to keep it for its own sake.
+    """
+
+    def __init__(self, keys: Keys, numbers: Keys, base: int, discount: float) -> None:
+        contexts = keys // base
+        starts = _starts(contexts)
+        self.keys, self.weights = keys, numbers
+        self.contexts = contexts[starts]
+        self.entries = np.diff(starts, append=len(keys))
+        sums = np.add.reduceat(numbers, starts)
+        self.shares = np.maximum(numbers - discount, 0) / np.repeat(sums, self.entries)
+        self.is_worth = np.ones(len(starts), bool)
+
+    def sum(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the sum of the n-grams' values for each context, (C,)."""
+        whose = np.repeat(np.arange(len(self.entries)), self.entries)
+        return np.bincount(whose, weights=values, minlength=len(self.entries)).astype(np.float64)
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        """Leave out the n-grams, (N,), that are not chosen."""
+        self.entries = self.sum(which).astype(np.int64)
+        self.keys, self.shares, self.weights = self.keys[which], self.shares[which], self.weights[which]
+
+
+def _levels(counts: Counts, min_count: int) -> list[_Level]:
+    """Return the n-grams of every length of context, the empty one first."""
+    base = counts.vocab_size
+    keys, numbers, occurrences = counts.keys, counts.counts, counts.counts
+    levels = []
+    for order in range(counts.order, -1, -1):
+        level = _Level(keys, numbers, base, DISCOUNTS[order])
+        levels.append(level)
+        is_rare = occurrences < min_count
+        if order:
+            shorter = _shortened(keys, base)
+            if min_count > 1:
+                sorting = np.argsort(shorter, kind="stable")
+                shorter, occurrences = shorter[sorting], occurrences[sorting]
+                occurrences = np.add.reduceat(occurrences, _starts(shorter))
+            else:
+                shorter.sort()
+            keys, numbers = _runs(shorter)
+            occurrences = occurrences if min_count > 1 else numbers
+        if is_rare.any():
+            level.keep(~is_rare)
+    return levels[::-1]
+
+
+def _shortened(keys: Keys, base: int) -> Keys:
+    """Return the keys of the n-grams without the first character of their context, which is not empty."""
+    return keys // (base * base) * base + keys % base
+
+
+def _gains(levels: list[_Level], base: int) -> list[NDArray[np.float64]]:
+    """Return by how much each context raises the log-likelihood of the text over its shorter one, in nats."""
+    gains, keys, probabilities = [], np.zeros(0, np.int64), np.zeros(0)
+    for order, level in enumerate(levels):
+        below = np.full(len(level.keys), 1 / base)
+        if order:
+            shortened = _shortened(level.keys, base)
+            place = np.minimum(np.searchsorted(keys, shortened), len(keys) - 1)
+            below = probabilities[place]
+        keys, probabilities = level.keys, level.shares + np.repeat(1 - level.sum(level.shares), level.entries) * below
+        gains.append(level.sum(level.weights * np.log(probabilities / below)))
+    return gains
+
+
+def _prune(levels: list[_Level], base: int) -> None:
+    """Leave out the contexts that are not worth it, unless a longer one that is hangs from them."""
+    is_needed = np.zeros(len(levels[-1].contexts), bool)
+    for order in range(len(levels) - 1, 0, -1):
+        level = levels[order]
+        kept = (level.is_worth & (level.entries > 0)) | is_needed
+        level.keep(np.repeat(kept, level.entries))
+        level.contexts, level.entries = level.contexts[kept], level.entries[kept]
+        is_needed = np.isin(levels[order - 1].contexts, level.contexts // base)
+
+
+def _arrays(levels: list[_Level], base: int) -> dict[str, NDArray[Any]]:
+    """Lay the levels out breadth first, as ``NgramTable`` takes them."""
+    children = []
+    for level, longer in pairwise(levels):
+        parents = np.searchsorted(level.contexts, longer.contexts // base)
+        children.append(np.bincount(parents, minlength=len(level.contexts)))
+    children.append(np.zeros(len(levels[-1].contexts), np.int64))
+    entries = np.concatenate([level.entries for level in levels])
+    shares = np.concatenate([level.shares for level in levels])
+    backoffs = 1 - np.concatenate([level.sum(level.shares) for level in levels])
+    filled = np.flatnonzero(entries)
+    largest = np.maximum.reduceat(shares, (np.cumsum(entries) - entries)[filled])
+    ratios = np.maximum(shares / np.repeat(largest, entries[filled]), 1e-9)
+    arrays = {
+        "characters": np.concatenate([level.contexts % base for level in levels]),
+        "children": np.concatenate(children),
+        "entries": entries,
+        "backoffs": np.clip(np.rint(backoffs * BACKOFF_STEPS), 1, BACKOFF_STEPS),
+        "following": np.concatenate([level.keys % base for level in levels]),
+        "shares": np.minimum(np.rint(-SHARE_STEPS * np.log2(ratios)), 255),
+    }
+    return {name: array.astype(ARRAYS[name]) for name, array in arrays.items()}
