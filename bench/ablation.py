@@ -31,7 +31,8 @@ from charformer.runs.folder import RunDir
 from charformer.training import session
 from charformer.training.trainer import Trainer
 from export.exporter import export
-from kernels.checks.cli import positive, writable_file
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},

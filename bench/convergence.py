@@ -35,7 +35,8 @@ from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Evaluation
 from charformer.training import session
 from charformer.training.trainer import Trainer
-from kernels.checks.cli import positive, writable_file
+from kernels.checks.cli import writable_file
+from kernels.checks.roofline import positive
 
 EXAMPLES = """\
 examples:
