@@ -31,8 +31,7 @@ from charformer.runs.folder import RunDir
 from charformer.training import session
 from charformer.training.trainer import Trainer
 from export.exporter import export
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},

@@ -35,8 +35,7 @@ from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Evaluation
 from charformer.training import session
 from charformer.training.trainer import Trainer
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 EXAMPLES = """\
 examples:

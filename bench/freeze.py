@@ -20,8 +20,7 @@ from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 # The curves that the baseline's page shows, (training, validation) loss by step. Its fine-tunes start from 5,000 steps.
 PUBLISHED = {

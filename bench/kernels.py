@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,15 +23,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.harness import results
 from kernels import backend, ops, reference
-from kernels.checks import roofline
-from kernels.checks.cli import guarded, writable_file
+from kernels.checks import accuracy, roofline
+from kernels.checks.cases import DTYPES, Case, Op, make_gradients, make_inputs, op, step_cases
+from kernels.checks.cli import guarded, positive, writable_file
 
 DROPOUTS = (0.0, 0.2)
-WITH_DROPOUT = ("attention", "add_dropout_layer_norm")
 PASSES = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
-# Relative error, root mean square, of a result of this dtype against float64.
-TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
-SEED = 1337
 WARM_UP = 5
 FLUSH_BYTES = 2**29  # far more than any level-2 cache
 FLUSHES = 8  # so that the GPU is busy until Python has queued what is timed, and no launch is waited for
@@ -40,21 +36,11 @@ COPY_BYTES = 2**29
 MATMUL_SIZE = 8192
 
 Row = dict[str, Any]
-Side = Callable[..., Any]  # an op: inputs -> a tensor, or several
 Prepare = Callable[[], Callable[[], object]]  # runs what is not timed, and returns what is
 
 
 class WrongResultError(Exception):
     """An op is too far from float64."""
-
-
-class Case(NamedTuple):
-    """An op of ``kernels.ops`` with its dropout, its inputs and the gradients of its outputs."""
-
-    op: str
-    dropout: float
-    inputs: tuple[Tensor, ...]
-    d_outputs: tuple[Tensor, ...]
 
 
 class Ceilings(NamedTuple):
@@ -69,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.partition("\n\n")[0])
     roofline.add_shape_arguments(parser)
     parser.add_argument(
-        "--rounds", type=roofline.positive, default=50, help="calls of each that are timed (default: %(default)s)"
+        "--rounds", type=positive, default=50, help="calls of each that are timed (default: %(default)s)"
     )
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     args = parser.parse_args(arguments)
@@ -98,72 +84,48 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def cases(shape: roofline.Shape, device: torch.device) -> list[Case]:
-    """Every op at ``shape``, those with dropout once for each of ``DROPOUTS``."""
-    batch, time, heads, width = shape.batch, shape.time, shape.heads, shape.width
-    generator = torch.Generator(device).manual_seed(SEED)
-
-    def draw(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(*size, generator=generator, device=device).to(dtype)
-
-    def leaves(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.detach().requires_grad_() for tensor in tensors)
-
-    qkv = draw(batch, time, 3, heads, width, dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)
-    d_out = draw(batch, time, heads, width, dtype=torch.bfloat16).transpose(1, 2)  # as the projection leaves it
-    stream, d_stream = draw(2, batch, time, shape.channels)
-    branch, d_branch = draw(2, batch, time, shape.channels, dtype=torch.bfloat16)
-    weight, bias = draw(2, shape.channels)
-    logits = draw(shape.rows, shape.vocab, dtype=torch.bfloat16)
-    targets = torch.randint(shape.vocab, (shape.rows,), generator=generator, device=device)
-    joint = (stream, branch, weight, bias)
+def cases(shape: roofline.Shape) -> list[Case]:
+    """Return every op at ``shape``, those with dropout once for each of ``DROPOUTS``."""
     found = []
     for p in DROPOUTS:
-        found.append(Case("attention", p, leaves(*qkv), (d_out,)))
-        found.append(Case("add_dropout_layer_norm", p, leaves(*joint), (d_stream, d_branch)))
-    found.append(Case("layer_norm", 0.0, leaves(stream, weight, bias), (d_stream,)))
-    found.append(Case("cross_entropy", 0.0, (*leaves(logits), targets), (torch.ones((), device=device),)))
-    return found
+        found += step_cases(torch.bfloat16, shape.batch, shape.time, shape.heads, shape.width, shape.vocab, p)
+    return list(dict.fromkeys(found))
 
 
-def sides(case: Case) -> dict[str, Side]:
-    """By engine: our op, PyTorch's own functions, and those compiled. Dropout draws a new seed each time."""
+def sides(case: Case) -> dict[str, Op]:
+    """Return our op, PyTorch's own functions, and those compiled, by engine. Dropout draws a new seed each time."""
 
     def plain(*inputs: Tensor) -> Any:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the peer to beat; other ops do not look at it
-            return _side(reference, case)(*inputs)
+            return op(case, module=reference)(*inputs)  # which without a seed is PyTorch's own
 
-    compiled: Side = torch.compile(plain, dynamic=False)
-    return {"charformer": _side(ops, case), "torch": plain, "torch-compile": compiled}
+    return {"charformer": op(case), "torch": plain, "torch-compile": torch.compile(plain, dynamic=False)}
 
 
-def check(case: Case) -> float:
-    """The largest relative error (root mean square) of our op's results and gradients against float64.
+def check(case: Case, device: torch.device) -> float:
+    """Return the largest root mean square error of our op's results and gradients against float64.
 
-    Raises WrongResultError for one beyond ``TOLERANCES``. With dropout, both drop what one seed drops.
+    Raises WrongResultError where ``kernels.checks.accuracy`` would complain.
     """
-    seed = torch.tensor([SEED], device=case.inputs[0].device)
-    exact = tuple(x.detach().double().requires_grad_() if x.is_floating_point() else x for x in case.inputs)
-    wanted = _results(_side(reference, case, seed), exact, case.d_outputs)
-    found = _results(_side(ops, case, seed), case.inputs, case.d_outputs)
-    worst = 0.0
-    for number, (value, truth) in enumerate(zip(found, wanted, strict=True)):
-        error = float((value.double() - truth).norm() / truth.norm())
-        if not error <= TOLERANCES[value.dtype]:  # so that NaN fails as well
-            raise WrongResultError(f"{case.op}, dropout {case.dropout}: result {number} is off by {error:.1e}")
-        worst = max(worst, error)
-    return worst
+    rows = accuracy.measure(case, device)
+    for complaint in filter(None, map(accuracy.complaint, rows)):
+        raise WrongResultError(complaint)
+    return max(float(row["rms_error"]) for row in rows)
 
 
-def prepared(case: Case, side: Side, direction: str) -> Prepare:
-    """What the timer calls for one of ``PASSES``; a backward pass gets a graph of its own each time."""
-    leaves = [x for x in case.inputs if x.requires_grad]
+def prepared(case: Case, inputs: dict[str, Tensor], side: Op, direction: str) -> Prepare:
+    """Return what the timer calls for one of ``PASSES``; a backward pass gets a graph of its own each time."""
+    leaves = [x for x in inputs.values() if x.requires_grad]
+    gradients: list[Tensor | None] = []
 
     def forward() -> tuple[Tensor, ...]:
-        return _outputs(side, case.inputs)
+        outputs = side(*inputs.values())
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def backward(outputs: tuple[Tensor, ...]) -> object:
-        return torch.autograd.grad(outputs, leaves, case.d_outputs)
+        if not gradients:  # at the first call, which is not timed
+            gradients.extend(make_gradients(case, outputs))
+        return torch.autograd.grad(outputs, leaves, gradients)
 
     if direction == "forward":
         return lambda: forward
@@ -181,7 +143,7 @@ def row(
     samples: list[float],
     error: float | None,
 ) -> Row:
-    """One row of the result; ``samples`` are seconds."""
+    """Return one row of the result; ``samples`` are seconds."""
     work = roofline.work(shape)
     parts = [work[case.op, part] for part in PASSES[direction]]
     moved, flops = sum(part.fused_bytes for part in parts), sum(part.flops for part in parts)
@@ -189,8 +151,8 @@ def row(
     return results.row(
         engine=engine,
         op=case.op,
-        dropout=case.dropout,
-        precision=shape.dtype,
+        dropout=case.dropout_p,
+        precision=DTYPES[case.dtype],
         batch=shape.batch,
         context=shape.time,
         seconds=results.percentiles(samples),
@@ -206,15 +168,16 @@ def row(
 
 
 def _measure(shape: roofline.Shape, rounds: int) -> tuple[Ceilings, list[Row]]:
-    everything = cases(shape, torch.device("cuda"))
-    errors = [check(case) for case in everything]
+    device = torch.device("cuda")
+    everything = cases(shape)
+    errors = [check(case, device) for case in everything]
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     ceilings = _ceilings(rounds, flush)
     rows = []
     for case, error in track(list(zip(everything, errors, strict=True)), "timing", console=Console(stderr=True)):
-        engines = sides(case)
+        engines, inputs = sides(case), make_inputs(case, device)
         for direction in PASSES:
-            runs = {engine: prepared(case, side, direction) for engine, side in engines.items()}
+            runs = {engine: prepared(case, inputs, side, direction) for engine, side in engines.items()}
             for engine, samples in _seconds(runs, rounds, flush).items():
                 own_error = error if engine == "charformer" else None
                 rows.append(row(case, shape, ceilings, engine, direction, samples, own_error))
@@ -234,7 +197,7 @@ def _ceilings(rounds: int, flush: Tensor) -> Ceilings:
 
 
 def _seconds(runs: dict[str, Prepare], rounds: int, flush: Tensor) -> dict[str, list[float]]:
-    """Seconds of the GPU's time for each run, in turn, with a cold level-2 cache."""
+    """Return seconds of the GPU's time for each run, in turn, with a cold level-2 cache."""
     for prepare in runs.values():
         for _ in range(WARM_UP):
             prepare()()
@@ -251,25 +214,6 @@ def _seconds(runs: dict[str, Prepare], rounds: int, flush: Tensor) -> dict[str, 
             end.synchronize()
             seconds[name].append(start.elapsed_time(end) / 1e3)
     return seconds
-
-
-def _side(module: ModuleType, case: Case, seed: Tensor | None = None) -> Side:
-    """The case's op in ``kernels.ops``, or in ``kernels.reference``, where an op without a seed is PyTorch's own."""
-    op: Side = getattr(module, case.op)
-    return partial(op, dropout_p=case.dropout, seed=seed) if case.op in WITH_DROPOUT else op
-
-
-def _outputs(side: Side, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    outputs = side(*inputs)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def _results(side: Side, inputs: tuple[Tensor, ...], d_outputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs and gradients."""
-    outputs = _outputs(side, inputs)
-    d_outputs = tuple(d_output.to(output.dtype) for d_output, output in zip(d_outputs, outputs, strict=True))
-    leaves = [x for x in inputs if x.requires_grad]
-    return [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, leaves, d_outputs)]
 
 
 def _print(rows: list[Row], ceilings: Ceilings) -> None:

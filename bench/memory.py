@@ -24,8 +24,7 @@ from charformer.presets import PRESETS
 from charformer.training.estimate import CARDS, RESERVE, memory
 from charformer.training.optimizer import build_optimizer
 from charformer.ui.console import PlainConsole, progress_bar
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 MIB = 2**20
 SECONDS = 0.01  # of a turn: two steps

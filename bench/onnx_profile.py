@@ -26,8 +26,7 @@ from charformer.errors import UserError
 from charformer.sampling.onnx_engine import SharedCache
 from charformer.sampling.onnx_format import Description, read_metadata, unsealed
 from charformer.sampling.speculation import PROPOSALS
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 ROUNDS = 4
 SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation

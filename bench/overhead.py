@@ -32,8 +32,7 @@ from charformer.runs.folder import RunDir
 from charformer.training import outcome
 from charformer.training.trainer import Trainer
 from charformer.ui.training_display import TrainingDisplay
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
 ASIDE = ("data", "evaluation", "display")  # of a training, what its share is asked of

@@ -26,8 +26,7 @@ from charformer.sampling.onnx_format import Description
 from export.exporter import file_content
 from export.graph import PRECISIONS, Precision
 from export.verify import compare, reference_logits
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 VARIANTS = {
     **{name: PRECISIONS[name] for name in ("fp32", "int8", "int4")},

@@ -22,8 +22,7 @@ from charformer.commands.common import Parser, execute
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 COURSE = ("--eval-interval", "20", "--eval-batches", "1")
 

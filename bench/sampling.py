@@ -36,8 +36,7 @@ from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from export.exporter import export
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 SHOWN = ("fp32", "int8", "int4")
 BATCHES = (1, 4, 16)

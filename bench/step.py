@@ -33,8 +33,7 @@ from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 PARTS = ("products", "attention", "joints", "activation", "optimizer", "rest")  # joints: sum, dropout, layer norm
 CPU = torch.device("cpu")

@@ -29,8 +29,7 @@ from charformer.commands.common import Parser, execute
 from charformer.device import choose_device, choose_dtype
 from charformer.presets import PRESETS, Preset
 from charformer.ui.console import PlainConsole
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 MENDED = ("scores scaled by the head's width, not the model's", "final layer norm applied", "glibc keeps freed memory")
 GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)

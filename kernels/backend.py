@@ -19,6 +19,7 @@ TRITON = importlib.util.find_spec("triton") is not None
 OLDEST_CARD = (8, 0)  # Triton has no path to the tensor cores of older ones
 
 _forced: str | None = None
+_unchecked = False
 _driver_failure: str | None = None
 _driver_tried = False
 
@@ -28,14 +29,19 @@ class KernelsUnavailableError(RuntimeError):
 
 
 @contextmanager
-def force(backend: str) -> Iterator[None]:
-    """Run ops on ``backend``, whatever ``CHARFORMER_KERNELS`` says."""
-    global _forced
-    before, _forced = _forced, backend
+def force(backend: str, unchecked: bool = False) -> Iterator[None]:
+    """Run ops on ``backend``, whatever ``CHARFORMER_KERNELS`` says.
+
+    Args:
+        unchecked: whether kernels may be called where they cannot run, since their launches are only recorded.
+    """
+    global _forced, _unchecked
+    before = _forced, _unchecked
+    _forced, _unchecked = backend, unchecked
     try:
         yield
     finally:
-        _forced = before
+        _forced, _unchecked = before
 
 
 def chosen() -> str:
@@ -71,7 +77,7 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
 
 def check(device: torch.device) -> None:
     """Raise KernelsUnavailableError where kernels are asked for and cannot run on ``device``."""
-    if chosen() != "triton" or (TRITON and interpreted()):
+    if chosen() != "triton" or _unchecked or (TRITON and interpreted()):
         return
     if reason := missing(device):
         instead = ", or TRITON_INTERPRET=1, under which Triton interprets them" if TRITON else ""

@@ -10,6 +10,7 @@ from typing import Any
 from bench.engines import baseline
 from charformer.presets import PRESETS
 from kernels.checks import roofline
+from kernels.checks.cards import CARDS
 
 SHAPES = ("baseline", "baseline-as-coded")  # as its page has it, and as its code has it
 STAGES = 2
@@ -33,7 +34,7 @@ def minutes(row: Row) -> float | None:
 def predicted_minutes(preset: str) -> float:
     """The floor of our whole job on the card, with fused kernels and in bf16."""
     shape = roofline.Shape(batch=PRESETS[preset].pretrain.batch_size, time=PRESETS[preset].model.block_size)
-    rows = roofline.predict(roofline.CARDS[CARD], shape)
+    rows = roofline.predict(CARDS[CARD], shape)
     step, _ = roofline.step_seconds(rows)
     evaluation, _ = roofline.step_seconds([row for row in rows if row.direction == roofline.FORWARD])
     return _job_minutes("charformer", preset, step, evaluation)

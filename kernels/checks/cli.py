@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def writable_file(text: str) -> Path:
     """The type of a flag that names a file to write: said before the work, not after it, where that cannot be done."""
@@ -20,6 +18,13 @@ def writable_file(text: str) -> Path:
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return path
+
+
+def positive(text: str) -> int:
+    """Return the whole number above 0 that ``text`` says: the type of a flag."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def write_json(path: Path, device: str, rows: list[dict[str, Any]]) -> None:
@@ -58,6 +63,8 @@ def guarded(name: str, main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which not every program imports
+            raise
         print(f"{name}: out of the GPU's memory; take a smaller shape", file=sys.stderr)
         return 2

@@ -1,9 +1,12 @@
 """Compile every kernel for a card that need not be there: ``python -m kernels.checks.compile --card sm_86``.
 
-The launchers run on tensors without memory and say what they would launch, so that what is compiled here is what a GPU
-would get. Registers and stack are read with cuobjdump, instructions with nvdisasm, both of which come with Triton. The
+The launchers run on a CPU's tensors and say what they would launch, so that what is compiled here is what a GPU would
+get. Registers and stack are read with cuobjdump, instructions with nvdisasm, both of which come with Triton. The
 gate: no kernel spills registers, none takes more shared memory than a block may have, and an aligned 16-bit one
 multiplies matrices on tensor cores, or else loads 128 bits at a time.
+
+``--cache DIR`` leaves what it compiled where Triton looks first, so that a program with ``TRITON_CACHE_DIR=DIR``, on a
+machine with such a card and the same Triton, compiles nothing.
 
 Without ``TRITON_INTERPRET``: the interpreter replaces the compiler.
 """
@@ -15,11 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -37,141 +39,77 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.checks.cli import guarded, writable_file, write_csv
-from kernels.gpu import attention, cross_entropy, layer_norm
+from kernels.checks.cards import ARCHITECTURES, Architecture
+from kernels.checks.cases import DTYPES, SEED, Case, cases, make_inputs, op, run
+from kernels.checks.cli import guarded, positive, writable_file, write_csv
+from kernels.checks.workers import Failed, run_each
 from kernels.gpu.launch import Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
-
-
-class Card(NamedTuple):
-    """An architecture's limits (CUDA C++ Programming Guide, "Compute Capabilities")."""
-
-    shared_per_block: int
-    shared_per_sm: int
-    warps_per_sm: int
-    blocks_per_sm: int
-
-
-NORM_WIDTHS = (48, 128, 384, 768, 2048)
-KIB = 1024
-CARDS = {
-    "sm_80": Card(163 * KIB, 164 * KIB, 64, 32),
-    "sm_86": Card(99 * KIB, 100 * KIB, 48, 16),
-    "sm_89": Card(99 * KIB, 100 * KIB, 48, 24),
-    "sm_90": Card(227 * KIB, 228 * KIB, 64, 32),
-    "sm_120": Card(99 * KIB, 100 * KIB, 48, 24),
-}
+TYPES = DTYPES | {torch.int64: "i64"}  # as Triton calls them
 REGISTERS_PER_SM = 65536
-SHARED_RESERVED = 1 * KIB  # that the system takes of each block's
+SHARED_RESERVED = 1024  # bytes of each block's that the system takes
 
 
-class Case(NamedTuple):
-    """One call of an op, forward and backward, that makes the launchers choose one variant each."""
-
-    op: str
-    dtype: torch.dtype
-    width: int  # of a head, a row or a vocabulary
-    dropout_p: float
-    aligned: bool
-
-    def __str__(self) -> str:
-        letter = {"attention": "D", "cross_entropy": "V"}.get(self.op, "C")
-        dropout = " dropout" if self.dropout_p else ""
-        return f"{DTYPES[self.dtype]} {letter}{self.width}{dropout}{'' if self.aligned else ' general'}"
-
-
-def cases() -> list[Case]:
-    """Every variant: head widths of each tile, whole and with a rest to mask, and rows of several lengths."""
-    found = []
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for aligned in (True, False):
-            for p in (0.0, 0.2):
-                widths = (16, 32, 48, 64, 96, 128) if aligned else (16, 24, 32, 48, 64, 96, 128)
-                found += [Case("attention", dtype, width, p, aligned) for width in widths]
-                found += [Case("add_dropout_layer_norm", dtype, width, p, aligned) for width in NORM_WIDTHS]
-            found += [Case("layer_norm", dtype, width, 0.0, aligned) for width in NORM_WIDTHS]
-            found += [Case("cross_entropy", dtype, width, 0.0, aligned) for width in (16, 96, 256, 1024, 50304)]
-    return found
+def distinct(everything: Iterable[Case]) -> list[Case]:
+    """Return the cases without those whose kernels another case has too."""
+    return list({(case.op, _label(case)): case for case in everything}.values())
 
 
 def launches(case: Case, card: str) -> list[Launch]:
-    """What the launchers of ``case``'s op would run on ``card``, forward and backward."""
+    """Return what the launchers of ``case``'s op would run on ``card``, forward and backward."""
+    cpu = torch.device("cpu")
     with recorded(card) as found:
-        _CALLS[case.op](case)
+        run(op(case, torch.tensor([SEED])), case, make_inputs(case, cpu))
     if any(launch.is_aligned != case.aligned for launch in found):
         raise RuntimeError(f"{case}: the launcher chose another variant")
-    return found
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
-
-
-def _seed(case: Case) -> Tensor | None:
-    return _empty(1, dtype=torch.int64) if case.dropout_p else None
-
-
-def _call_attention(case: Case) -> None:
-    packed = _empty(2, 100, 3, 4, case.width + (not case.aligned), dtype=case.dtype)[..., : case.width]
-    q, k, v = packed.permute(2, 0, 3, 1, 4)
-    out, lse = attention.forward(q, k, v, case.dropout_p, _seed(case))
-    attention.backward(out, q, k, v, out, lse, case.dropout_p, _seed(case))
-
-
-def _call_layer_norm(case: Case) -> None:
-    channels = case.width - (not case.aligned)
-    x, weight = _empty(100, channels, dtype=case.dtype), _empty(channels, dtype=case.dtype)
-    _, y, mean, rstd = layer_norm.forward(x, None, weight, weight, 1e-5)
-    layer_norm.backward(y, None, x, weight, mean, rstd, None)
-
-
-def _call_add_dropout_layer_norm(case: Case) -> None:
-    channels = case.width - (not case.aligned)
-    x, residual, weight = _empty(100, channels, dtype=case.dtype), _empty(100, channels), _empty(channels)
-    total, y, mean, rstd = layer_norm.forward(x, residual, weight, weight, 1e-5, case.dropout_p, _seed(case))
-    assert total is not None
-    for d_total in (total, None):  # nothing reads the last joint's sum
-        layer_norm.backward(y, d_total, total, weight, mean, rstd, case.dtype, case.dropout_p, _seed(case))
-    if case.dtype != torch.float32 and not case.dropout_p:  # sampling with 16-bit weights
-        weight = weight.to(case.dtype)
-        layer_norm.forward(x, x, weight, weight, 1e-5)
-
-
-def _call_cross_entropy(case: Case) -> None:
-    vocab = case.width - (not case.aligned)
-    logits, targets = _empty(100, vocab, dtype=case.dtype), _empty(100, dtype=torch.int64)
-    loss, lse, count = cross_entropy.forward(logits, targets, -100)
-    cross_entropy.backward(loss, logits, targets, lse, count, -100)
-
-
-_CALLS = {
-    "attention": _call_attention,
-    "layer_norm": _call_layer_norm,
-    "add_dropout_layer_norm": _call_add_dropout_layer_norm,
-    "cross_entropy": _call_cross_entropy,
-}
+    # The forward pass does not know that nothing will read its sum.
+    return found[1:] if case.variant == "last" else found
 
 
 def compile_case(case: Case, card: str) -> list[dict[str, Any]]:
-    """A row for each kernel of ``case``: what it is, and the figures of ``compile_launch``."""
-    return [
-        {"op": case.op, "variant": _variant(case, launch)} | compile_launch(launch, card)
-        for launch in launches(case, card)
-    ]
+    """Return a row for each kernel of ``case``: what it is, and the figures of ``compile_launch``."""
+    return [{"op": case.op, "variant": _label(case)} | compile_launch(launch, card) for launch in launches(case, card)]
 
 
-def _variant(case: Case, launch: Launch) -> str:
-    residual = launch.arguments.get("residual_ptr")
-    if residual is not None and residual.dtype != torch.float32:
-        return f"{case} 16-bit stream"
-    is_last = launch.arguments.get("BRANCH") and launch.arguments["d_total_ptr"] is None
-    return f"{case} last" if is_last else str(case)
+def fill_cache(card: str, folder: Path, jobs: int, everything: Iterable[Case] | None = None) -> dict[str, Any]:
+    """Compile what is missing in Triton's cache ``folder`` for a card, in ``jobs`` processes.
+
+    Args:
+        everything: the cases that will run there; all that the checks have, if not given.
+
+    Returns:
+        How many kernels were there ("hits"), how many were compiled ("misses"), what failed, and the seconds it took.
+    """
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    start = time.perf_counter()
+    hits = misses = 0
+    failed = []
+    wanted = distinct(everything if everything is not None else cases())
+    for case, found in run_each(partial(_is_cached, card=card), wanted, jobs):
+        if isinstance(found, Failed):
+            failed.append(f"{case}: {found.reason}")
+        else:
+            hits += sum(found)
+            misses += len(found) - sum(found)
+    return {"hits": hits, "misses": misses, "failed": failed, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
-    """Compile one kernel and read what it uses."""
+def _is_cached(case: Case, card: str) -> list[bool]:
+    """Compile the kernels of ``case``; return for each whether it was in the cache."""
+    return [_compile(launch, card)[1] for launch in launches(case, card)]
+
+
+def _label(case: Case) -> str:
+    letter = {"attention": "D", "cross_entropy": "V"}.get(case.op, "C")
+    words = [DTYPES[case.dtype], f"{letter}{case.width}"]
+    words += ["dropout"] * bool(case.dropout_p) + ["general"] * (not case.aligned)
+    words += {"last": ["last"], "narrow": ["16-bit", "stream"]}.get(case.variant, [])
+    return " ".join(words)
+
+
+def _compile(launch: Launch, card: str) -> tuple[Any, bool, float]:
+    """Return the kernel that Triton makes of a launch, whether it was in Triton's cache, and the seconds it took."""
     function = launch.kernel.aligned if launch.is_aligned else launch.kernel.general
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
@@ -181,13 +119,20 @@ def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
             constants[name] = value
         elif launch.is_aligned and name in launch.kernel.aligned_names:
             attributes[(index,)] = [["tt.divisibility", 16]]
+    hits: list[bool] = []
+    triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
     start = time.perf_counter()
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget("cuda", int(card.removeprefix("sm_")), 32),
         options=launch.tile.options(),
     )
-    seconds = time.perf_counter() - start
+    return compiled, hits == [True], time.perf_counter() - start
+
+
+def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
+    """Compile one kernel and return what it uses."""
+    compiled, _, seconds = _compile(launch, card)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -195,7 +140,7 @@ def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
         code = _run("nvdisasm", "-c", file.name)
     registers = int(_search(r"REG:(\d+)", usage))
     shared = compiled.metadata.shared
-    blocks = blocks_per_sm(CARDS[card], registers, shared, launch.tile.num_warps)
+    blocks = blocks_per_sm(ARCHITECTURES[card], registers, shared, launch.tile.num_warps)
     return {
         "kernel": launch.kernel.name,
         "card": card,
@@ -207,25 +152,25 @@ def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
         "mma": _count(r"(?:HMMA|HGMMA)", code),
         "wide_loads": _count(r"(?:LDG|LDGSTS)\.[\w.]*128", code),
         "blocks_per_sm": blocks,
-        "occupancy": round(blocks * launch.tile.num_warps / CARDS[card].warps_per_sm, 4),
+        "occupancy": round(blocks * launch.tile.num_warps / ARCHITECTURES[card].warps_per_sm, 4),
         "compile_seconds": round(seconds, 2),
     }
 
 
-def blocks_per_sm(card: Card, registers: int, shared: int, num_warps: int) -> int:
-    """Blocks that one multiprocessor holds at a time; registers are given out by 256 a warp."""
+def blocks_per_sm(architecture: Architecture, registers: int, shared: int, num_warps: int) -> int:
+    """Return how many blocks a multiprocessor holds at a time; registers are given out by 256 a warp."""
     by_registers = REGISTERS_PER_SM // (-(-registers * 32 // 256) * 256 * num_warps)
-    by_shared = card.shared_per_sm // (shared + SHARED_RESERVED)
-    return min(by_registers, by_shared, card.warps_per_sm // num_warps, card.blocks_per_sm)
+    by_shared = architecture.shared_per_sm // (shared + SHARED_RESERVED)
+    return min(by_registers, by_shared, architecture.warps_per_sm // num_warps, architecture.blocks_per_sm)
 
 
 def complaints(row: dict[str, Any]) -> list[str]:
-    """What the gate has against a kernel; nothing if it passes."""
+    """Return what the gate has against a kernel; nothing if it passes."""
     found = []
     if row["local_loads"] or row["local_stores"]:
         found.append(f"spills: {row['local_loads']} local loads, {row['local_stores']} local stores")
-    if row["shared"] > CARDS[row["card"]].shared_per_block:
-        found.append(f"{row['shared']} bytes of shared memory, {CARDS[row['card']].shared_per_block} at most")
+    if row["shared"] > ARCHITECTURES[row["card"]].shared_per_block:
+        found.append(f"{row['shared']} bytes of shared memory, {ARCHITECTURES[row['card']].shared_per_block} at most")
     aligned_16_bits = row["variant"][:4] in ("fp16", "bf16") and "general" not in row["variant"]
     if aligned_16_bits and row["op"] == "attention" and not row["mma"]:
         found.append("no matrix instruction")
@@ -240,7 +185,7 @@ def _triton_type(value: Any, is_constant: bool) -> str:
     if is_constant or value is None:
         return "constexpr"
     if isinstance(value, Tensor):
-        return f"*{DTYPES[value.dtype]}"
+        return f"*{TYPES[value.dtype]}"
     return "fp32" if isinstance(value, float) else "i32"
 
 
@@ -272,39 +217,52 @@ def _table(rows: list[dict[str, Any]], card: str) -> Table:
     return table
 
 
-def _rows(card: str, console: Console) -> Iterator[dict[str, Any]]:
-    # Processes, since the compiler holds the interpreter's lock; spawned, since torch has threads.
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        everything = cases()
-        done = pool.map(compile_case, everything, [card] * len(everything))
-        for rows in track(done, f"compiling for {card}", len(everything), console=console):
-            yield from rows
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and return 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.checks.compile", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--card", choices=[*CARDS, "all"], default="sm_86", help="(default: %(default)s)")
+    parser.add_argument("--card", choices=[*ARCHITECTURES, "all"], default="sm_86", help="(default: %(default)s)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="leave what is compiled in this cache of Triton's")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), metavar="N", help="(default: one a core)")
     parser.add_argument("--csv", type=writable_file, metavar="FILE", help="write every figure there, a row a kernel")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("kernels.checks.compile compiles: unset TRITON_INTERPRET, under which Triton interprets", file=sys.stderr)
         return 2
-    found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # so that compile times are those of compiling
-        for card in CARDS if options.card == "all" else [options.card]:
-            rows = list(_rows(card, Console(stderr=True)))
-            found += rows
+    cards = list(ARCHITECTURES) if options.card == "all" else [options.card]
+    if options.cache:
+        options.cache.mkdir(parents=True, exist_ok=True)
+        for card in cards:
+            filled = fill_cache(card, options.cache, options.jobs)
+            print(f"{card}: {filled['hits']} kernels were in {options.cache}, {filled['misses']} compiled into it")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["TRITON_CACHE_DIR"] = str(options.cache or empty)  # of an empty one, times are those of compiling
+        found, failures = _check(cards, options.jobs)
     if options.csv:
         write_csv(options.csv, found)
     for card in dict.fromkeys(row["card"] for row in found):
         Console().print(_table([row for row in found if row["card"] == card], card))
-    failures = [(row, complaint) for row in found for complaint in complaints(row)]
-    for row, complaint in failures:
-        print(f"{row['card']} {row['op']} {row['kernel']} {row['variant']}: {complaint}", file=sys.stderr)
+    for row in found:
+        where = f"{row['card']} {row['op']} {row['kernel']} {row['variant']}"
+        failures += [f"{where}: {complaint}" for complaint in complaints(row)]
+    print(*failures, sep="\n", end="\n" if failures else "", file=sys.stderr)
     print(f"{len(found)} kernels, {len(failures)} complaints")
     return bool(failures)
+
+
+def _check(cards: list[str], jobs: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for each kernel of each card, in the order of the cases, and what did not compile."""
+    rows, failures = [], []
+    everything = distinct(cases())
+    for card in cards:
+        by_case = {}
+        done = run_each(partial(compile_case, card=card), everything, jobs)
+        for case, found in track(done, f"compiling for {card}", len(everything), console=Console(stderr=True)):
+            if isinstance(found, Failed):
+                failures.append(f"{card} {case}: {found.reason}")
+            else:
+                by_case[case] = found
+        rows += [row for case in everything for row in by_case.get(case, [])]
+    return rows, failures
 
 
 if __name__ == "__main__":

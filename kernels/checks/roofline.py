@@ -16,38 +16,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from kernels.checks.cards import CARDS, Card
+from kernels.checks.cli import positive
 from kernels.gpu import block_sizes
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 FLOAT32, INT64 = 4, 8
 FORWARD, BACKWARD = "forward", "backward"
 MATRIX_PRODUCTS = "matrix products"
-FP32_FLOPS_PER_SM_CYCLE = 256  # 128 lanes, a multiplication and an addition each, on every card below
-
-
-class Card(NamedTuple):
-    """A GPU's data sheet; FLOPs are dense, of 16-bit numbers accumulated in float32."""
-
-    name: str
-    sms: int
-    clock_ghz: float  # boost
-    bandwidth_gb_s: float  # of memory, 1e9 bytes
-    tensor_flops_per_sm_cycle: int
-
-    def peak(self, dtype: str) -> float:
-        """FLOP/s of matrix products in ``dtype``, a key of ``BYTES``; float32 does without tensor cores."""
-        flops = FP32_FLOPS_PER_SM_CYCLE if dtype == "fp32" else self.tensor_flops_per_sm_cycle
-        return self.sms * self.clock_ghz * 1e9 * flops
-
-
-CARDS = {
-    card.name: card
-    for card in (
-        Card("rtx-3050", 20, 1.777, 224, 512),  # desktop, 8 GB, GA106
-        Card("rtx-3050-laptop", 16, 1.5, 192, 512),  # the clock depends on the laptop's power limit
-        Card("h100", 132, 1.83, 3350, 4096),  # SXM
-    )
-}
 
 
 class Shape(NamedTuple):
@@ -221,13 +197,6 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         default = Shape._field_defaults[name]
         parser.add_argument(f"--{name}", type=positive, default=default, help=f"{meaning} (default: %(default)s)")
-
-
-def positive(text: str) -> int:
-    """The type of a flag that takes a positive whole number."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -85,11 +85,15 @@ def multiprocessors(device: torch.device) -> int:
 
 @contextmanager
 def recorded(card: str) -> Iterator[list[Launch]]:
-    """Collect launches instead of running them: on meta tensors, what the launcher would choose on that card."""
+    """Collect the launches of all ops, on tensors of a CPU, as the launcher would choose them on ``card``.
+
+    Nothing runs: results hold whatever their memory held.
+    """
     global _recording
     _recording = _Recording(card, [])
     try:
-        yield _recording.launches
+        with backend.force("triton", unchecked=True):
+            yield _recording.launches
     finally:
         _recording = None
 

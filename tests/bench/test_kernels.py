@@ -9,17 +9,19 @@ import pytest
 import torch
 
 from bench import kernels
-from bench.kernels import Case, Ceilings
-from kernels import backend, reference
+from bench.kernels import Ceilings
+from kernels import backend, ops
+from kernels.checks import accuracy
+from kernels.checks.cases import Case, Op, make_inputs
 from kernels.checks.roofline import Shape, work
 
 SMALL = Shape(batch=2, time=33, heads=2, width=16, vocab=19)
 CPU = torch.device("cpu")
-CASES = kernels.cases(SMALL, CPU)
+CASES = kernels.cases(SMALL)
 
 
 def named(case: Case) -> str:
-    return f"{case.op}-{case.dropout}"
+    return f"{case.op}-{case.dropout_p}"
 
 
 def test_without_a_gpu_it_says_so() -> None:
@@ -41,31 +43,32 @@ def test_mistakes_exit_with_2(wrong: list[str], capsys: pytest.CaptureFixture[st
 
 def test_every_op_is_there_with_and_without_dropout() -> None:
     with_dropout = {(op, p) for op in ("attention", "add_dropout_layer_norm") for p in (0.0, 0.2)}
-    assert {(case.op, case.dropout) for case in CASES} == with_dropout | {("layer_norm", 0.0), ("cross_entropy", 0.0)}
+    assert {(case.op, case.dropout_p) for case in CASES} == with_dropout | {("layer_norm", 0.0), ("cross_entropy", 0.0)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_the_kernels_arithmetic_passes_the_check(case: Case) -> None:
-    with backend.force("reference"):
-        assert 0 < kernels.check(case) < 0.01
+def test_the_kernels_arithmetic_passes_the_check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "KERNELS", "reference")
+    assert 0 < kernels.check(case, CPU) < 0.01
 
 
 @pytest.mark.parametrize("op", ["attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy"])
 @pytest.mark.parametrize("wrong", [1.05, float("nan")])
 def test_a_wrong_op_does_not(op: str, wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in CASES if case.op == op)
-    right = getattr(reference, op)
+    right = getattr(ops, op)
 
     def off(*inputs: torch.Tensor, **options: object) -> object:
         outputs = right(*inputs, **options)
         return tuple(wrong * output for output in outputs) if isinstance(outputs, tuple) else wrong * outputs
 
-    monkeypatch.setattr(kernels.ops, op, off)
+    monkeypatch.setattr(accuracy, "KERNELS", "reference")
+    monkeypatch.setattr(ops, op, off)
     with pytest.raises(kernels.WrongResultError, match=op):
-        kernels.check(case)
+        kernels.check(case, CPU)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.dropout], ids=named)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.dropout_p], ids=named)
 def test_ours_and_pytorchs_agree_in_every_pass(case: Case) -> None:
     engines = kernels.sides(case)
     assert list(engines) == ["charformer", "torch", "torch-compile"]
@@ -76,15 +79,17 @@ def test_ours_and_pytorchs_agree_in_every_pass(case: Case) -> None:
         torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
 
 
-def flat(case: Case, side: kernels.Side) -> list[torch.Tensor]:
-    passes: list[Any] = [kernels.prepared(case, side, direction)() for direction in kernels.PASSES]
+def flat(case: Case, side: Op) -> list[torch.Tensor]:
+    inputs = make_inputs(case, CPU)
+    passes: list[Any] = [kernels.prepared(case, inputs, side, direction)() for direction in kernels.PASSES]
     return [tensor for timed in passes for tensor in timed()]
 
 
 def test_pytorchs_dropout_is_on() -> None:
-    case = next(case for case in CASES if case.op == "add_dropout_layer_norm" and case.dropout)
-    total, _ = kernels.sides(case)["torch"](*case.inputs)
-    assert (total == case.inputs[0]).float().mean().item() == pytest.approx(0.2, abs=0.04)
+    case = next(case for case in CASES if case.op == "add_dropout_layer_norm" and case.dropout_p)
+    inputs = make_inputs(case, CPU)
+    total, _ = kernels.sides(case)["torch"](*inputs.values())
+    assert (total == inputs["residual"]).float().mean().item() == pytest.approx(0.2, abs=0.04)
 
 
 def test_a_row_has_shares_of_what_was_measured() -> None:

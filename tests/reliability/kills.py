@@ -34,8 +34,7 @@ from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import read_tensors
 from charformer.training import outcome  # noqa: F401 - imported before the forks, once
-from kernels.checks.cli import writable_file
-from kernels.checks.roofline import positive
+from kernels.checks.cli import positive, writable_file
 
 COURSE = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --dropout 0.1 --attention-dropout 0.1"
 COURSE += " --steps 24 --eval-interval 4 --save-interval 3 --eval-batches 1 --dtype float32 --preset nano"

@@ -61,12 +61,13 @@ def test_every_kernel_passes_the_gates_of_sm_86(tmp_path: Path, capfd: pytest.Ca
 FAILING = """
 import dataclasses, json, sys
 import torch
-from kernels.checks import compile as aot
+from kernels.checks.cases import Case
+from kernels.checks.compile import compile_launch, complaints, launches
 from kernels.gpu.block_sizes import Tile
 
-attention = aot.launches(aot.Case("attention", torch.bfloat16, 64, 0.2, True), "sm_86")[0]
-norm = aot.launches(aot.Case("layer_norm", torch.bfloat16, 384, 0.0, True), "sm_86")[0]
-launches = {
+attention = launches(Case("attention", torch.bfloat16, 100, 64, 0.2, "packed"), "sm_86")[0]
+norm = launches(Case("layer_norm", torch.bfloat16, 7, 384, variant="narrow"), "sm_86")[0]
+changed = {
     "right": attention,
     "spilling": dataclasses.replace(attention, arguments=attention.arguments | {"ROWS": 128, "COLUMNS": 128},
                                     tile=Tile(128, 128, 4, 1)),
@@ -75,12 +76,12 @@ launches = {
     "misaligned": dataclasses.replace(norm, is_aligned=False),
 }
 found = {}
-for name, launch in launches.items():
+for name, launch in changed.items():
     row = {"op": "layer_norm" if launch.kernel is norm.kernel else "attention", "variant": "bf16"}
-    found[name] = aot.complaints(row | aot.compile_launch(launch, "sm_86"))
-plain = aot.launches(aot.Case("attention", torch.float32, 32, 0.0, True), "sm_86")[0]  # IEEE products, no tensor cores
-row = {"op": "attention", "variant": "bf16"} | aot.compile_launch(plain, "sm_86")
-found["no matrix instruction"] = aot.complaints(row)
+    found[name] = complaints(row | compile_launch(launch, "sm_86"))
+plain = launches(Case("attention", torch.float32, 100, 32), "sm_86")[0]  # IEEE products, no tensor cores
+row = {"op": "attention", "variant": "bf16"} | compile_launch(plain, "sm_86")
+found["no matrix instruction"] = complaints(row)
 json.dump(found, sys.stdout)
 """
 
@@ -96,17 +97,25 @@ def test_each_gate_can_fail(tmp_path: Path) -> None:
     assert found["no matrix instruction"] == ["no matrix instruction"]
 
 
-def test_the_command_fails_with_a_kernel_that_spills() -> None:
-    script = (
-        "import sys; from kernels.checks import compile as aot; from kernels.gpu import block_sizes\n"
-        "block_sizes.ATTENTION['forward', 64, 2] = block_sizes.Tile(128, 128, 4, 1)\n"
-        "case = aot.Case('attention', aot.torch.bfloat16, 64, 0.0, True)\n"
-        "aot._rows = lambda card, _: aot.compile_case(case, card)\n"
-        "sys.exit(aot.main(['--card', 'sm_86']))\n"
-    )
-    process = python("-c", script)
+SPILLING = """
+import sys
+import torch
+from kernels.checks import compile
+from kernels.checks.cases import Case
+from kernels.gpu import block_sizes
+
+block_sizes.ATTENTION["forward", 64, 2] = block_sizes.Tile(128, 128, 4, 1)
+compile.cases = lambda: [Case("attention", torch.bfloat16, 100, 64)]
+if __name__ == "__main__":
+    sys.exit(compile.main(["--card", "sm_86", "--jobs", "1"]))
+"""
+
+
+def test_the_command_fails_with_a_kernel_that_spills(tmp_path: Path) -> None:
+    (tmp_path / "spilling.py").write_text(SPILLING, "utf-8")
+    process = python(str(tmp_path / "spilling.py"))
     assert process.returncode == 1
-    assert process.stderr.startswith("sm_86 attention forward_kernel bf16 D64: spills")
+    assert "\nsm_86 attention forward_kernel bf16 D64: spills" in process.stderr
 
 
 def test_under_the_interpreter_it_says_what_to_do() -> None:
@@ -136,6 +145,7 @@ def test_a_card_that_is_unknown() -> None:
     [(168, 16384, 4, 3), (255, 0, 4, 2), (32, 0, 1, 16), (32, 0, 8, 6), (32, 50 * 1024, 4, 1), (128, 24 * 1024, 4, 4)],
 )
 def test_blocks_per_multiprocessor(registers: int, shared: int, num_warps: int, expected: int) -> None:
-    from kernels.checks import compile as aot
+    from kernels.checks.cards import ARCHITECTURES
+    from kernels.checks.compile import blocks_per_sm
 
-    assert aot.blocks_per_sm(aot.CARDS["sm_86"], registers, shared, num_warps) == expected
+    assert blocks_per_sm(ARCHITECTURES["sm_86"], registers, shared, num_warps) == expected

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from kernels.checks import roofline
-from kernels.checks.roofline import CARDS, Shape, Work, predict, step_seconds, work
+from kernels.checks.cards import CARDS
+from kernels.checks.roofline import Shape, Work, predict, step_seconds, work
 
 STEP = work(Shape())
 N, C, SCORES = 12_288, 384, 32 * 6 * 384 * 384  # of the preset `baseline`
