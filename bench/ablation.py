@@ -28,7 +28,7 @@ from charformer.device import choose_device, choose_dtype, keep_freed_memory
 from charformer.errors import UserError
 from charformer.presets import PRESETS, Preset
 from charformer.runs.folder import RunDir
-from charformer.training import session
+from charformer.training.session import Place, prepare_pretrain
 from charformer.training.trainer import Trainer
 from export.exporter import export
 from kernels.checks.cli import positive, writable_file
@@ -134,8 +134,10 @@ def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
 def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    start = session.pretrain(preset.model, preset.pretrain, args.preset, corpus)
-    return session.open_run(start, RunDir(folder), device, dtype)
+    place = Place(device, dtype)
+    session = prepare_pretrain(RunDir(folder), preset.model, preset.pretrain, args.preset, corpus, place)
+    session.open()
+    return session.trainer
 
 
 def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:

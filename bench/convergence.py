@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -33,7 +32,8 @@ from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Evaluation
-from charformer.training import session
+from charformer.runs.record import RunRecord
+from charformer.training.session import Place, TrainingSession, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
 from kernels.checks.cli import positive, writable_file
 
@@ -86,8 +86,10 @@ def _run(args: argparse.Namespace) -> int:
     with Progress(*columns, console=notices) as progress:
         for preset in args.preset:
             for number in range(args.seeds):
-                trainer, start = _open(args, preset, number, corpus, device, dtype)
-                task = progress.add_task(f"{preset}, seed {trainer.config.seed}", total=start.config.max_steps, loss="")
+                trainer = _open(args, preset, number, corpus, Place(device, dtype)).trainer
+                task = progress.add_task(
+                    f"{preset}, seed {trainer.config.seed}", total=trainer.config.max_steps, loss=""
+                )
 
                 def show(step: int, evaluation: Evaluation | None, task: Any = task) -> None:
                     progress.update(task, completed=step)
@@ -154,10 +156,8 @@ def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
     }
 
 
-def _open(
-    args: argparse.Namespace, preset: str, number: int, corpus: Corpus, device: torch.device, dtype: torch.dtype
-) -> tuple[Trainer, session.Start]:
-    """A trainer of the preset's pretraining with its seed + ``number``, at its start or where it was stopped.
+def _open(args: argparse.Namespace, preset: str, number: int, corpus: Corpus, place: Place) -> TrainingSession:
+    """Return a session of the preset's pretraining with its seed + ``number``, at its start or where it was stopped.
 
     Raises UserError for a run there that took another course.
     """
@@ -166,13 +166,14 @@ def _open(
     course = replace(course, **{name: value for name, value in changes.items() if value is not None})
     run = RunDir(args.runs / f"{preset}-{course.seed}")
     if not run.state.is_file():
-        start = session.pretrain(PRESETS[preset].model, course, preset, corpus)
-        return session.open_run(start, run, device, dtype), start
-    began = (run.read_config().get("preset"), run.read_section("training"), run.read_section("machine"))
-    if began != (preset, course.to_dict(), describe(device, dtype)):
-        raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
-    start = session.resume(run, {}, corpus)
-    return session.reopen_run(start, run, device, dtype), start
+        session = prepare_pretrain(run, PRESETS[preset].model, course, preset, corpus, place)
+    else:
+        record = RunRecord.read(run)
+        if (record.preset, record.training, record.machine) != (preset, course, describe(place.device, place.dtype)):
+            raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
+        session = prepare_resume(run, record, {}, corpus, place)
+    session.open()
+    return session
 
 
 def _row(trainer: Trainer, target: float, reached: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from charformer.device import choose_dtype
 from charformer.model.gpt import GPT
 from charformer.presets import PRESETS
 from charformer.training.estimate import CARDS, RESERVE, memory
-from charformer.training.optimizer import build_optimizer
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels.checks.cli import positive, writable_file
 
@@ -61,9 +60,8 @@ def _run(args: argparse.Namespace) -> int:
             contestant = Contestant(Variant("charformer", args.preset, shape, batch, precision))
             contest([contestant], [json.dumps(corpus.summary()), "cpu"], 1, SECONDS, lambda _: None)
             model = GPT(shape)
-            optimizer = build_optimizer(model, chosen.pretrain)
-            here = memory(model, optimizer, DTYPES[precision], fused=False, sequences=batch)
-            on_card = memory(model, optimizer, torch.bfloat16, fused=True)
+            here = memory(model, chosen.pretrain, DTYPES[precision], fused=False, sequences=batch)
+            on_card = memory(model, chosen.pretrain, torch.bfloat16, fused=True)
             row = contestant.row("memory", {}, counted_bytes=here.of(batch), counted_on_gpu_bytes=on_card.of(batch))
             rows.append(row)
             peak = row["peak_memory_bytes"]

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,14 +27,14 @@ from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
 from charformer.presets import PRESETS
-from charformer.runs import checkpoint
 from charformer.runs.folder import RunDir
-from charformer.training import outcome
-from charformer.training.trainer import Trainer
+from charformer.training.session import TrainingSession
+from charformer.training.trainer import PhaseName, Trainer
 from charformer.ui.training_display import TrainingDisplay
 from kernels.checks.cli import positive, writable_file
 
 PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
+PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; the others are a step's
 ASIDE = ("data", "evaluation", "display")  # of a training, what its share is asked of
 
 
@@ -100,13 +100,8 @@ def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
 def _timed() -> Iterator[dict[str, float]]:
     """Add up, while it lasts, what the parts of a training take, each without those that it calls."""
     places: list[tuple[Any, str, str]] = [
-        (Trainer, "_step", "steps"),
-        (Trainer, "draw", "data"),
-        (Trainer, "subset_loss", "evaluation"),
-        (Trainer, "save", "saves"),
-        (checkpoint, "save_weights", "saves"),
         (TrainingDisplay, "update", "display"),
-        (outcome, "conclude", "score and sample"),
+        (TrainingSession, "finish", "score and sample"),
     ]
     spent: dict[str, float] = defaultdict(float)
     within: list[str] = []
@@ -118,23 +113,32 @@ def _timed() -> Iterator[dict[str, float]]:
             spent[within[-1]] += now - since[0]
         since[0] = now
 
+    @contextmanager
+    def within_part(part: str) -> Iterator[None]:
+        count()
+        within.append(part)
+        try:
+            yield
+        finally:
+            count()
+            within.pop()
+
     def timed(original: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            count()
-            within.append(part)
-            try:
+            with within_part(part):
                 return original(*args, **options)
-            finally:
-                count()
-                within.pop()
 
         return call
+
+    def phase(name: PhaseName) -> AbstractContextManager[None]:
+        return within_part(PHASES.get(name, "steps"))
 
     with ExitStack() as patched:
         # rich's, for a panel where there is no terminal
         patched.enter_context(patch.dict(os.environ, {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}))
         for owner, name, part in places:
             patched.enter_context(patch.object(owner, name, timed(getattr(owner, name), part)))
+        patched.enter_context(patch.object(Trainer, "phase", staticmethod(phase)))
         if not Console().is_interactive:
             raise UserError("the panel does not show itself; it takes rich 14 or newer")
         yield spent

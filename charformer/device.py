@@ -47,8 +47,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def products_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """A context in which matrix products on ``device`` are of ``dtype``."""
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Return a context in which matrix products on ``device`` are of ``dtype``."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 

@@ -37,14 +37,15 @@ class CharformerEngine:
         train_mode(model)
 
     def batch(self) -> tuple[Tensor, ...]:
-        return (self._trainer.draw(),)
+        return (self._trainer.next_batch(),)
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         (windows,) = batch
         return self._trainer.loss(windows)
 
     def update(self) -> None:
-        self._trainer.update(self._course.learning_rate)
+        self._trainer.optimizer.set_learning_rate(self._course.learning_rate)
+        self._trainer.update()
         self._trainer.counters.step += 1  # which the next batch follows
 
     def evaluate(self) -> None:

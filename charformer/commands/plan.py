@@ -2,39 +2,25 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from charformer.runs.folder import RunDir
+import torch
+
+from charformer.device import keep_freed_memory
+from charformer.training import estimate
+from charformer.training.session import TrainingSession
 from charformer.ui.console import PlainConsole, duration, progress_bar
-
-if TYPE_CHECKING:
-    import torch
-
-    from charformer.training.session import Start
 
 MIB = 2**20
 
 
-def show_plan(
-    args: argparse.Namespace,
-    start: "Start",
-    device: "torch.device",
-    dtype: "torch.dtype",
-    console: PlainConsole,
-) -> int:
-    """Count the memory, train for some seconds without saving anything, and say what comes of it."""
-    import torch
-
-    from charformer.device import keep_freed_memory
-    from charformer.training import estimate
-    from charformer.training.trainer import Trainer
-
+def show_plan(args: argparse.Namespace, session: TrainingSession, console: PlainConsole) -> int:
+    """Count the memory, train for some seconds without saving anything, and print what that predicts."""
     keep_freed_memory()
-    nowhere = RunDir(args.out or "nowhere")
-    trainer = Trainer(start.model.to(device), start.vocab, start.corpus, start.config, nowhere, device, dtype)
-    optimizer, batch_size = trainer.optimizer, start.config.batch_size
-    found = estimate.memory(start.model, optimizer, dtype, device.type == "cuda", batch_size)
-    on_card = estimate.memory(start.model, optimizer, torch.bfloat16, fused=True)
+    trainer, training = session.trainer, session.record.training
+    device, batch_size = trainer.device, training.batch_size
+    found = estimate.memory(session.model, training, trainer.dtype, device.type == "cuda", batch_size)
+    on_card = estimate.memory(session.model, training, torch.bfloat16, fused=True)
     available = estimate.available_bytes(device)
     speed = None
     if available is None or found.of(batch_size) <= available:
@@ -42,9 +28,9 @@ def show_plan(
             speed = estimate.probe(
                 trainer, on_step=lambda share: on_progress("training for a while", int(100 * share), 100)
             )
-    content = estimate.summary(start.config, start.model, found, on_card, available, speed)
-    about = f"{device.type}, {str(dtype).removeprefix('torch.')}"
-    for name, value in _lines(content, start.record["preset"], start.corpus.name, about).items():
+    content = estimate.summary(training, session.model, found, on_card, available, speed)
+    about = f"{device.type}, {str(trainer.dtype).removeprefix('torch.')}"
+    for name, value in _lines(content, session.record.preset, session.corpus.name, about).items():
         console.print(f"{name:>16}  {value}")
     if args.json:
         print(json.dumps(content))

@@ -10,7 +10,7 @@ from charformer.data import corpus as corpora
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from charformer.training.distributed import Team
+from charformer.training.distributed import World
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
 DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
@@ -106,38 +106,65 @@ def build_parser() -> Parser:
 
 
 def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """The values of those arguments that were given."""
+    """Return the values of those arguments that were given."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def check(args: argparse.Namespace, stage: str, run: RunDir, team: Team) -> None:
-    """Refuse what cannot work, before anything takes time."""
-    if args.plan and (args.resume or team.is_launched):
-        raise UserError("--plan is for a training that is not begun, by one process; leave out --resume and torchrun")
-    model_flags = ["--" + name.replace("_", "-") for name in given(args, MODEL_FIELDS)]
+def stage_of(args: argparse.Namespace) -> str:
+    """Return the stage that the arguments ask for."""
+    return args.stage or "pretrain"
+
+
+def folder(args: argparse.Namespace) -> RunDir:
+    """Return the folder to train in."""
+    return RunDir(args.out or f"runs/{stage_of(args)}")
+
+
+def source_folder(args: argparse.Namespace) -> RunDir:
+    """Return the run that a fine-tune starts from."""
+    return RunDir(args.init_from or "runs/pretrain")
+
+
+def check(args: argparse.Namespace, world: World) -> None:
+    """Refuse what cannot work, before anything takes time. Raises UserError."""
+    if args.plan and (args.resume or world.is_launched):
+        raise UserError("--plan is for a training that has not begun, by one process; leave out --resume and torchrun")
     if args.resume:
-        names = given(args, ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"])
-        if fixed := model_flags + ["--" + name.replace("_", "-") for name in names]:
-            raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
-        if args.overwrite:
-            raise UserError("--resume continues a run, --overwrite replaces it; choose one")
-        began_as = run.read_config().get("stage")
-        if args.stage not in (None, began_as):
-            raise UserError(f"the run in {run.path} is of stage {began_as}; leave out --stage {args.stage}")
+        _check_resume(args)
         return
-    if stage == "finetune":
-        if model_flags:
-            raise UserError(f"{model_flags[0]} is the checkpoint's in a fine-tune; leave it out, or pretrain with it")
-        source = RunDir(args.init_from or "runs/pretrain")
-        if not source.exists:
-            raise UserError(
-                f"there is no run in {source.path} to fine-tune; "
-                "`charformer-train` makes runs/pretrain, --init-from names another"
-            )
-        if run.path.exists() and source.path.samefile(run.path):
-            raise UserError("--out and --init-from are the same folder; a fine-tune needs one of its own")
+    if stage_of(args) == "finetune":
+        _check_finetune(args)
     elif args.freeze or args.init_from:
         flag = "--freeze" if args.freeze else "--init-from"
         raise UserError(f"{flag} is for fine-tuning; add --stage finetune")
-    if team.is_leader and not team.restarts and not args.plan:
-        run.check_free(args.overwrite)
+    if world.is_main and not world.restarts and not args.plan:
+        folder(args).check_free(args.overwrite)
+
+
+def _check_resume(args: argparse.Namespace) -> None:
+    names = ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"]
+    if fixed := [_flag(name) for name in given(args, [*MODEL_FIELDS, *names])]:
+        raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
+    if args.overwrite:
+        raise UserError("--resume continues a run, --overwrite replaces it; choose one")
+    began_as = folder(args).read_config().get("stage")
+    if args.stage not in (None, began_as):
+        raise UserError(f"the run in {folder(args).path} is of stage {began_as}; leave out --stage {args.stage}")
+
+
+def _check_finetune(args: argparse.Namespace) -> None:
+    if given(args, MODEL_FIELDS):
+        flag = _flag(next(iter(given(args, MODEL_FIELDS))))
+        raise UserError(f"{flag} is the checkpoint's in a fine-tune; leave it out, or pretrain with it")
+    run, source = folder(args), source_folder(args)
+    if not source.exists:
+        raise UserError(
+            f"there is no run in {source.path} to fine-tune; "
+            "`charformer-train` makes runs/pretrain, --init-from names another"
+        )
+    if run.path.exists() and source.path.samefile(run.path):
+        raise UserError("--out and --init-from are the same folder; a fine-tune needs one of its own")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

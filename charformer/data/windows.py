@@ -55,9 +55,17 @@ class Windows:
         self._table = table
         self._device = device
 
-    def __call__(self, ids: NDArray[Any], starts: NDArray[np.int64], length: int) -> torch.Tensor:
-        """Each of ``length`` characters from ``starts``, (B,), and the character behind them: (B, length + 1) int64."""
+    def __call__(
+        self, ids: NDArray[Any], starts: NDArray[np.int64], length: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the ``length`` characters from each of ``starts``, (B,), and the character behind them.
+
+        Returns:
+            (B, length + 1) int64 on the device: ``out``, which is overwritten, or a new tensor.
+        """
         windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
         if self._device.type == "cuda":
-            windows = windows.pin_memory().to(self._device, non_blocking=True)
-        return windows
+            windows = windows.pin_memory()  # PyTorch keeps it until the copy is done, so nothing here waits
+        if out is not None:
+            return out.copy_(windows, non_blocking=True)
+        return windows.to(self._device, non_blocking=True)

@@ -1,6 +1,7 @@
 """A model, and a training in full, to the files of a run's folder and back."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -38,17 +39,15 @@ def load_model(run: RunDir) -> tuple[GPT, Vocab]:
     return model, vocab
 
 
-def save_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer, counters: Counters) -> None:
-    """Write everything that an exact continuation needs to last.safetensors."""
+def save_state(run: RunDir, model: GPT, optimizer: Iterable[tuple[str, torch.Tensor]], counters: Counters) -> None:
+    """Write everything that an exact continuation needs to last.safetensors; ``optimizer`` is its state by name."""
     tensors: Tensors = {f"model.{name}": _array(tensor) for name, tensor in model.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
-        for key, value in entries.items():
-            tensors[f"optimizer.{index}.{key}"] = _array(value)
+    tensors |= {f"optimizer.{name}": _array(tensor) for name, tensor in optimizer}
     write_tensors(run.state, tensors, {"counters": json.dumps(asdict(counters))})
 
 
-def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Counters:
-    """Read last.safetensors into the model and the optimizer; return the counters.
+def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tensor]]:
+    """Read last.safetensors into the model; return the counters and the optimizer's state by name.
 
     Raises UserError when there is nothing to resume from, or it does not fit.
     """
@@ -57,40 +56,18 @@ def load_state(run: RunDir, model: GPT, optimizer: torch.optim.Optimizer) -> Cou
     tensors, metadata = read_tensors(run.state)
     require_finite(tensors, run.state)
     _fill(model, _below(tensors, "model."), run)
-    state: dict[int, dict[str, Any]] = {}
     try:
-        for name, array in _below(tensors, "optimizer.").items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = torch.from_numpy(array)
-        _check_state(state, optimizer)
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         counters = _counters(metadata)
         if run.weights.is_file():  # a kill between the two files may have left it newer than this one
             best = read_tensors(run.weights)[1]
             counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])
-        return counters
-    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{run.state} cannot be resumed from: {error}") from error
-
-
-def _check_state(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless every tensor fits its parameter: a fused step reads past the end of a short one."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if state and state.keys() != set(range(len(parameters))):
-        raise ValueError(f"its optimizer has {len(state)} parameters instead of {len(parameters)}")
-    muon = {id(p) for group in optimizer.param_groups if "parts" in group for p in group["params"]}
-    for index, entries in state.items():
-        wanted = {"step", "momentum", "rows"} if id(parameters[index]) in muon else {"step", "exp_avg", "exp_avg_sq"}
-        if entries.keys() != wanted:
-            raise ValueError(f"optimizer.{index} has {', '.join(sorted(entries))}")
-        for key, tensor in entries.items():
-            shape = {"step": (), "rows": (len(parameters[index]), 1)}.get(key, parameters[index].shape)
-            if tensor.shape != shape or tensor.dtype != torch.float32:
-                raise ValueError(f"optimizer.{index}.{key} is {tuple(tensor.shape)} of {tensor.dtype}")
+    return counters, {name: torch.from_numpy(array) for name, array in _below(tensors, "optimizer.").items()}
 
 
 def _counters(metadata: dict[str, str]) -> Counters:
-    """Those of last.safetensors. Raises ValueError, or what JSON raises, for numbers that count nothing."""
+    """Return the counters of last.safetensors. Raises ValueError, or what JSON raises, for impossible numbers."""
     if "training" in metadata:
         raise ValueError("an earlier version saved it, whose order of windows is gone")
     values = json.loads(metadata["counters"])

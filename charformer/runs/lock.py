@@ -19,8 +19,10 @@ def locked(run: RunDir) -> Iterator[None]:
     """Make the folder of ``run`` and hold its lock, a file with our process number in it.
 
     Raises UserError while another process holds it, whose number the message tells, and where it cannot be written. A
-    file that a killed process left is nobody's, and is taken over.
+    file that a killed process left is nobody's, and is taken over. Folders that were created and stay empty are removed
+    at the end.
     """
+    created = [path for path in (run.path, *run.path.parents) if not path.exists()]
     make_folder(run.path)
     try:
         file = _held(run)
@@ -33,6 +35,8 @@ def locked(run: RunDir) -> Iterator[None]:
             with suppress(OSError):  # Windows keeps what is open
                 if _is_there(file, run):  # not another one's, in a folder of the same name
                     run.lock.unlink()
+                for path in created:  # which stay empty where the work never began
+                    path.rmdir()
 
 
 def _held(run: RunDir) -> BinaryIO:

@@ -1,7 +1,7 @@
 """Several processes that train one model together, as torchrun starts them.
 
 Each works on its slice of every batch, and PyTorch's DistributedDataParallel averages the gradients (Li et al. 2020,
-arXiv 2006.15704), so that every process takes the same steps. The leader alone writes.
+arXiv 2006.15704), so that every process takes the same steps. The main process alone writes.
 """
 
 import gc
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from charformer.errors import UserError
+from charformer.training.signals import StopRequest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and one process needs nothing of it here
     from torch import Tensor, nn
@@ -20,25 +21,25 @@ if TYPE_CHECKING:  # torch takes seconds to import, and one process needs nothin
 T = TypeVar("T")
 
 
-class TeammateLostError(UserError):
-    """Another process of the team has ended before its work was done."""
+class ProcessLostError(UserError):
+    """Another process of the training has ended before its work was done."""
 
     def __init__(self) -> None:
         super().__init__(
             "another process of this training has ended; "
-            "--resume goes on, and torchrun's --max-restarts does it by itself"
+            "--resume continues it, and torchrun's --max-restarts does so by itself"
         )
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes of one training, seen from one of them; without torchrun it is alone.
+class World:
+    """The processes of one training, seen from one of them; without torchrun there is one.
 
     Attributes:
-        rank: this process's number, 0 for the leader.
-        size: how many there are.
-        local_rank: its number on its own machine, which is also that of its GPU.
-        restarts: how often torchrun has started them anew.
+        rank: the number of this process, 0 for the main process.
+        size: the number of processes.
+        local_rank: the number of this process on its machine, which is also that of its GPU.
+        restarts: how often torchrun has restarted the processes.
         is_launched: whether torchrun has started them at all.
     """
 
@@ -49,122 +50,125 @@ class Team:
     is_launched: bool = False
 
     @property
-    def is_leader(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def check(self, batch_size: int, gpus: int | None) -> None:
-        """Raise UserError for a batch that cannot be shared out, or for fewer GPUs (None on a CPU) than processes."""
+        """Raise UserError for a batch that cannot be split, or for fewer GPUs (None on a CPU) than processes."""
         if batch_size % self.size:
             raise UserError(
-                f"{self.size} processes cannot share a batch of {batch_size}; take a multiple as --batch-size"
+                f"{self.size} processes cannot split a batch of {batch_size}; take a multiple as --batch-size"
             )
         if gpus is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus:
             raise UserError(f"more processes than the {gpus} GPUs of this machine; lower torchrun's --nproc-per-node")
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, done by the leader before all others, and by nobody else where it fails for it.
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Return the result of ``work``, which the main process does first, and the others only where it succeeded.
 
-        Raises TeammateLostError where it has failed for another process.
+        Raises ProcessLostError where it has failed for another process.
         """
         if self.size == 1:
             return work()
-        if not self.is_leader:
-            self._hear_of_failures()
+        if not self.is_main:
+            self._raise_failures()
         try:
             result = work()
         except BaseException:
-            with suppress(TeammateLostError):
-                self.largest(1)
+            with suppress(ProcessLostError):
+                self.all_reduce_max(1)
             raise
-        self._hear_of_failures()
-        if self.is_leader:
-            self._hear_of_failures()
+        self._raise_failures()
+        if self.is_main:
+            self._raise_failures()
         return result
 
-    def _hear_of_failures(self) -> None:
-        if self.largest(0):
-            raise TeammateLostError
+    def _raise_failures(self) -> None:
+        if self.all_reduce_max(0):
+            raise ProcessLostError
 
-    def largest(self, number: int) -> int:
-        """The largest of the numbers that the processes bring; all must ask. Raises TeammateLostError."""
+    def all_reduce_max(self, number: int) -> int:
+        """Return the largest of the processes' numbers; every process must call it. Raises ProcessLostError."""
         if self.size == 1:
             return number
         import torch
         from torch import distributed
 
         numbers = torch.tensor(number)
-        with self.together():
+        with self.communication():
             distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
         return int(numbers)
 
-    def part(self) -> None:
-        """Wait until all are done, or gone: torchrun ends the others when one that has failed hangs up early."""
-        with suppress(TeammateLostError):
-            self.largest(0)
+    def barrier(self) -> None:
+        """Wait until every process is here or gone: torchrun kills the others when one that has failed leaves early."""
+        with suppress(ProcessLostError):
+            self.all_reduce_max(0)
 
-    def agree(self, stop: list[int]) -> bool:
-        """Whether any process has a reason to stop, the number of a signal, which all have then; all must ask."""
-        number = self.largest(stop[0] if stop else 0)
-        if number and not stop:
-            stop.append(number)
-        return number > 0  # a signal since then is the next step's
+    def agree(self, stop: StopRequest) -> bool:
+        """Return whether any process has been asked to stop, which then holds for all; every process must call it."""
+        number = self.all_reduce_max(stop.signal or 0)
+        if number:
+            stop.request(number)
+        return number > 0  # a signal since then is for the next step
 
-    def sum(self, value: "Tensor") -> "Tensor":
-        """The sum of the processes' tensors, in place; all must ask. Raises TeammateLostError."""
+    def all_reduce_sum(self, value: "Tensor") -> "Tensor":
+        """Sum a tensor over the processes, in place; every process must call it. Raises ProcessLostError."""
         if self.size > 1:
             from torch import distributed
 
-            with self.together():
+            with self.communication():
                 distributed.all_reduce(value)
         return value
 
-    def shared(self, model: "nn.Module") -> "nn.Module":
-        """``model`` with the leader's weights, whose backward pass averages the gradients of all; all must ask."""
+    def data_parallel(self, model: "nn.Module") -> "nn.Module":
+        """Return ``model`` with the main process's weights, whose backward pass averages the gradients of all."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        with self.together():
+        with self.communication():
             return DistributedDataParallel(model, forward_sync_buffers=False)
 
-    def together(self) -> AbstractContextManager[None]:
-        """Turns a lost connection's errors, which any pass of a shared model may raise, into TeammateLostError."""
-        return nullcontext() if self.size == 1 else _listening()
+    def communication(self) -> AbstractContextManager[None]:
+        """Return a context that turns the errors of a lost connection into ProcessLostError.
+
+        Any pass of a data-parallel model may raise them.
+        """
+        return nullcontext() if self.size == 1 else _catch_lost_connections()
 
 
-ALONE = Team()
+ONE_PROCESS = World()
 
 
 @contextmanager
-def joined() -> Iterator[Team]:
-    """The team that torchrun's environment describes, connected until the end."""
+def connected_world() -> Iterator[World]:
+    """Yield the world that torchrun's environment describes, connected until the end."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield ALONE
+        yield ONE_PROCESS
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
     rank, size, local_rank, restarts = (int(os.environ[name]) for name in names)
-    team = Team(rank, size, local_rank, restarts, is_launched=True)
-    if team.size == 1:
-        yield team
+    world = World(rank, size, local_rank, restarts, is_launched=True)
+    if world.size == 1:
+        yield world
         return
     import torch
     from torch import distributed
 
     gpus = torch.cuda.device_count()
-    if team.local_rank < gpus:
-        torch.cuda.set_device(team.local_rank)
+    if world.local_rank < gpus:
+        torch.cuda.set_device(world.local_rank)
     backend = "cpu:gloo,cuda:nccl" if gpus and distributed.is_nccl_available() else "gloo"
-    with team.together():
-        distributed.init_process_group(backend, store=_store(team), rank=team.rank, world_size=team.size)
+    with world.communication():
+        distributed.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size)
     try:
-        yield team
+        yield world
     finally:
         gc.collect()  # a DistributedDataParallel is in cycles; if it outlived the group, its threads would abort us
         distributed.destroy_process_group()
 
 
-def _store(team: Team) -> "Store":
-    """Where the processes leave their addresses for one another.
+def _store(world: World) -> "Store":
+    """Return the store in which the processes leave their addresses for one another.
 
     torchrun's own outlives a restart, and would give the new processes the addresses of those that have ended.
     """
@@ -172,17 +176,17 @@ def _store(team: Team) -> "Store":
 
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, team.size, is_master=team.is_leader and not is_torchruns)
-    return PrefixStore(str(team.restarts), store) if is_torchruns else store
+    store = TCPStore(host, port, world.size, is_master=world.is_main and not is_torchruns)
+    return PrefixStore(str(world.restarts), store) if is_torchruns else store
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
+def _catch_lost_connections() -> Iterator[None]:
     from torch.distributed import DistError
 
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, DistError) or "gloo" in str(error):
-            raise TeammateLostError from error
+            raise ProcessLostError from error
         raise

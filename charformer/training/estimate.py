@@ -12,7 +12,7 @@ from charformer.config import ModelConfig, TrainConfig
 from charformer.device import total_memory
 from charformer.model.freeze import count_parameters, is_trunk_frozen, train_mode
 from charformer.model.gpt import GPT
-from charformer.training.muon import Muon
+from charformer.training.optimizer import muon_parameters
 from charformer.training.trainer import Trainer
 from kernels.cpu import attention as cpu_attention
 
@@ -54,8 +54,8 @@ class Speed:
     steps: int
 
 
-def memory(model: GPT, optimizer: torch.optim.Optimizer, dtype: torch.dtype, fused: bool, sequences: int = 1) -> Memory:
-    """What training ``model`` takes.
+def memory(model: GPT, training: TrainConfig, dtype: torch.dtype, fused: bool, sequences: int = 1) -> Memory:
+    """Return what training ``model`` takes.
 
     Args:
         dtype: of matrix products.
@@ -64,9 +64,9 @@ def memory(model: GPT, optimizer: torch.optim.Optimizer, dtype: torch.dtype, fus
     """
     trained, frozen = count_parameters(model)
     copies = (trained + frozen) * dtype.itemsize if dtype != torch.float32 else 0
-    by_muon = sum(p.numel() for g in optimizer.param_groups if "parts" in g for p in g["params"])
+    by_muon = sum(p.numel() for _, p in muon_parameters(model, training))
     state = 4 * by_muon + 8 * (trained - by_muon)
-    working = 4 * dtype.itemsize * by_muon if isinstance(optimizer, Muon) else 0
+    working = 4 * dtype.itemsize * by_muon
     length = model.config.block_size
     kept = kept_bytes(model, dtype, fused, sequences)
     passing = PASSING * 4 * model.config.n_embd * dtype.itemsize
@@ -112,12 +112,8 @@ def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[f
     began = time.perf_counter()
     while len(taken) < WARM_STEPS + LEAST_STEPS or time.perf_counter() - began < seconds:
         started = time.perf_counter()
-        loss = trainer.loss(trainer.draw())
-        loss.backward()  # type: ignore[no-untyped-call]
-        trainer.update(config.learning_rate)
-        float(loss.detach())  # waits for a GPU
+        float(trainer.train_step(config.learning_rate))  # waits for a GPU
         taken.append(time.perf_counter() - started)
-        trainer.counters.step += 1
         on_step(min(1.0, (time.perf_counter() - began) / seconds))
     evaluations = []
     for _ in range(2):  # the first one's results may serve the others

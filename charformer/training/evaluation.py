@@ -11,10 +11,10 @@ from torch import Tensor
 from charformer.config import TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.windows import Windows
-from charformer.device import products_in
+from charformer.device import autocast
 from charformer.model.freeze import is_trunk_frozen
 from charformer.model.gpt import GPT
-from charformer.training.distributed import ALONE, Team
+from charformer.training.distributed import ONE_PROCESS, World
 from kernels import ops
 
 Split = Literal["train", "validation"]
@@ -59,18 +59,18 @@ class Evaluator:
         windows: of the corpus, in the model's vocabulary and on its device.
         config: of the training, for its batches.
         dtype: of matrix products, but for the score of a whole split.
-        team: the processes that share the work on the fixed subset.
+        world: the processes that share the work on the fixed subset.
     """
 
     def __init__(
-        self, model: GPT, corpus: Corpus, windows: Windows, config: TrainConfig, dtype: torch.dtype, team: Team
+        self, model: GPT, corpus: Corpus, windows: Windows, config: TrainConfig, dtype: torch.dtype, world: World
     ) -> None:
         self._model = model
         self._splits = {"train": corpus.train, "validation": corpus.validation}
         self._windows = windows
         self._config = config
         self._dtype = dtype
-        self._team = team
+        self._world = world
         length = model.config.block_size
         self._starts = {
             split: subset_starts(len(ids), length, config, number)
@@ -83,16 +83,16 @@ class Evaluator:
     def subset_loss(self, split: Split) -> float:
         """Over at most ``eval_batches`` batches of windows from all over the split, the same ones each time.
 
-        All of a team must ask. Raises TeammateLostError.
+        Every process must call it. Raises ProcessLostError.
         """
         pieces = [(self._starts[split], self._model.config.block_size)]
         kept = self._kept[split] if self._kept is not None else None
-        return self._mean(split, pieces, self._dtype, self._team, kept=kept)
+        return self._mean(split, pieces, self._dtype, self._world, kept=kept)
 
     def first_loss(self) -> float:
         """Over the first window of the training split, by this process alone."""
         pieces = [(np.zeros(1, np.int64), self._model.config.block_size)]
-        return self._mean("train", pieces, self._dtype, ALONE)
+        return self._mean("train", pieces, self._dtype, ONE_PROCESS)
 
     def whole_loss(self, on_progress: Callable[[int, int], None]) -> float:
         """Over all of the validation split, in windows of ``block_size``, by this process alone.
@@ -103,7 +103,7 @@ class Evaluator:
         starts = np.arange(0, characters - length, length)
         rest = (characters - 1) % length
         tail = [(np.array([characters - 1 - rest]), rest)] if rest else []
-        return self._mean("validation", [(starts, length), *tail], torch.float32, ALONE, on_progress)
+        return self._mean("validation", [(starts, length), *tail], torch.float32, ONE_PROCESS, on_progress)
 
     @torch.inference_mode()
     def _mean(
@@ -111,26 +111,26 @@ class Evaluator:
         split: Split,
         pieces: list[tuple[NDArray[np.int64], int]],
         dtype: torch.dtype,
-        team: Team,
+        world: World,
         on_progress: Callable[[int, int], None] = lambda *_: None,
         kept: dict[int, Tensor] | None = None,
     ) -> float:
-        """Over windows, given by their starts and the length of each, each of ``team`` working on its share."""
-        ids, batch_size = self._splits[split], self._config.batch_size // team.size
+        """Return the mean loss over windows, given by their starts and length; all processes share them."""
+        ids, batch_size = self._splits[split], self._config.batch_size // world.size
         was_training = self._model.training
         self._model.eval()
         total, characters = 0.0, 0
         for starts, length in pieces:
-            for first in range(team.rank * batch_size, len(starts), team.size * batch_size):
+            for first in range(world.rank * batch_size, len(starts), world.size * batch_size):
                 part = starts[first : first + batch_size]
                 batch = self._windows(ids, part, length)
-                with products_in(dtype, batch.device):
+                with autocast(dtype, batch.device):
                     logits = self._logits(batch[:, :-1], first, kept)
                 total += float(mean_loss(logits, batch)) * len(part) * length
                 characters += len(part) * length
                 on_progress(characters, len(ids) - 1)
         self._model.train(was_training)
-        sums = team.sum(torch.tensor([total, float(characters)], dtype=torch.float64))
+        sums = world.all_reduce_sum(torch.tensor([total, float(characters)], dtype=torch.float64))
         return float(sums[0] / sums[1])
 
     def _logits(self, ids: Tensor, first: int, kept: dict[int, Tensor] | None) -> Tensor:

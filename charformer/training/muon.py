@@ -1,8 +1,8 @@
-"""Muon, with NorMuon's rows.
+"""Muon with NorMuon's rows.
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): a matrix moves along its momentum's nearest
-semi-orthogonal matrix, so that every direction of it learns at one rate. NorMuon (Li et al. 2025, arXiv 2510.05491)
-also divides each row, one an output, by what it moved by lately.
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix along the nearest semi-orthogonal matrix of
+its momentum, so that every direction of it learns at one rate. NorMuon (Li et al. 2025, arXiv 2510.05491) also divides
+each row, which makes one output, by how much it moved lately.
 """
 
 from collections import defaultdict
@@ -14,23 +14,34 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.95
-ROWS_BETA2 = 0.95  # decay of the rows' second moment
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to within 0.7 and 1.2
-ITERATIONS = 4  # a fifth one costs a twentieth of a step of `nano`, and no loss shows it (docs/lab/training.md)
+ROWS_BETA2 = 0.95  # decay of the second moment of a row
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to between 0.7 and 1.2
+ITERATIONS = 4  # a fifth takes longer and does not show in the loss (docs/lab/training.md)
 
 
-class Muon(torch.optim.AdamW):
-    """AdamW, but Muon for groups with ``parts``: of how many matrices, orthogonalised apart, each parameter is made."""
+class Muon(torch.optim.Optimizer):
+    """Muon over matrices of float32.
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype, **settings: Any) -> None:
-        super().__init__(groups, **settings)
+    Args:
+        groups: each with ``params`` and ``parts``, the number of equal slices of rows that are orthogonalised apart:
+            3 for a packed query, key and value matrix, else 1.
+        lr: the learning rate, a float or a tensor of one number on the device of the parameters.
+        dtype: of the matrix products of the iterations.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float | Tensor, weight_decay: float, dtype: torch.dtype
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "parts": 1})
         self._dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        by_shape = defaultdict(list)
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient; the gradient is overwritten."""
+        assert closure is None, "Muon does not evaluate the loss again"
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None] if "parts" in group else []
+            parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
             states = [self._state_of(parameter) for parameter in parameters]
@@ -39,43 +50,44 @@ class Muon(torch.optim.AdamW):
             torch._foreach_lerp_(ahead, momenta, MOMENTUM)  # Nesterov's look ahead
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for parameter, state in zip(parameters, states, strict=True):
-                of_parts = (tensor.chunk(group["parts"]) for tensor in (parameter, parameter.grad, state["rows"]))
-                for matrix in zip(*of_parts, strict=True):
-                    by_shape[matrix[0].shape, group["lr"]].append(matrix)
-                parameter.grad = None  # which AdamW then passes over
-        for (shape, rate), matrices in by_shape.items():
+                slices = (tensor.chunk(group["parts"]) for tensor in (parameter, parameter.grad, state["rows"]))
+                for matrix, gradient, rows in zip(*slices, strict=True):
+                    by_shape[matrix.shape].append((matrix, gradient, rows))
+        rate = self.param_groups[0]["lr"]  # of all groups
+        for shape, matrices in by_shape.items():  # all of a shape at once: fewer and larger products
             weights, ahead, rows = (list(tensors) for tensors in zip(*matrices, strict=True))
-            directions = _evened(self._orthogonalised(torch.stack(ahead)), rows)
+            directions = _normalise_rows(self._orthogonalise(torch.stack(ahead)), rows)
             directions.mul_(rate * max(1.0, shape[0] / shape[1]) ** 0.5)
             torch._foreach_sub_(weights, directions.unbind())
-        return super().step(closure)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
-        if "momentum" not in state:
+        if not state:
             state["momentum"] = torch.zeros_like(parameter)
             state["rows"] = torch.zeros(len(parameter), 1, device=parameter.device)
-            state["step"] = torch.zeros(())  # which AdamW asks of every state that it loads
         return state
 
-    def _orthogonalised(self, matrices: Tensor) -> Tensor:
-        """(N, R, C) of any R and C; in float32, by products of the optimizer's dtype."""
-        tall = matrices.shape[1] > matrices.shape[2]
-        wide = matrices.mT if tall else matrices
-        found = orthogonalised(wide.to(self._dtype).contiguous()).float()
-        return found.mT.contiguous() if tall else found
+    def _orthogonalise(self, matrices: Tensor) -> Tensor:
+        """Return (N, R, C) of any R and C orthogonalised, in float32, by products of the optimizer's dtype."""
+        is_tall = matrices.shape[1] > matrices.shape[2]
+        wide = matrices.mT if is_tall else matrices
+        result = orthogonalise(wide.to(self._dtype).contiguous()).float()
+        return result.mT.contiguous() if is_tall else result
 
 
-def _evened(directions: Tensor, rows: list[Tensor]) -> Tensor:
-    """(N, R, C) of the same norms, each row over the root of its second moment in ``rows``, (R, 1), updated here."""
+def _normalise_rows(directions: Tensor, rows: list[Tensor]) -> Tensor:
+    """Divide each row of (N, R, C) by the root of its second moment in ``rows``, (R, 1), and keep the matrix's norm.
+
+    The second moments are updated first.
+    """
     torch._foreach_lerp_(rows, directions.square().mean(dim=2, keepdim=True).unbind(), 1 - ROWS_BETA2)
     even = directions * torch.stack(rows).clamp_min(1e-10).rsqrt()
     norm = partial(torch.linalg.matrix_norm, keepdim=True)
     return even.mul_(norm(directions) / norm(even).clamp_min(1e-10))
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """(N, R, C) with R <= C -> nearly the nearest semi-orthogonal matrices, by Newton-Schulz iterations."""
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Return nearly the nearest semi-orthogonal matrices of (N, R, C), R <= C, by Newton-Schulz iterations."""
     a, b, c = COEFFICIENTS
     x = matrices / (torch.linalg.matrix_norm(matrices.float(), keepdim=True) + 1e-7).to(matrices.dtype)
     for _ in range(ITERATIONS):

@@ -1,7 +1,12 @@
-"""What a training starts from: a new model, a checkpoint and a second text, or a stopped run."""
+"""One stage of training from its start to its result.
+
+A session is prepared from a new model, from a checkpoint and a second text, or from a stopped run; ``open`` writes or
+reads its folder; ``trainer.steps()`` trains; ``finish`` scores what came of it.
+"""
 
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,174 +19,232 @@ from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab
 from charformer.device import describe
 from charformer.errors import UserError
+from charformer.files import write_text
 from charformer.model.freeze import FREEZES, freeze
 from charformer.model.gpt import GPT
-from charformer.presets import PRESETS
 from charformer.runs import checkpoint
 from charformer.runs.folder import RunDir
+from charformer.runs.record import RunRecord
 from charformer.runs.tensors import read_tensors, write_tensors
-from charformer.training.distributed import ALONE, Team
+from charformer.sampling import sampler
+from charformer.sampling.torch_engine import TorchEngine
+from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.trainer import Trainer
+from charformer.ui.plots import Rows, plot_losses
+
+SAMPLE_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
-class Start:
-    """A model that is ready to train, on the CPU, and what its run's config.json says of it."""
+class Place:
+    """Where a training runs.
 
-    model: GPT
-    vocab: Vocab
-    corpus: Corpus
-    config: TrainConfig
-    record: dict[str, Any]
-
-
-def pretrain(model_config: ModelConfig, config: TrainConfig, preset: str, corpus: Corpus) -> Start:
-    """A new model for ``corpus``."""
-    longest = min(len(corpus.train), len(corpus.validation)) - 1
-    advice = f"choose a --block-size of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
-    corpus.require(model_config.block_size, advice)
-    vocab = Vocab.of(corpus.alphabet)
-    torch.manual_seed(config.seed)
-    model = GPT(replace(model_config, vocab_size=len(vocab)))
-    if config.zero_init:
-        model.zero_init()
-    record = {"stage": "pretrain", "preset": preset, "freeze": "none", "prompt": "", "init_from": "", "changes": []}
-    return Start(model, vocab, corpus, config, record)
-
-
-def finetune(source: RunDir, config: TrainConfig, preset: str, what: str, corpus: Corpus) -> Start:
-    """The best model of ``source``, its vocabulary extended by the new characters of ``corpus``, partly frozen."""
-    model, vocab = checkpoint.load_model(source)
-    corpus.require(model.config.block_size, "take a longer text, or pretrain with a smaller --block-size")
-    torch.manual_seed(config.seed)
-    vocab = vocab.extended(corpus.alphabet)
-    model.extend_vocab(len(vocab), torch.Generator().manual_seed(config.seed))
-    freeze(model, what)
-    prompt = str(source.read_config().get("prompt", ""))  # so that the samples of both stages can be compared
-    record = {"stage": "finetune", "preset": preset, "freeze": what, "prompt": prompt, "init_from": str(source.path)}
-    return Start(model, vocab, corpus, config, record | {"changes": []})
-
-
-def resume(run: RunDir, changes: dict[str, Any], corpus: Corpus) -> Start:
-    """A stopped run as its config.json describes it, with ``changes`` to its TrainConfig; weights come later.
-
-    Raises UserError when the text is no longer the one that the run was started on.
+    Attributes:
+        dtype: of matrix products.
+        world: the processes that share the training.
     """
-    values = run.read_config()
-    began_on = run.read_section("corpus").get("sha256")
-    if corpus.sha256 != began_on:
-        raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_on}")
-    config = replace(TrainConfig.from_dict(run.read_section("training")), **changes)
-    shape, vocab = run.read_shape()
-    record: dict[str, Any] = {
-        key: str(values.get(key) or "") for key in ("stage", "preset", "freeze", "prompt", "init_from")
-    }
-    changes_before = values.get("changes")
-    record["changes"] = changes_before if isinstance(changes_before, list) else []
-    if record["freeze"] not in FREEZES:
-        raise UserError(f"{run.config} has an unknown freeze {record['freeze']!r}")
-    model = GPT(shape)
-    freeze(model, record["freeze"])
-    return Start(model, vocab, corpus, config, record)
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    world: World = ONE_PROCESS
 
 
-def open_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> Trainer:
-    """A trainer of a new run; the leader's clears its folder and writes what is known of it."""
-    trainer = _trainer(start, run, device, dtype, team)
-    if team.is_leader:
-        run.start()
-        _record(trainer, start)
-        run.write_vocab(start.vocab)
-    return trainer
+@dataclass(frozen=True)
+class Result:
+    """The loss of the best weights over the whole validation split, and a text that they wrote."""
+
+    val_loss: float
+    sample: str
 
 
-def reopen_run(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> Trainer:
-    """A trainer of a stopped run, where it stopped; the leader's records what has changed if steps are left.
+class TrainingSession:
+    """One stage of training: the model, its vocabulary, the text, the folder, and the record of the run.
 
-    Raises UserError when the run is past its last step.
+    Args:
+        record: what config.json will say; its corpus, machine and versions are filled in here.
+        is_resumed: whether ``open`` continues the run in the folder instead of beginning one.
     """
-    trainer = _trainer(start, run, device, dtype, team)
-    if team.is_leader:
-        run.tidy()
-    trainer.resume()
-    if trainer.counters.step > start.config.max_steps:
-        raise UserError(f"{run.path} is at step {trainer.counters.step:,} already; --steps must be at least that")
-    if trainer.counters.step < start.config.max_steps and team.is_leader:
-        _note_changes(trainer, start)
-        _record(trainer, start)
-    return trainer
 
-
-def is_begun(start: Start, run: RunDir) -> bool:
-    """Whether ``run`` has saved a training that began like ``start``, so that going on with it comes to the same."""
-    if not (run.exists and run.state.is_file()):
-        return False
-    wanted = start.record | {"model": start.model.config.to_dict(), "training": start.config.to_dict()}
-    there = run.read_config()
-    is_same_text = run.read_section("corpus").get("sha256") == start.corpus.sha256
-    return is_same_text and all(there.get(key) == value for key, value in wanted.items())
-
-
-def _note_changes(trainer: Trainer, start: Start) -> None:
-    """Add to the record how its course differs from what config.json has, and from which step on."""
-    before, now = trainer.run.read_section("training"), start.config.to_dict()
-    names = [name for name in now if before.get(name) != now[name]]
-    if names:
-        change = {"from_step": trainer.counters.step, **{name: [before.get(name), now[name]] for name in names}}
-        start.record["changes"] = [*start.record["changes"], change]
-
-
-def rescue(trainer: Trainer, start: Start) -> RunDir:
-    """Save a training in the system's temporary folder, since its own can no longer be written to.
-
-    Raises UserError where that fails as well.
-    """
-    lost = trainer.run
-    try:
-        trainer.run = RunDir(tempfile.mkdtemp(prefix="charformer-"))
-    except OSError as error:
-        raise UserError(f"no temporary folder either: {error.strerror}") from error
-    _record(trainer, start)
-    trainer.run.write_vocab(start.vocab)
-    trainer.run.write_metrics(trainer.history)
-    counters = trainer.counters
-    if counters.best_step == counters.step:  # perhaps not written yet
-        checkpoint.save_weights(trainer.run, trainer.model, counters.step, counters.best_val_loss)
-    else:
-        try:
-            write_tensors(trainer.run.weights, *read_tensors(lost.weights))
-        except UserError:  # the best weights are lost; the next evaluation's count as such
-            checkpoint.save_weights(trainer.run, trainer.model, counters.step, float("inf"))
-    trainer.save()
-    return trainer.run
-
-
-def _trainer(start: Start, run: RunDir, device: torch.device, dtype: torch.dtype, team: Team) -> Trainer:
-    return Trainer(start.model.to(device), start.vocab, start.corpus, start.config, run, device, dtype, team)
-
-
-def _record(trainer: Trainer, start: Start) -> None:
-    trainer.run.write_config(
-        start.record
-        | {
-            "model": start.model.config.to_dict(),
-            "training": start.config.to_dict(),
-            "corpus": trainer.corpus.summary(),
-            "machine": describe(trainer.device, trainer.dtype),
-            "processes": trainer.team.size,
-            "versions": {
+    def __init__(
+        self, run: RunDir, record: RunRecord, model: GPT, vocab: Vocab, corpus: Corpus, place: Place, is_resumed: bool
+    ) -> None:
+        self.record = replace(
+            record,
+            corpus=corpus.summary(),
+            machine=describe(place.device, place.dtype),
+            processes=place.world.size,
+            versions={
                 "charformer": __version__,
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
                 "numpy": np.__version__,
             },
-        }
+        )
+        self.vocab = vocab
+        self.is_resumed = is_resumed
+        self.trainer = Trainer(
+            model.to(place.device), vocab, corpus, record.training, run, place.device, place.dtype, place.world
+        )
+
+    @property
+    def run(self) -> RunDir:
+        return self.trainer.run
+
+    @property
+    def model(self) -> GPT:
+        return self.trainer.model
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.trainer.corpus
+
+    def open(self) -> None:
+        """Clear the folder and write what is known of the run, or continue the run that the folder holds.
+
+        Only the main process writes. Raises UserError when there is nothing to continue, or it is past its last step.
+        """
+        if self.is_resumed:
+            self._continue()
+        elif self.trainer.world.is_main:
+            self.run.start()
+            self.record.write(self.run)
+            self.run.write_vocab(self.vocab)
+
+    def _continue(self) -> None:
+        is_main = self.trainer.world.is_main
+        if is_main:
+            self.run.tidy()
+        self.trainer.resume()
+        step = self.trainer.counters.step
+        if step > self.record.training.max_steps:
+            raise UserError(f"{self.run.path} is at step {step:,} already; --steps must be at least that")
+        if not self.trainer.is_finished and is_main:
+            self._note_changes(step)
+            self.record.write(self.run)
+
+    def _note_changes(self, step: int) -> None:
+        """Add to the record which values of the training differ from those in config.json, and from which step on."""
+        before, now = self.run.read_section("training"), self.record.training.to_dict()
+        names = [name for name in now if before.get(name) != now[name]]
+        if names:
+            change = {"from_step": step, **{name: [before.get(name), now[name]] for name in names}}
+            self.record.changes = [*self.record.changes, change]
+
+    def rescue(self) -> RunDir:
+        """Save the training in the system's temporary folder, since its own can no longer be written to.
+
+        Raises UserError where that fails as well.
+        """
+        trainer, lost = self.trainer, self.run
+        try:
+            trainer.run = RunDir(tempfile.mkdtemp(prefix="charformer-"))
+        except OSError as error:
+            raise UserError(f"no temporary folder either: {error.strerror}") from error
+        self.record.write(self.run)
+        self.run.write_vocab(self.vocab)
+        self.run.write_metrics(trainer.history)
+        counters = trainer.counters
+        if counters.best_step == counters.step:  # perhaps not written yet
+            checkpoint.save_weights(self.run, self.model, counters.step, counters.best_val_loss)
+        else:
+            try:
+                write_tensors(self.run.weights, *read_tensors(lost.weights))
+            except UserError:  # the best weights are lost; the next evaluation's count as such
+                checkpoint.save_weights(self.run, self.model, counters.step, float("inf"))
+        trainer.save()
+        return self.run
+
+    def finish(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> Result:
+        """Score the best weights, which the model then holds, and write a sample of theirs to sample.txt.
+
+        The sample is a function of the weights, the run's prompt and its seed. ``on_progress`` is called with the
+        characters scored so far and in all.
+        """
+        val_loss = self.trainer.whole_validation_loss(on_progress)
+        ids = sampler.encode_prompt(self.vocab, self.record.prompt)
+        config = sampler.SamplingConfig(max_new_tokens=SAMPLE_CHARACTERS, seed=self.record.training.seed)
+        new_ids = sampler.generate(TorchEngine(self.model, self.trainer.device), ids, 1, config)
+        text = self.vocab.decode(np.concatenate([ids, *new_ids]))
+        write_text(self.run.sample, text)
+        return Result(val_loss, text)
+
+    def plot(self) -> None:
+        """Draw loss.png: the losses of this run and, of a fine-tune, those of the run that it came from."""
+        stages: list[tuple[str, Rows]] = [(f"{self.record.stage} on {self.corpus.name}", self.trainer.history)]
+        source = RunDir(self.record.init_from)
+        if self.record.init_from and source.exists and (rows := source.read_metrics()):
+            values = source.read_config()
+            stages.insert(0, (f"{values['stage']} on {values['corpus']['name']}", rows))
+        plot_losses(self.run, stages)
+
+
+def prepare_pretrain(
+    run: RunDir, shape: ModelConfig, training: TrainConfig, preset: str, corpus: Corpus, place: Place
+) -> TrainingSession:
+    """Return a session that trains a new model on ``corpus``. Raises UserError for a text that is too short."""
+    longest = min(len(corpus.train), len(corpus.validation)) - 1
+    advice = f"choose a --block-size of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
+    corpus.require(shape.block_size, advice)
+    vocab = Vocab.of(corpus.alphabet)
+    torch.manual_seed(training.seed)
+    model = GPT(replace(shape, vocab_size=len(vocab)))
+    if training.zero_init:
+        model.zero_init()
+    record = RunRecord("pretrain", preset, "none", model.config, training, corpus.summary())
+    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=False)
+
+
+def prepare_finetune(
+    run: RunDir, source: RunDir, training: TrainConfig, preset: str, frozen: str, corpus: Corpus, place: Place
+) -> TrainingSession:
+    """Return a session that trains the best model of ``source`` on, its vocabulary extended by new characters.
+
+    Raises UserError when ``source`` has no model, or the text is too short for it.
+    """
+    model, vocab = checkpoint.load_model(source)
+    corpus.require(model.config.block_size, "take a longer text, or pretrain with a smaller --block-size")
+    torch.manual_seed(training.seed)
+    vocab = vocab.extended(corpus.alphabet)
+    model.extend_vocab(len(vocab), torch.Generator().manual_seed(training.seed))
+    freeze(model, frozen)
+    record = RunRecord(
+        "finetune",
+        preset,
+        frozen,
+        model.config,
+        training,
+        corpus.summary(),
+        prompt=str(source.read_config().get("prompt", "")),  # so that the samples of both stages can be compared
+        init_from=str(source.path),
     )
+    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=False)
 
 
-def preset_of(run: RunDir) -> str:
-    """The preset that a run was made with. Raises UserError for one that this version does not know."""
-    preset = run.read_config().get("preset")
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise UserError(f"{run.config} names an unknown preset {preset!r}; pass --preset")
-    return preset
+def prepare_resume(
+    run: RunDir, record: RunRecord, changes: dict[str, Any], corpus: Corpus, place: Place
+) -> TrainingSession:
+    """Return a session that continues a stopped run as its record describes it, with ``changes`` to its TrainConfig.
+
+    Raises UserError when the text is no longer the one that the run was started on.
+    """
+    began_with = record.corpus.get("sha256")
+    if corpus.sha256 != began_with:
+        raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_with}")
+    if record.freeze not in FREEZES:
+        raise UserError(f"{run.config} has an unknown freeze {record.freeze!r}")
+    shape, vocab = run.read_shape()
+    model = GPT(shape)
+    freeze(model, record.freeze)
+    record = replace(record, training=replace(record.training, **changes))
+    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=True)
+
+
+def is_begun(session: TrainingSession) -> bool:
+    """Return whether the folder holds a saved training that began like this one, so that continuing it is the same."""
+    if not (session.run.exists and session.run.state.is_file()):
+        return False
+    found, wanted = RunRecord.read(session.run), session.record
+    same = ("stage", "preset", "freeze", "prompt", "init_from", "model", "training", "changes")
+    return found.corpus.get("sha256") == wanted.corpus["sha256"] and all(
+        getattr(found, name) == getattr(wanted, name) for name in same
+    )

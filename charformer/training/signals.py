@@ -1,32 +1,48 @@
-"""Signals that ask a training to stop, which it does after its step."""
+"""Requests to stop a training, which it grants after its step."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from charformer.ui.console import PlainConsole
+
+class StopRequest:
+    """Whether a training should stop after its step, and the number of the signal that asked for it first."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def request(self, number: int) -> None:
+        """Ask to stop; only the first request counts."""
+        if self.signal is None:
+            self.signal = number
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
 
 
 @contextmanager
-def stop_signals(teller: PlainConsole, is_patient: bool) -> Iterator[list[int]]:
-    """A list that gains the number of the first SIGINT, SIGTERM or SIGHUP; a second one takes its usual course.
+def stop_signals(notify: Callable[[str], None], is_patient: bool) -> Iterator[StopRequest]:
+    """Let SIGINT, SIGTERM and SIGHUP ask to stop while this lasts; a second signal takes its usual course.
 
-    A signal that whoever started us has had ignored (nohup does that) stays ignored. ``is_patient`` ignores a
-    second one too: for processes of a launcher, which passes on what the terminal has sent them already, and kills
-    those that do not end in time.
+    A signal that our parent process had ignored, as nohup does, stays ignored.
+
+    Args:
+        notify: called with a line for the user when the first signal comes.
+        is_patient: ignore a second signal too. It is for processes of a launcher, which passes on what the terminal has
+            sent them already, and kills those that do not end in time.
     """
-    received: list[int] = []
+    stop = StopRequest()
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
     before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def take(number: int, _frame: object) -> None:
-        received.append(number)
+        stop.request(number)
         if is_patient:
             return
         restore()
         with suppress(OSError):  # a terminal that has gone away; what matters is the save
-            teller.print("stopping after this step; once more leaves at once")
+            notify("stopping after this step; once more leaves at once")
 
     def restore() -> None:
         for number, handler in before.items():
@@ -35,6 +51,6 @@ def stop_signals(teller: PlainConsole, is_patient: bool) -> Iterator[list[int]]:
     for number in before:
         signal.signal(number, take)
     try:
-        yield received
+        yield stop
     finally:
         restore()

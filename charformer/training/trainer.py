@@ -1,62 +1,55 @@
-"""The training loop: batches, steps, evaluation."""
+"""The training loop: batches, steps, evaluations and saves."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from charformer.config import TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab
 from charformer.data.windows import WindowOrder, Windows
-from charformer.device import products_in
+from charformer.device import autocast
 from charformer.errors import UserError
 from charformer.model.freeze import train_mode
 from charformer.model.gpt import GPT
 from charformer.runs import checkpoint
 from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Counters, Evaluation, Progress
-from charformer.training.distributed import ALONE, Team, TeammateLostError
+from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
+from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
 from charformer.training.evaluation import Evaluator, Split, mean_loss
-from charformer.training.optimizer import build_optimizer, learning_rate
+from charformer.training.optimizer import Optimizer, learning_rate
 
+PhaseName = Literal["data", "forward", "backward", "optimizer", "evaluation", "save"]
+PhaseHook = Callable[[PhaseName], AbstractContextManager[object]]
 
-class _Clock:
-    """Seconds of training since an evaluation, without the pauses."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.go_on()
-
-    @property
-    def running(self) -> float:
-        """Seconds since the last pause."""
-        return time.perf_counter() - self._since
-
-    def pause(self) -> float:
-        """The seconds since the last pause, which are counted from now on."""
-        seconds = self.running
-        self.seconds += seconds
-        return seconds
-
-    def go_on(self) -> None:
-        self._since = time.perf_counter()
+log = logging.getLogger("charformer")
 
 
 class Trainer:
-    """One stage of training, in a run's folder.
+    """Trains one stage in a run's folder.
 
     Args:
         model: on ``device``, with the weights that must not train marked so.
         vocab: the model's; it holds every character of ``corpus``.
         dtype: of matrix products; weights and the optimizer's state stay float32.
-        team: the processes that share this training, each with a Trainer; the leader's alone writes.
+        world: the processes of this training, each with a Trainer; only the main one writes.
+
+    Attributes:
+        phase: returns a context for each phase of the work to be done in; a bench that times phases replaces it. A step
+            that is captured in a CUDA graph has no phases but ``data``.
+        compile_seconds: what the first pass on a GPU took, which compiles kernels and is not counted as training.
     """
+
+    phase: PhaseHook = staticmethod(lambda _: nullcontext())
 
     def __init__(
         self,
@@ -67,129 +60,135 @@ class Trainer:
         run: RunDir,
         device: torch.device,
         dtype: torch.dtype,
-        team: Team = ALONE,
+        world: World = ONE_PROCESS,
     ) -> None:
         self.model = model
-        self.team = team
+        self.world = world
         self.corpus = corpus
         self.config = config
         self.run = run
         self.device = device
         self.dtype = dtype
-        self.optimizer = build_optimizer(model, config, dtype)
+        self.optimizer = Optimizer(model, config, dtype)
         self.counters = Counters()
         self.history: list[dict[str, Any]] = []
+        self.compile_seconds = 0.0
         self._order = WindowOrder(len(corpus.train), model.config.block_size, config.seed)
         self._windows = Windows(corpus.table(vocab), device)
-        self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, team)
-        self._replica: nn.Module = model
+        self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, world)
+        self._data_parallel: nn.Module = model
+        self._clock = _Clock()
+        self._steps_since_evaluation = 0
+        self._eager_steps = 0
+        self._captures = device.type == "cuda" and world.size == 1
+        self._captured: CapturedStep | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.counters.step >= self.config.max_steps
 
     def resume(self) -> None:
-        """Continue from last.safetensors; metrics after it are dropped. Raises UserError where that is impossible."""
-        self.counters = checkpoint.load_state(self.run, self.model, self.optimizer)
+        """Continue from last.safetensors; metrics behind it are dropped. Raises UserError where that is impossible."""
+        self.counters, optimizer_state = checkpoint.load_state(self.run, self.model)
+        try:
+            self.optimizer.load_state(optimizer_state)
+        except ValueError as error:
+            raise UserError(f"{self.run.state} cannot be resumed from: {error}") from error
         self.history = [row for row in self.run.read_metrics() if row["step"] <= self.counters.step]
-        if self.team.is_leader:
+        if self.world.is_main:
             self.run.write_metrics(self.history)
 
     def save(self) -> None:
         """Write everything that ``resume`` needs."""
-        if self.team.is_leader:
-            checkpoint.save_state(self.run, self.model, self.optimizer, self.counters)
+        if self.world.is_main:
+            with self.phase("save"):
+                checkpoint.save_state(self.run, self.model, self.optimizer.state(), self.counters)
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train until ``max_steps`` or until ``stopped()``; save at each evaluation, when due besides, and at the end.
 
-        The first Progress is that of step 0, the evaluation before any training. All of a team must stop together.
+        The first Progress is that of step 0, the evaluation before any training. All processes must stop together.
 
-        Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises TeammateLostError,
+        Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises ProcessLostError,
         on the CPU with all steps so far saved unless an evaluation was under way.
         """
-        self._replica = self.team.shared(self.model)
+        self._data_parallel = self.world.data_parallel(self.model)
         if self.counters.step == 0 and not self.history:
             first = self._evaluate(rate=0.0, speed=None)
             self.save()
             yield Progress(0, first.train_loss, 0.0, first)
         train_mode(self.model)
-        loss = torch.zeros(())
-        clock, steps_since = _Clock(), 0
-        lost: TeammateLostError | None = None
+        self._compile()
+        self._clock.start()
+        lost: ProcessLostError | None = None
         try:
-            while self.counters.step < self.config.max_steps and not stopped():
+            while not self.is_finished and not stopped():
                 rate = learning_rate(self.counters.step, self.config)
-                loss = self._step(rate)
-                steps_since += 1
-                self.counters.step += 1
-                self.counters.characters += self.config.batch_size * self.model.config.block_size
-                due = self.counters.step % self.config.eval_interval == 0
-                if due or self.counters.step == self.config.max_steps:
-                    self._pause(clock, loss)
-                    characters = steps_since * self.config.batch_size * self.model.config.block_size
-                    steps_since = 0  # a save behind an evaluation that is cut off would lack its line of metrics
-                    evaluation = self._evaluate(rate, characters / clock.seconds)
-                    self.save()
-                    clock = _Clock()
-                    yield Progress(self.counters.step, loss, rate, evaluation)
-                    continue
-                if self._is_save_due(clock):
-                    self._pause(clock, loss)
-                    self._save_between()
-                    clock.go_on()
-                yield Progress(self.counters.step, loss, rate, None)
-        except TeammateLostError as error:
+                loss = self.train_step(rate)
+                evaluation = self._evaluate_if_due(loss, rate)
+                if evaluation is None:
+                    self._save_if_due(loss)
+                yield Progress(self.counters.step, loss, rate, evaluation)
+        except ProcessLostError as error:
             lost = error
         finally:
-            self._replica = self.model  # lets go of the team's connection, which must not outlive the team
-        if steps_since and not (lost and self.device.type == "cuda"):  # whose queue waits for the lost one for ever
-            self._pause(clock, loss)
-            self._save_between()
+            self._data_parallel = self.model  # whose connection must not outlive the other processes
+        # A GPU's queue waits for a lost process for ever.
+        if self._steps_since_evaluation and not (lost and self.device.type == "cuda"):
+            self._stop_clock(loss)
+            self._save_unevaluated()
         if lost:
             raise lost
 
-    def _pause(self, clock: "_Clock", loss: torch.Tensor) -> None:
-        """Count the time so far as training; what follows is not. Raises UserError for a loss that is not finite."""
-        self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
-        self.counters.train_seconds += clock.pause()
+    def train_step(self, rate: float) -> Tensor:
+        """Take the next step and count it; return the mean loss of its batch, of no dimension, on the device.
 
-    def _save_between(self) -> None:
-        """Save where no evaluation has looked at what the last step made of the weights.
-
-        Raises UserError when they give no finite loss; what was saved before then stays.
+        Raises UserError where --detect-anomaly finds a gradient that is nan. Raises ProcessLostError.
         """
-        self._check_finite(self._evaluator.first_loss(), "the loss")
-        self.save()
+        self.optimizer.set_learning_rate(rate)
+        self._seed_dropout()
+        loss = self._replay_step() if self._is_captured() else self._eager_step()
+        loss = self.world.all_reduce_sum(loss) / self.world.size
+        self.counters.step += 1
+        self.counters.characters += self.config.batch_size * self.model.config.block_size
+        self._steps_since_evaluation += 1
+        return loss
 
-    def _is_save_due(self, clock: "_Clock") -> bool:
-        """Whether to save now, between two evaluations."""
-        steps, minutes = self.config.save_interval, self.config.save_minutes
-        return bool((steps and self.counters.step % steps == 0) or (minutes and clock.running >= 60 * minutes))
-
-    def draw(self) -> torch.Tensor:
-        """This process's training windows of the next step, (B, block_size + 1) int64, on the trainer's device."""
+    def next_batch(self, out: Tensor | None = None) -> Tensor:
+        """Return this process's windows of the next step, (B, block_size + 1) int64, on the device, or in ``out``."""
         batch_size = self.config.batch_size
-        starts = self._order.starts(self.counters.step * batch_size, batch_size)[self.team.rank :: self.team.size]
-        return self._windows(self.corpus.train, starts, self.model.config.block_size)
+        starts = self._order.starts(self.counters.step * batch_size, batch_size)[self.world.rank :: self.world.size]
+        with self.phase("data"):
+            return self._windows(self.corpus.train, starts, self.model.config.block_size, out)
 
-    def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """The mean loss of predicting each character of (B, T + 1) from those before it."""
-        with products_in(self.dtype, self.device):
-            logits = self._replica(windows[:, :-1])
+    def loss(self, windows: Tensor) -> Tensor:
+        """Return the mean loss of predicting each character of (B, T + 1) from those before it."""
+        with autocast(self.dtype, self.device):
+            logits = self._data_parallel(windows[:, :-1])
         return mean_loss(logits, windows)
 
-    def update(self, rate: float) -> None:
-        """Let the optimizer take a step of size ``rate`` along the gradients, and clear them."""
+    def update(self) -> None:
+        """Clip the gradients, let the optimizer take a step along them, and drop them."""
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["ratio"]
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _step(self, rate: float) -> torch.Tensor:
-        self._seed_dropout()
+    def forward_backward_update(self, windows: Tensor) -> Tensor:
+        """Do all work of a step on its windows; return the loss. Nothing in it waits for the device."""
+        with self.phase("forward"):
+            loss = self.loss(windows)
+        with self.phase("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        with self.phase("optimizer"):
+            self.update()
+        return loss.detach()
+
+    def _eager_step(self) -> Tensor:
+        self._eager_steps += 1
         try:
-            with self.team.together():
-                loss = self.loss(self.draw())
-                loss.backward()  # type: ignore[no-untyped-call]
+            with self.world.communication(), side_stream() if self._captures else nullcontext():
+                return self.forward_backward_update(self.next_batch())
         except RuntimeError as error:
             if "returned nan values" not in str(error):
                 raise
@@ -197,20 +196,83 @@ class Trainer:
                 f"step {self.counters.step + 1}: {error} The lines above say where it was computed; "
                 "try a lower --learning-rate or --grad-clip 1"
             ) from error
-        mean = self.team.sum(loss.detach()) / self.team.size
-        self.update(rate)
-        return mean
+
+    def _is_captured(self) -> bool:
+        """Return whether the step is a CUDA graph, which is captured once the first steps have run without."""
+        if self._captured is None and self._captures and self._eager_steps >= EAGER_STEPS:
+            try:
+                if torch.is_anomaly_enabled():
+                    raise RuntimeError("--detect-anomaly looks at every operation")
+                self._captured = CapturedStep(self.forward_backward_update, [self.next_batch()])
+            except RuntimeError as error:
+                self._captures = False
+                self.optimizer.zero_grad()
+                log.warning("training without a CUDA graph, which takes longer: %s", str(error).partition("\n")[0])
+        return self._captured is not None
+
+    def _replay_step(self) -> Tensor:
+        assert self._captured is not None
+        self.next_batch(out=self._captured.inputs[0])
+        return self._captured.replay()
+
+    def _compile(self) -> None:
+        """Let a GPU's kernels be compiled before the clock starts; nothing that trains is changed."""
+        if self.device.type != "cuda" or self.is_finished:
+            return
+        began = time.perf_counter()
+        self._seed_dropout()
+        with self.world.communication(), side_stream():
+            self.loss(self.next_batch()).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad()
+        torch.cuda.synchronize()
+        self.compile_seconds += time.perf_counter() - began
 
     def _seed_dropout(self) -> None:
         """Let a step's dropout follow from its number, so that a resumed run draws the same, and from the process."""
-        numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.team.rank))
+        numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.world.rank))
         torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
+
+    def _stop_clock(self, loss: Tensor) -> None:
+        """Count the time so far as training; what follows is not. Raises UserError for a loss that is not finite."""
+        self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
+        self.counters.train_seconds += self._clock.stop()
+
+    def _evaluate_if_due(self, loss: Tensor, rate: float) -> Evaluation | None:
+        """Evaluate and save where a step is to be evaluated; return what was found."""
+        if self.counters.step % self.config.eval_interval and not self.is_finished:
+            return None
+        self._stop_clock(loss)
+        characters = self._steps_since_evaluation * self.config.batch_size * self.model.config.block_size
+        self._steps_since_evaluation = 0  # a save behind an evaluation that is cut off would lack its line of metrics
+        evaluation = self._evaluate(rate, characters / self._clock.seconds)
+        self.save()
+        self._clock = _Clock()
+        self._clock.start()
+        return evaluation
+
+    def _save_if_due(self, loss: Tensor) -> None:
+        """Save between two evaluations where that is due."""
+        steps, minutes = self.config.save_interval, self.config.save_minutes
+        is_due = (steps and self.counters.step % steps == 0) or (minutes and self._clock.running >= 60 * minutes)
+        if is_due:
+            self._stop_clock(loss)
+            self._save_unevaluated()
+            self._clock.start()
+
+    def _save_unevaluated(self) -> None:
+        """Save where no evaluation has looked at what the last step made of the weights.
+
+        Raises UserError when they give no finite loss; what was saved before then stays.
+        """
+        self._check_finite(self._evaluator.first_loss(), "the loss")
+        self.save()
 
     def _evaluate(self, rate: float, speed: float | None) -> Evaluation:
         """Evaluate, record it, and keep the weights if they are the best so far."""
         start = time.perf_counter()
-        train_loss = self.subset_loss("train")
-        val_loss = self.subset_loss("validation")
+        with self.phase("evaluation"):
+            train_loss = self.subset_loss("train")
+            val_loss = self.subset_loss("validation")
         self._check_finite(train_loss + val_loss, "the loss")
         counters = self.counters
         counters.eval_seconds += time.perf_counter() - start
@@ -219,18 +281,19 @@ class Trainer:
         is_best = val_loss < counters.best_val_loss
         if is_best:  # first of all, so that whoever finds that a file cannot be written knows it
             counters.best_val_loss, counters.best_step = val_loss, counters.step
-        if self.team.is_leader:
-            self.run.write_metrics(self.history)
-        if is_best and self.team.is_leader:
-            checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
+        if self.world.is_main:
+            with self.phase("save"):
+                self.run.write_metrics(self.history)
+                if is_best:
+                    checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
         return row
 
     def subset_loss(self, split: Split) -> float:
-        """The mean loss over at most ``eval_batches`` batches of evenly spaced windows, the same ones each time."""
+        """Return the mean loss over at most ``eval_batches`` batches of windows, the same ones each time."""
         return self._evaluator.subset_loss(split)
 
     def whole_validation_loss(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> float:
-        """The loss of the best weights over all of the validation split, in float32 whatever the run's dtype.
+        """Return the loss of the best weights over all of the validation split, in float32 whatever the run's dtype.
 
         ``on_progress`` is called with the characters so far and in all.
         """
@@ -243,3 +306,25 @@ class Trainer:
                 f"{what} is {loss} at step {self.counters.step}; try a lower --learning-rate or --grad-clip 1. "
                 f"What was saved last is still in {self.run.path}"
             )
+
+
+class _Clock:
+    """Measures the seconds of training since an evaluation, without the pauses."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.start()
+
+    @property
+    def running(self) -> float:
+        """Seconds since the last start."""
+        return time.perf_counter() - self._since
+
+    def stop(self) -> float:
+        """Return the seconds since the last start, which are counted from now on."""
+        seconds = self.running
+        self.seconds += seconds
+        return seconds
+
+    def start(self) -> None:
+        self._since = time.perf_counter()

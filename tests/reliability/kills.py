@@ -27,13 +27,12 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.harness import results
-from charformer.commands import train
+from charformer.commands import train, train_run  # noqa: F401 - train_run is imported before the forks, once
 from charformer.commands.common import Parser, execute
 from charformer.data import sources
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import read_tensors
-from charformer.training import outcome  # noqa: F401 - imported before the forks, once
 from kernels.checks.cli import positive, writable_file
 
 COURSE = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --dropout 0.1 --attention-dropout 0.1"

@@ -23,7 +23,7 @@ def saved_in(errors: str) -> Path:
     """The folder that the one line of an interrupted training names."""
     line = errors.strip().splitlines()[-1]
     found = re.search(
-        r"cannot write .*; the training was saved in (\S+) instead, after step (\d+); to go on: (.*)", line
+        r"cannot write .*; the training was saved in (\S+) instead, after step (\d+); to continue: (.*)", line
     )
     assert found, errors
     assert found[3] == f"charformer-train --stage pretrain --resume --out {found[1]}"

@@ -112,7 +112,7 @@ def test_a_signal_stops_and_saves_and_resume_goes_on(whole: Path, text_file: Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size", "7"], "2 processes cannot share a batch of 7"),
+        (["--batch-size", "7"], "2 processes cannot split a batch of 7"),
         (["--data", "no such file"], "no such file"),
     ],
 )

@@ -16,9 +16,8 @@ from charformer.model.freeze import FREEZES, freeze, train_mode
 from charformer.model.gpt import GPT
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from charformer.training import session
 from charformer.training.estimate import CARDS, RESERVE, Memory, kept_bytes, memory, probe
-from charformer.training.optimizer import build_optimizer
+from charformer.training.session import Place, prepare_pretrain
 from kernels import backend, ops
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=48, vocab_size=50)
@@ -86,22 +85,23 @@ from charformer.data.corpus import load
 from charformer.device import keep_freed_memory, memory_bytes
 from charformer.model.freeze import freeze, train_mode
 from charformer.training.estimate import memory
-from charformer.training.session import pretrain
+from charformer.data.vocab import Vocab
+from charformer.model.gpt import GPT
 from charformer.runs.folder import RunDir
 from charformer.training.trainer import Trainer
 preset, batch, dtype, text = PRESETS[sys.argv[1]], int(sys.argv[2]), getattr(torch, sys.argv[3]), sys.argv[5]
 keep_freed_memory()
-start = pretrain(preset.model, replace(preset.pretrain, batch_size=batch), sys.argv[1], load(text))
-device = torch.device("cpu")
-freeze(start.model, sys.argv[4])
-train_mode(start.model)
-trainer = Trainer(start.model, start.vocab, start.corpus, start.config, RunDir("nowhere"), device, dtype)
+device, training, corpus = torch.device("cpu"), replace(preset.pretrain, batch_size=batch), load(text)
+vocab = Vocab.of(corpus.alphabet)
+model = GPT(replace(preset.model, vocab_size=len(vocab)))
+freeze(model, sys.argv[4])
+train_mode(model)
+trainer = Trainer(model, vocab, corpus, training, RunDir("nowhere"), device, dtype)
 before = memory_bytes(device)
 for _ in range(2):
-    trainer.loss(trainer.draw()).backward()
-    trainer.update(1e-3)
-found = memory(start.model, trainer.optimizer, dtype, fused=False, sequences=batch)
-print(memory_bytes(device) - before, found.of(batch) - 4 * sum(p.numel() for p in start.model.parameters()))
+    trainer.train_step(1e-3)
+found = memory(model, training, dtype, fused=False, sequences=batch)
+print(memory_bytes(device) - before, found.of(batch) - 4 * sum(p.numel() for p in model.parameters()))
 """
 
 
@@ -127,7 +127,7 @@ def test_fast_fits_a_card_of_four_gigabytes() -> None:
     for preset in ("fast", "nano", "best", "baseline"):
         course = PRESETS[preset].pretrain
         model = build(replace(PRESETS[preset].model, vocab_size=100))
-        found = memory(model, build_optimizer(model, course), torch.bfloat16, fused=True)
+        found = memory(model, course, torch.bfloat16, fused=True)
         assert found.of(course.batch_size) <= CARDS[0] * 2**30 - RESERVE["cuda"]
 
 
@@ -136,7 +136,7 @@ def test_frozen_weights_have_neither_gradients_nor_state() -> None:
     found = {}
     for what in FREEZES:
         model = build(replace(PRESETS["baseline"].model, vocab_size=100), what)
-        found[what] = memory(model, build_optimizer(model, course), torch.float32, fused=False)
+        found[what] = memory(model, course, torch.float32, fused=False)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert (found[what].gradients, found[what].optimizer) == (4 * trained, 8 * trained)
     assert found["trunk"].of(32) < 0.4 * found["none"].of(32)
@@ -189,8 +189,9 @@ def test_evaluations_behind_the_first_may_take_less(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     course = TrainConfig(batch_size=2, max_steps=10, eval_interval=4)
-    start = session.pretrain(replace(SMALL, block_size=20), course, "nano", corpus.load(str(text_file)))
-    trainer = session.open_run(start, RunDir(tmp_path / "run"), torch.device("cpu"), torch.float32)
+    text, place = corpus.load(str(text_file)), Place(torch.device("cpu"))
+    shape = replace(SMALL, block_size=20)
+    trainer = prepare_pretrain(RunDir(tmp_path / "run"), shape, course, "nano", text, place).trainer
     pauses = iter([0.4, 0.1])
     monkeypatch.setattr(trainer, "subset_loss", lambda split: time.sleep(next(pauses)) or 3.0)
     expected = 2 * (0.4 + 3 * 0.1)  # of two splits: before the first step, and at steps 4, 8 and 10

@@ -12,7 +12,7 @@ from charformer.data.windows import Windows
 from charformer.model.freeze import freeze
 from charformer.model.gpt import GPT
 from charformer.training import evaluation
-from charformer.training.distributed import ALONE
+from charformer.training.distributed import ONE_PROCESS
 from charformer.training.evaluation import Evaluator, subset_starts
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def frozen_model(data: Path, what: str, rope_base: float = 0.0) -> GPT:
 
 def evaluator_of(model: GPT, data: Path, dtype: torch.dtype = torch.float32, course: TrainConfig = COURSE) -> Evaluator:
     text = corpus.load(str(data))
-    return Evaluator(model, text, Windows(text.table(Vocab.of(text.alphabet)), CPU), course, dtype, ALONE)
+    return Evaluator(model, text, Windows(text.table(Vocab.of(text.alphabet)), CPU), course, dtype, ONE_PROCESS)
 
 
 def passes(model: GPT) -> list[int]:

@@ -6,7 +6,7 @@ import torch
 from charformer.config import ModelConfig, TrainConfig
 from charformer.model.freeze import count_parameters, freeze, train_mode
 from charformer.model.gpt import GPT
-from charformer.training.optimizer import build_optimizer, learning_rate
+from charformer.training.optimizer import Optimizer, learning_rate
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, attention_dropout=0.0, vocab_size=5)
 
@@ -66,7 +66,7 @@ def test_with_the_trunk_frozen_no_backward_runs_through_it() -> None:
 def test_weight_decay_is_for_matrices_that_train() -> None:
     model = GPT(CONFIG)
     freeze(model, "attention")
-    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.3, beta2=0.9))
+    optimizer = Optimizer(model, TrainConfig(weight_decay=0.3, beta2=0.9)).adamw
     matrices, vectors = optimizer.param_groups
     assert matrices["weight_decay"] == 0.3
     assert vectors["weight_decay"] == 0
@@ -80,7 +80,7 @@ def test_the_optimizer_is_adam_where_nothing_decays() -> None:
     torch.manual_seed(0)
     model = GPT(CONFIG).double()
     weight = model.head.weight
-    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.01))
+    optimizer = Optimizer(model, TrainConfig(learning_rate=0.01))
     expected, mean, square = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
     for step in range(1, 4):
         gradient = torch.randn_like(weight)
@@ -102,29 +102,30 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert {learning_rate(step, TrainConfig()) for step in range(5000)} == {3e-4}
 
 
-def muon(model: GPT, **settings: float) -> torch.optim.Optimizer:
-    return build_optimizer(model, TrainConfig(learning_rate=0.01, muon_learning_rate=0.02, **settings))
+def muon(model: GPT, **settings: float) -> Optimizer:
+    return Optimizer(model, TrainConfig(learning_rate=0.01, muon_learning_rate=0.02, **settings))
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     model = GPT(CONFIG)
-    groups = muon(model).param_groups
+    optimizer = muon(model)
     names = {id(p): name for name, p in model.named_parameters()}
-    chosen = {names[id(p)]: group["parts"] for group in groups if "parts" in group for p in group["params"]}
+    chosen = {names[id(p)]: group["parts"] for group in optimizer.muon.param_groups for p in group["params"]}
     kinds = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
     assert chosen == {
         f"blocks.{layer}.{kind}.weight": 3 if kind == "attn.qkv" else 1 for layer in range(2) for kind in kinds
     }
-    assert sum(len(group["params"]) for group in groups) == len(names)
-    assert [group["ratio"] for group in groups] == [1.0, 1.0, 2.0, 2.0]
+    assert len(chosen) + sum(len(group["params"]) for group in optimizer.adamw.param_groups) == len(names)
+    optimizer.set_learning_rate(0.005)
+    assert {group["lr"] for group in optimizer.adamw.param_groups} == {0.005}
+    assert {group["lr"] for group in optimizer.muon.param_groups} == {0.01}
 
 
 def test_muon_moves_each_matrix_by_its_momentum_s_orthogonal_factor_with_even_rows() -> None:
     torch.manual_seed(0)
     model = GPT(CONFIG)
     optimizer = muon(model, weight_decay=0.1)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.01 * group["ratio"]
+    optimizer.set_learning_rate(0.01)
     weights = {name: p for name, p in model.named_parameters() if ".attn." in name or ".mlp." in name}
     weights = {name: p for name, p in weights.items() if p.dim() == 2}
     momentum = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in weights.items()}

@@ -13,7 +13,8 @@ from charformer.errors import UserError
 from charformer.runs.checkpoint import load_model, save_weights
 from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Progress
-from charformer.training import session
+from charformer.runs.record import RunRecord
+from charformer.training.session import Place, TrainingSession, prepare_finetune, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=20, dropout=0.1)
@@ -23,14 +24,23 @@ CPU = torch.device("cpu")
 
 def pretrain(data: Path, folder: Path, config: TrainConfig = COURSE, dtype: torch.dtype = torch.float32) -> Trainer:
     text = corpus.load(str(data))
-    start = session.pretrain(MODEL, config, "nano", text)
-    return session.open_run(start, RunDir(folder), CPU, dtype)
+    return opened(prepare_pretrain(RunDir(folder), MODEL, config, "nano", text, Place(CPU, dtype)))
 
 
 def finetune(source: Path, data: Path, folder: Path, freeze: str) -> Trainer:
     text = corpus.load(str(data))
-    start = session.finetune(RunDir(source), COURSE, "nano", freeze, text)
-    return session.open_run(start, RunDir(folder), CPU, torch.float32)
+    return opened(prepare_finetune(RunDir(folder), RunDir(source), COURSE, "nano", freeze, text, Place(CPU)))
+
+
+def opened(session: TrainingSession) -> Trainer:
+    session.open()
+    return session.trainer
+
+
+def resumed(trainer: Trainer, run: RunDir | None = None, **changes: float) -> Trainer:
+    run = run or trainer.run
+    place = Place(CPU, trainer.dtype)
+    return opened(prepare_resume(run, RunRecord.read(run), changes, trainer.corpus, place))
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -105,7 +115,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert half.counters.step == stop_after
     torch.manual_seed(99)  # a new process would be in another random state
     run = RunDir(tmp_path / "half")
-    again = session.reopen_run(session.resume(run, {}, whole.corpus), run, CPU, dtype)
+    again = resumed(whole, run)
     assert again.counters.step == stop_after
     run_all(again)
     assert_same(weights(whole), weights(again))
@@ -125,7 +135,7 @@ def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on
     steps = killed.steps()
     assert [next(steps).step for _ in range(9)][-1] == 8
     run = RunDir(tmp_path / "killed")
-    again = session.reopen_run(session.resume(run, {}, whole.corpus), run, CPU, torch.float32)
+    again = resumed(whole, run)
     assert again.counters.step == (6 if "save_interval" in often else 8)
     assert 0 < again.counters.train_seconds < killed.counters.train_seconds + 1e-9
     run_all(again)
@@ -142,8 +152,8 @@ def test_a_step_that_diverges_is_not_saved_over_the_last_good_one(way: str, text
     good = trainer.run.state.read_bytes()
     update = trainer.update
 
-    def diverging(rate: float) -> None:
-        update(rate)
+    def diverging() -> None:
+        update()
         trainer.model.head.weight.data.mul_(float("inf"))
 
     trainer.update = diverging  # type: ignore[method-assign]
@@ -174,7 +184,7 @@ def test_a_stopped_fine_tune_goes_on_as_frozen_as_it_was(
     half = finetune(trained_run, text_file, tmp_path / "half", what)
     for _ in half.steps(stopped=lambda: half.counters.step >= 6):
         pass
-    again = session.reopen_run(session.resume(half.run, {}, half.corpus), half.run, CPU, torch.float32)
+    again = resumed(half)
     run_all(again)
     assert_same(weights(whole), weights(again))
 
@@ -192,7 +202,7 @@ def test_what_was_written_after_the_last_save_is_dropped(text_file: Path, tmp_pa
     trainer.run.write_metrics([*rows, rows[-1] | {"step": 16}])
     better = trainer.counters.best_val_loss - 0.5
     save_weights(trainer.run, trainer.model, 16, better)  # a kill came before the state could be saved
-    again = session.reopen_run(session.resume(trainer.run, {}, trainer.corpus), trainer.run, CPU, torch.float32)
+    again = resumed(trainer)
     assert again.run.read_metrics() == rows
     assert (again.counters.best_step, again.counters.best_val_loss) == (16, better)
 
@@ -207,7 +217,7 @@ def test_a_changed_course_is_recorded(text_file: Path, tmp_path: Path) -> None:
         (10, {"learning_rate": 1e-4, "max_steps": 10}),
     ):
         if stop_after > 4:
-            trainer = session.reopen_run(session.resume(run, changes, trainer.corpus), run, CPU, torch.float32)
+            trainer = resumed(trainer, **changes)
         for _ in trainer.steps(
             stopped=lambda trainer=trainer, stop_after=stop_after: trainer.counters.step >= stop_after
         ):
@@ -222,9 +232,8 @@ def test_a_changed_course_is_recorded(text_file: Path, tmp_path: Path) -> None:
 def test_a_run_past_its_last_step_is_not_resumed(text_file: Path, tmp_path: Path) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
     run_all(trainer)
-    start = session.resume(trainer.run, {"max_steps": 5}, trainer.corpus)
     with pytest.raises(UserError, match="at step 12 already"):
-        session.reopen_run(start, trainer.run, CPU, torch.float32)
+        resumed(trainer, max_steps=5)
 
 
 def test_the_best_weights_on_validation_are_kept(
@@ -295,7 +304,7 @@ def test_frozen_weights_stay_bit_identical_and_the_rest_trains(what: str, traine
         assert torch.equal(before[name], after[name]) != parameter.requires_grad, name
         if not parameter.requires_grad:
             assert parameter.grad is None
-            assert parameter not in trainer.optimizer.state
+            assert parameter not in trainer.optimizer.adamw.state
     assert not torch.equal(before["head.weight"][old_size:], after["head.weight"][old_size:])
     if what == "attention":
         assert not torch.equal(before["tok_emb.weight"][old_size:], after["tok_emb.weight"][old_size:])
@@ -344,7 +353,7 @@ def test_a_pass_goes_once_over_the_training_split_and_no_other(tmp_path: Path) -
     cuts = set()
     for step in range(400):  # a batch is a pass: nine windows of twenty
         trainer.counters.step = step
-        windows = trainer.draw()
+        windows = trainer.next_batch()
         assert torch.equal(windows, windows[:, :1] + torch.arange(MODEL.block_size + 1))
         text = windows[:, :-1].flatten().sort().values
         assert torch.equal(text, text[0] + torch.arange(180))

@@ -1,0 +1,281 @@
+"""What charformer-train does once its arguments are known to make sense: prepare a session, train, report."""
+
+import argparse
+import json
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charformer import device as machine
+from charformer.commands.plan import show_plan
+from charformer.commands.train_arguments import (
+    DEFAULT_DATA,
+    DEFAULT_PRESETS,
+    MODEL_FIELDS,
+    TRAIN_FIELDS,
+    folder,
+    given,
+    source_folder,
+    stage_of,
+)
+from charformer.data import corpus as corpora
+from charformer.errors import UserError, WriteError
+from charformer.model.freeze import count_parameters
+from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.runs.lock import locked
+from charformer.runs.record import RunRecord
+from charformer.sampling import sampler
+from charformer.training.distributed import ProcessLostError, World
+from charformer.training.session import (
+    Place,
+    TrainingSession,
+    is_begun,
+    prepare_finetune,
+    prepare_pretrain,
+    prepare_resume,
+)
+from charformer.training.signals import stop_signals
+from charformer.ui.console import PlainConsole, printable, progress_bar
+from charformer.ui.training_display import TrainingDisplay
+from kernels import backend
+
+CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
+
+
+def run_training(args: argparse.Namespace, world: World) -> int:
+    """Train as ``args`` say, in one process of ``world``; return the exit code.
+
+    Raises ProcessLostError where another process has failed.
+    """
+    console, notices = PlainConsole(quiet=not world.is_main), PlainConsole(stderr=True, quiet=not world.is_main)
+    with _warnings_to(notices), ExitStack() as held:
+        if args.plan:
+            return show_plan(args, _prepare(args, world, console, notices), console)
+        session = world.main_first(lambda: _open(args, world, held, console, notices))
+        code = _train(args, session, console, notices) if world.is_main else _follow(args, session, notices)
+        world.barrier()
+        return code
+
+
+def _open(
+    args: argparse.Namespace, world: World, held: ExitStack, console: PlainConsole, notices: PlainConsole
+) -> TrainingSession:
+    """Lock the folder until ``held`` ends, prepare the session, and open it."""
+    run = folder(args)
+    if world.is_main:
+        held.enter_context(locked(run))
+    session = _prepare(args, world, console, notices)
+    gpus = torch.cuda.device_count() if session.trainer.device.type == "cuda" else None
+    world.check(session.record.training.batch_size, gpus)
+    machine.keep_freed_memory()
+    if world.restarts and is_begun(session):  # torchrun restarts processes with the arguments that they had at first
+        session.is_resumed = True
+    if world.is_main and not session.is_resumed:
+        was_cut_off = world.restarts > 0 and not (run.state.is_file() or run.weights.is_file())  # before its first save
+        run.check_free(args.overwrite or was_cut_off)  # what another training has left there since
+    session.open()
+    return session
+
+
+def _prepare(args: argparse.Namespace, world: World, console: PlainConsole, notices: PlainConsole) -> TrainingSession:
+    """Load the text, and make or load the model."""
+    stage, run, changes = stage_of(args), folder(args), given(args, TRAIN_FIELDS)
+    if args.resume:
+        record = RunRecord.read(run)
+        place = _place(args, world, str(record.machine.get("device")), str(record.machine.get("dtype")))
+        data = args.data or _recorded_data(record.corpus)
+        session = prepare_resume(run, record, changes, _load(data, stage, console, notices), place)
+    else:
+        place = _place(args, world, "auto", "auto")
+        source = source_folder(args)
+        preset = args.preset or (_preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[place.device.type])
+        training = replace(getattr(PRESETS[preset], stage), **changes)
+        corpus = _load(args.data, stage, console, notices)
+        if stage == "finetune":
+            session = prepare_finetune(run, source, training, preset, args.freeze or "none", corpus, place)
+        else:
+            shape = replace(PRESETS[preset].model, **given(args, MODEL_FIELDS))
+            session = prepare_pretrain(run, shape, training, preset, corpus, place)
+    if args.prompt is not None:
+        sampler.encode_prompt(session.vocab, args.prompt)  # now, not at the end of a long training
+        session.record.prompt = args.prompt
+    return session
+
+
+def _place(args: argparse.Namespace, world: World, device_name: str, dtype_name: str) -> Place:
+    """Return where to train: what the arguments ask for, else what the names say."""
+    device = machine.choose_device(device_name if args.device == "auto" else args.device)
+    return Place(device, machine.choose_dtype(dtype_name if args.dtype == "auto" else args.dtype, device), world)
+
+
+def _preset_of(source: RunDir) -> str:
+    """Return the preset that a run was made with. Raises UserError for one that this version does not know."""
+    preset = RunRecord.read(source).preset
+    if preset not in PRESETS:
+        raise UserError(f"{source.config} names an unknown preset {preset!r}; pass --preset")
+    return preset
+
+
+def _load(data: str | None, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
+    with progress_bar(console) as on_progress:
+        if data is not None:
+            return corpora.load(data, on_progress)
+        return corpora.load_or_stand_in(DEFAULT_DATA[stage], on_progress, lambda text: notices.print(f"note: {text}"))
+
+
+def _recorded_data(recorded: dict[str, Any]) -> str:
+    """Return what --data loads the text of a run again: a file by its path, anything else by its name."""
+    source = str(recorded.get("source"))
+    return source if Path(source).is_absolute() else str(recorded.get("name"))
+
+
+def _follow(args: argparse.Namespace, session: TrainingSession, notices: PlainConsole) -> int:
+    """Do this process's share of the steps; what ends them the main process says, but for an anomaly in the share.
+
+    Raises SystemExit when they end in an error.
+    """
+    trainer = session.trainer
+    of_all = ProcessLostError if args.detect_anomaly else UserError
+    with (
+        stop_signals(notices.print, is_patient=True) as stop,
+        torch.autograd.set_detect_anomaly(args.detect_anomaly),
+    ):
+        try:
+            for _ in trainer.steps(lambda: trainer.world.agree(stop)):
+                pass
+        except of_all:
+            raise SystemExit(2) from None
+    return 128 + stop.signal if stop.signal and not trainer.is_finished else 0
+
+
+def _train(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> int:
+    """Train to the end or to a signal; return the exit code."""
+    trainer, counters, record = session.trainer, session.trainer.counters, session.record
+    _announce(args, session, console, notices)
+    display = TrainingDisplay(
+        console,
+        title=printable(f"{record.stage} · {session.corpus.name} · {session.run.path}"),
+        first_step=counters.step,
+        max_steps=record.training.max_steps,
+        characters_per_step=record.training.batch_size * session.model.config.block_size,
+        memory=lambda: machine.memory_bytes(trainer.device),
+        history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
+    )
+    above_panel = console if console.is_interactive else notices
+    with (
+        stop_signals(above_panel.print, is_patient=trainer.world.is_launched) as stop,
+        display,
+        torch.autograd.set_detect_anomaly(args.detect_anomaly),
+    ):
+        try:
+            for progress in trainer.steps(lambda: trainer.world.agree(stop)):
+                try:
+                    display.update(progress)
+                except BrokenPipeError:
+                    stop.request(CLOSED_PIPE)
+        except WriteError as error:
+            raise UserError(f"{error}; {_rescued(session)}") from error
+    try:
+        session.plot()
+    except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary
+        notices.print(f"warning: no {session.run.plot}: {error}")
+    if stop.signal and not trainer.is_finished:
+        with suppress(OSError):
+            notices.print(f"saved after step {counters.step:,}; to continue: {_again(record.stage, session.run)}")
+        return 128 + stop.signal
+
+    with progress_bar(console) as on_progress:
+        result = session.finish(lambda done, total: on_progress("scoring the validation split", done, total))
+    console.rule("sample")
+    console.print(printable(result.sample.strip("\n")))
+    console.rule()
+    trainable, frozen = count_parameters(session.model)
+    summary = {
+        "val_loss": result.val_loss,
+        **{key: vars(counters)[key] for key in ("best_step", "characters", "train_seconds", "eval_seconds")},
+        "compile_seconds": trainer.compile_seconds,
+        "steps": counters.step,
+        "trainable": trainable,
+        "frozen": frozen,
+        "peak_memory_bytes": machine.memory_bytes(trainer.device),
+        "out": str(session.run.path),
+        "corpus": session.corpus.summary(),
+    }
+    _print_summary(summary, session, console)
+    if args.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def _announce(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> None:
+    """Say what will be trained on what."""
+    corpus, record, trainer = session.corpus, session.record, session.trainer
+    trainable, frozen = count_parameters(session.model)
+    console.print(
+        f"{record.stage} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
+        f"preset {record.preset}, into {session.run.path}\n"
+        f"{trainable:,} parameters train, {frozen:,} are frozen ({record.freeze}); "
+        f"{trainer.device.type}, {str(trainer.dtype).removeprefix('torch.')}"
+    )
+    if args.verbose:
+        notices.print(backend.describe(trainer.device))
+    if len(corpus.alphabet) == 1:
+        notices.print("warning: the text has one distinct character; there is nothing to learn")
+
+
+def _again(stage: str, run: RunDir) -> str:
+    """Return the command that continues a run."""
+    return shlex.join(["charformer-train", "--stage", stage, "--resume", "--out", str(run.path)])
+
+
+def _rescued(session: TrainingSession) -> str:
+    """Save a training whose folder can no longer be written to elsewhere; say what became of it."""
+    step = session.trainer.counters.step
+    if not step:
+        return "nothing was trained yet"
+    try:
+        run = session.rescue()
+    except UserError as error:
+        return f"the training could not be saved elsewhere: {error}"
+    again = _again(session.record.stage, run)
+    return f"the training was saved in {run.path} instead, after step {step:,}; to continue: {again}"
+
+
+def _print_summary(summary: dict[str, Any], session: TrainingSession, console: PlainConsole) -> None:
+    run = session.run
+    seconds = f"{summary['train_seconds']:.1f} s for {summary['characters']:,} characters"
+    lines = {
+        "validation loss": f"{summary['val_loss']:.4f} nats a character, whole split, best weights "
+        f"(step {summary['best_step']:,})",
+        "fine-tuning" if session.record.stage == "finetune" else "training": f"{seconds}, and "
+        f"{summary['eval_seconds']:.1f} s of evaluation on the way",
+        "curves": str(run.plot),
+        "run": str(run.path),
+        "next": shlex.join(["charformer-sample", "--run", str(run.path)]),
+    }
+    for name, value in lines.items():
+        console.print(f"{name:>16}  {value}")
+
+
+@contextmanager
+def _warnings_to(notices: PlainConsole) -> Iterator[None]:
+    """Print what the library warns of as notices of the command."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(OSError):
+                notices.print(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    handler, log = Handler(), logging.getLogger("charformer")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

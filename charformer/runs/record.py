@@ -1,0 +1,62 @@
+"""What config.json says of a run, typed."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from charformer.config import ModelConfig, TrainConfig
+from charformer.errors import UserError
+from charformer.runs.folder import RunDir
+
+
+@dataclass
+class RunRecord:
+    """The record of a run.
+
+    Attributes:
+        stage: ``pretrain`` or ``finetune``.
+        preset: the name of the preset that its values came from.
+        freeze: what a fine-tune leaves as it was, ``none`` in a pretraining.
+        corpus: name, source, SHA-256 and size of the text.
+        prompt: what the sample at the end continues; empty for a newline.
+        init_from: the folder of the run that a fine-tune started from, else empty.
+        machine: the device, its name, the dtype and the threads.
+        processes: how many trained together.
+        versions: of charformer and of the libraries that a result depends on.
+        changes: which values of the training were changed when it was resumed, and from which step on.
+    """
+
+    stage: str
+    preset: str
+    freeze: str
+    model: ModelConfig
+    training: TrainConfig
+    corpus: dict[str, Any]
+    prompt: str = ""
+    init_from: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    versions: dict[str, Any] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, run: RunDir) -> Self:
+        """Read the record of ``run``. Raises UserError where there is none, or it is damaged."""
+        values = run.read_config()
+        for name in ("model", "training", "corpus", "machine"):
+            if not isinstance(values.get(name), dict):
+                raise UserError(f"{run.config} has no {name!r}")
+        changes, processes = values.get("changes"), values.get("processes")
+        return cls(
+            **{name: str(values.get(name) or "") for name in ("stage", "preset", "freeze", "prompt", "init_from")},
+            model=ModelConfig.from_dict(values["model"]),
+            training=TrainConfig.from_dict(values["training"]),
+            corpus=values["corpus"],
+            machine=values["machine"],
+            processes=processes if isinstance(processes, int) else 1,
+            versions=values["versions"] if isinstance(values.get("versions"), dict) else {},
+            changes=changes if isinstance(changes, list) else [],
+        )
+
+    def write(self, run: RunDir) -> None:
+        """Write the record to the config.json of ``run``. Raises WriteError where that is impossible."""
+        run.write_config(asdict(self))
