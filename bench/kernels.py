@@ -88,7 +88,7 @@ def cases(shape: roofline.Shape) -> list[Case]:
     """Return every op at ``shape``, those with dropout once for each of ``DROPOUTS``."""
     found = []
     for p in DROPOUTS:
-        found += step_cases(torch.bfloat16, shape.batch, shape.time, shape.heads, shape.width, shape.vocab, p)
+        found += step_cases(torch.bfloat16, shape.batch, shape.time, shape.heads, shape.width, shape.vocab, p, p)
     return list(dict.fromkeys(found))
 
 

@@ -2,26 +2,27 @@
 
 The environment variable ``CHARFORMER_KERNELS`` names it: ``auto`` (kernels on NVIDIA GPUs of sm_80 or newer where
 Triton works; elsewhere PyTorch's own functions and, where those are slow on a CPU, ``kernels.cpu``), ``triton``
-(kernels always: on CPU tensors they need Triton's interpreter, ``TRITON_INTERPRET=1``) or ``reference`` (the kernels'
-arithmetic and dropout masks, in plain PyTorch).
+(kernels always: on CPU tensors they need Triton's interpreter, ``TRITON_INTERPRET=1``), ``reference`` (the kernels'
+arithmetic and dropout masks, in plain PyTorch) or ``pytorch`` (PyTorch's own functions, on every device).
 """
 
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "reference", "pytorch")
+OPS = ("attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy")
 TRITON = importlib.util.find_spec("triton") is not None
 OLDEST_CARD = (8, 0)  # Triton has no path to the tensor cores of older ones
 
 _forced: str | None = None
 _unchecked = False
-_driver_failure: str | None = None
-_driver_tried = False
+_fallen: dict[str, str] = {}  # why, by op
 
 
 class KernelsUnavailableError(RuntimeError):
@@ -44,8 +45,24 @@ def force(backend: str, unchecked: bool = False) -> Iterator[None]:
         _forced, _unchecked = before
 
 
+def fall_back(op: str, reason: str) -> None:
+    """Let an op of ``OPS`` run PyTorch's own functions from here on, where a kernel would run; ``forget`` ends that."""
+    _fallen[op] = reason
+
+
+def fallen() -> dict[str, str]:
+    """Return the ops that have fallen back, and why."""
+    return dict(_fallen)
+
+
+def forget() -> None:
+    """Let every op run its kernel again, and ask again what each device can do."""
+    _fallen.clear()
+    _find_missing.cache_clear()
+
+
 def chosen() -> str:
-    """The backend asked for. Raises KernelsUnavailableError for a name that is none."""
+    """Return the backend asked for. Raises KernelsUnavailableError for a name that is none."""
     name = _forced or os.environ.get("CHARFORMER_KERNELS") or "auto"
     if name not in BACKENDS:
         raise KernelsUnavailableError(f"CHARFORMER_KERNELS is {name!r}; it can be {', '.join(BACKENDS)}")
@@ -53,26 +70,29 @@ def chosen() -> str:
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets kernels instead of compiling them."""
+    """Return whether Triton interprets kernels instead of compiling them."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def runs_registered_op(x: Tensor) -> bool:
-    """Whether an op on ``x`` goes through its registered form, not PyTorch's own functions."""
-    if chosen() == "auto":
-        return x.is_cuda and x.dtype != torch.float64 and missing(x.device) is None
-    return True
+def runs_registered_op(op: str, x: Tensor) -> bool:
+    """Return whether an op on ``x`` goes through its registered form, not PyTorch's own functions."""
+    name = chosen()
+    if name == "reference":
+        return True
+    if name == "pytorch" or op in _fallen:
+        return False
+    return name == "triton" or (x.is_cuda and x.dtype != torch.float64 and missing(x.device) is None)
 
 
 def runs_kernel(x: Tensor) -> bool:
-    """Whether a registered op on ``x`` runs its kernel. Raises KernelsUnavailableError where it must and cannot."""
+    """Return whether a registered op on ``x`` runs its kernel; KernelsUnavailableError where it must and cannot."""
     check(x.device)
     return x.dtype != torch.float64 and (chosen() == "triton" or (chosen() == "auto" and x.is_cuda))
 
 
 def runs_eagerly_on_cpu(x: Tensor) -> bool:
-    """Return whether ``x`` is a CPU's and no compiler traces the op, which could not see through ``kernels.cpu``."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Return whether an op on ``x`` may run ``kernels.cpu``, which no compiler can trace."""
+    return x.device.type == "cpu" and chosen() != "pytorch" and not torch.compiler.is_compiling()
 
 
 def check(device: torch.device) -> None:
@@ -85,36 +105,50 @@ def check(device: torch.device) -> None:
 
 
 def missing(device: torch.device) -> str | None:
-    """What stands in the way of compiled kernels on ``device``; None if they run there."""
+    """Return what stands in the way of compiled kernels on ``device``; None if they run there."""
     if not TRITON:
         return "Triton is not installed; it comes for Linux on x86-64"
-    if device.type != "cuda" or torch.version.hip is not None:  # AMD's call themselves CUDA devices too
-        return "the kernels need an NVIDIA GPU"
-    if torch.cuda.get_device_capability(device) < OLDEST_CARD:
-        return "the kernels need an NVIDIA GPU of sm_80 or newer"
-    if interpreted():
+    if interpreted() and device.type == "cuda":
         return "TRITON_INTERPRET=1 is set, under which Triton compiles nothing"
-    return _missing_driver()
+    # Every op asks, and asking the driver each time would keep a GPU waiting. A compiler cannot trace the cache.
+    find = _find_missing.__wrapped__ if torch.compiler.is_compiling() else _find_missing
+    return find(device)
+
+
+def on(device: torch.device) -> dict[str, str]:
+    """Return what each op runs on ``device``: "triton", "reference" or "pytorch"."""
+    name = chosen()
+    if name == "auto":
+        name = "pytorch" if missing(device) else "triton"
+    return {op: "pytorch" if name == "triton" and op in _fallen else name for op in OPS}
 
 
 def describe(device: torch.device) -> str:
-    """One line on what the ops run on ``device``, for people."""
+    """Return one line on what the ops run on ``device``, for people."""
     if chosen() != "auto":
         return f"kernels: {chosen()} (CHARFORMER_KERNELS)"
     reason = missing(device)
     return "kernels: Triton" if reason is None else f"kernels: plain PyTorch ({reason})"
 
 
-def _missing_driver() -> str | None:
-    """Triton builds its driver by the C compiler when it is first used, which a small container may lack."""
-    global _driver_failure, _driver_tried
-    if not _driver_tried and not torch.compiler.is_compiling():  # a compiler could not trace it
-        _driver_tried = True
-        try:
-            from triton.runtime import driver
+@cache
+def _find_missing(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:  # AMD's call themselves CUDA devices too
+        return "the kernels need an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device) < OLDEST_CARD:
+        return "the kernels need an NVIDIA GPU of sm_80 or newer"
+    return _driver_failure()
 
-            driver.active.get_current_device()
-        except Exception as error:  # whatever is missing, PyTorch alone trains
-            reason = str(error).strip().partition("\n")[0]
-            _driver_failure = f"Triton cannot build its driver: {type(error).__name__}: {reason}"
-    return _driver_failure
+
+def _driver_failure() -> str | None:
+    """Return why Triton has no driver: it builds one by a C compiler, which a small container may lack."""
+    if torch.compiler.is_compiling():  # which could not trace this; who compiles a step has run one before
+        return None
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()
+    except Exception as error:  # whatever is missing, PyTorch alone trains
+        reason = str(error).strip().partition("\n")[0]
+        return f"Triton cannot build its driver: {type(error).__name__}: {reason}"
+    return None

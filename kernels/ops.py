@@ -8,6 +8,9 @@ elements in the forward and in the backward pass, on every backend.
 Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -17,10 +20,20 @@ from kernels.cpu import add_norm as cpu_add_norm
 from kernels.cpu import attention as cpu_attention
 from kernels.cpu import linear as cpu_linear
 
-__all__ = ["add_dropout_layer_norm", "attention", "cross_entropy", "layer_norm", "linear"]
+__all__ = [
+    "add_dropout_layer_norm",
+    "attention",
+    "cross_entropy",
+    "draw_seeds",
+    "layer_norm",
+    "linear",
+    "seeds_from",
+]
 
 MAX_HEAD_WIDTH = 128
 MAX_CHANNELS = 2048  # of a row that a kernel keeps in registers; wider ones go to PyTorch
+
+_seeds: Iterator[Tensor] | None = None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None) -> Tensor:
@@ -45,7 +58,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
     if not (fits and k.shape == v.shape and q.dtype == k.dtype == v.dtype):
         raise ValueError(f"q, k and v do not fit: {_about(q)}, {_about(k)}, {_about(v)}")
     whole = q.shape == k.shape and q.shape[3] <= MAX_HEAD_WIDTH
-    if not (whole and runs_registered_op(q)):
+    if not (whole and runs_registered_op("attention", q)):
         if seed is None and cpu_attention.suits(q, k, dropout_p):
             return cpu_attention.attention(q, k, v, dropout_p)
         return reference.attention(q, k, v, dropout_p, seed)
@@ -66,7 +79,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
         ValueError: for shapes that do not fit.
     """
     _check_norm(x, weight, bias)
-    if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
+    if x.shape[-1] > MAX_CHANNELS or not runs_registered_op("layer_norm", x):
         return reference.layer_norm(x, weight, bias, eps)
     y: Tensor = custom_ops.layer_norm(x, weight, bias, eps)[0]
     return y
@@ -99,7 +112,7 @@ def add_dropout_layer_norm(
     _check_norm(x, weight, bias)
     if residual.shape != x.shape:
         raise ValueError(f"residual and x do not fit: {_about(residual)}, {_about(x)}")
-    if x.shape[-1] > MAX_CHANNELS or not runs_registered_op(x):
+    if x.shape[-1] > MAX_CHANNELS or not runs_registered_op("add_dropout_layer_norm", x):
         if seed is None and cpu_add_norm.suits(residual, x, dropout_p):
             return cpu_add_norm.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, eps)
         return reference.add_dropout_layer_norm(residual, x, weight, bias, dropout_p, seed, eps)
@@ -124,7 +137,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(f"logits and targets do not fit: {_about(logits)}, {_about(targets)}")
-    if not runs_registered_op(logits):
+    if not runs_registered_op("cross_entropy", logits):
         return reference.cross_entropy(logits, targets, ignore_index)
     loss: Tensor = custom_ops.cross_entropy(logits, targets, ignore_index)[0]
     return loss
@@ -142,6 +155,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if cpu_linear.suits(x):
         return cpu_linear.linear(x, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def draw_seeds(count: int, device: torch.device) -> Tensor:
+    """Return dropout seeds, (count,) int64, from PyTorch's generator of ``device``."""
+    return torch.randint(2**63 - 1, (count,), device=device)
+
+
+@contextmanager
+def seeds_from(seeds: Tensor) -> Iterator[None]:
+    """Let each kernel with dropout take the next of ``seeds`` in here, instead of drawing its own.
+
+    One draw serves a whole step, and a captured step reads whatever ``seeds`` holds when it is replayed. Ops that run
+    no kernel take none.
+
+    Args:
+        seeds: (n,) int64 on the ops' device, as ``draw_seeds`` makes them; as many as there will be ops with dropout.
+    """
+    global _seeds
+    before, _seeds = _seeds, iter(seeds.split(1))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        _seeds = before
 
 
 def _check_dropout(dropout_p: float, seed: Tensor | None) -> None:
@@ -162,4 +198,6 @@ def _about(x: Tensor) -> str:
 def _seed(like: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | None:
     if not dropout_p:
         return None
-    return torch.randint(2**63 - 1, (1,), device=like.device) if seed is None else seed
+    if seed is None and _seeds is not None:
+        return next(_seeds)
+    return draw_seeds(1, like.device) if seed is None else seed

@@ -75,7 +75,14 @@ def cases() -> Iterator[Case]:
 
 
 def step_cases(
-    dtype: torch.dtype, batch: int, time: int, heads: int, width: int, vocab: int, dropout_p: float = 0.0
+    dtype: torch.dtype,
+    batch: int,
+    time: int,
+    heads: int,
+    width: int,
+    vocab: int,
+    dropout_p: float = 0.0,
+    attention_dropout_p: float = 0.0,
 ) -> list[Case]:
     """Return the calls of one training step of a model: under autocast, where ``dtype`` has 16 bits.
 
@@ -84,7 +91,7 @@ def step_cases(
     """
     channels = heads * width
     return [
-        Case("attention", dtype, time, width, dropout_p, "packed", batch, heads),
+        Case("attention", dtype, time, width, attention_dropout_p, "packed", batch, heads),
         Case("layer_norm", torch.float32, time, channels, batch=batch),
         Case("add_dropout_layer_norm", dtype, time, channels, dropout_p, batch=batch),
         Case("cross_entropy", dtype, time, vocab, batch=batch),

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -69,17 +70,21 @@ def kernel(*aligned: str) -> Callable[[Callable[..., Any]], Kernel]:
 
 
 def card(device: torch.device) -> str | None:
-    """The architecture that kernels are for, such as ``sm_86``; None in the interpreter."""
+    """Return the architecture that kernels are for, such as ``sm_86``; None in the interpreter."""
     if _recording is not None:
         return _recording.card
-    if device.type != "cuda":
-        return None
+    return _card(device) if device.type == "cuda" else None
+
+
+@cache
+def _card(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
 
+@cache
 def multiprocessors(device: torch.device) -> int:
-    """How many the GPU has; 0 in the interpreter, and while recording."""
+    """Return how many the GPU has; 0 in the interpreter, and while recording."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 

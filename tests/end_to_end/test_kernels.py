@@ -38,6 +38,12 @@ def test_a_run_through_the_kernels_is_the_run_through_the_reference(english: str
     assert "kernels: reference (CHARFORMER_KERNELS)" in plain.stderr
 
 
+def test_a_run_through_pytorchs_own_functions(english: str, tmp_path: Path) -> None:
+    process = train(tmp_path, english, CHARFORMER_KERNELS="pytorch")
+    assert 2 < summary(process)["val_loss"] < 5
+    assert "kernels: pytorch (CHARFORMER_KERNELS)" in process.stderr
+
+
 def test_verbose_says_what_runs_on_a_cpu(english: str, tmp_path: Path) -> None:
     process = train(tmp_path, english)
     assert process.returncode == 0
@@ -49,7 +55,7 @@ def test_verbose_says_what_runs_on_a_cpu(english: str, tmp_path: Path) -> None:
     ("environment", "advice"),
     [
         pytest.param({"CHARFORMER_KERNELS": "triton", "TRITON_INTERPRET": "0"}, "NVIDIA GPU", marks=needs_interpreter),
-        ({"CHARFORMER_KERNELS": "fast"}, "auto, triton, reference"),
+        ({"CHARFORMER_KERNELS": "fast"}, "auto, triton, reference, pytorch"),
     ],
 )
 def test_kernels_that_cannot_run_are_refused_before_anything_is_made(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -64,12 +65,14 @@ def test_kernels_without_triton_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """What PyTorch would say of a card that has kernels; nothing runs on it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(backend, "_driver_tried", True)
-    return torch.device("cuda")
+    monkeypatch.setattr(backend, "_driver_failure", lambda: None)
+    backend.forget()
+    yield torch.device("cuda")
+    backend.forget()
 
 
 @needs_interpreter
@@ -77,6 +80,8 @@ def test_what_a_card_needs(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -
     assert backend.missing(gpu) is None
     assert backend.describe(gpu) == "kernels: Triton"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert backend.missing(gpu) is None, "a device is asked once"
+    backend.forget()
     assert "sm_80" in (backend.missing(gpu) or "")
     assert backend.describe(gpu).startswith("kernels: plain PyTorch (")
     with backend.force("triton"), pytest.raises(backend.KernelsUnavailableError, match="sm_80"):
@@ -89,23 +94,22 @@ def test_amds_cards_and_the_interpreter_are_no_place_for_compiled_kernels(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(torch.version, "hip", "6.4")
+        backend.forget()
         assert "NVIDIA" in (backend.missing(gpu) or "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "TRITON_INTERPRET" in (backend.missing(gpu) or "")
 
 
 @needs_interpreter
-def test_a_driver_that_cannot_be_built_is_tried_once_and_named(
-    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backend, "_driver_tried", False)
-    monkeypatch.setattr(backend, "_driver_failure", None)
-    reason = backend.missing(gpu)  # Triton itself says that there is no driver here
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a driver")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a driver")
+def test_a_driver_that_cannot_be_built_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    backend.forget()
+    reason = backend.missing(torch.device("cuda"))  # Triton itself says that there is no driver here
+    backend.forget()
     assert reason is not None
     assert reason.startswith("Triton cannot build its driver: ")
-    assert backend.missing(gpu) == reason
 
 
 def test_without_triton_the_ops_are_pytorchs(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +120,24 @@ def test_without_triton_the_ops_are_pytorchs(gpu: torch.device, monkeypatch: pyt
 def test_a_backend_that_is_none() -> None:
     found = run(CHARFORMER_KERNELS="cuda")[0]
     assert found.startswith("KernelsUnavailableError")
-    assert "auto, triton, reference" in found
+    assert "auto, triton, reference, pytorch" in found
 
 
 def test_force_ends_with_its_block_even_by_an_error() -> None:
     with pytest.raises(ZeroDivisionError), backend.force("reference"):
         raise ZeroDivisionError
     assert backend.chosen() == "auto"
+
+
+@needs_interpreter
+def test_an_op_that_has_fallen_back_runs_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2, 16)
+    with backend.force("triton"):
+        assert backend.runs_registered_op("layer_norm", x)
+        backend.fall_back("layer_norm", "wrong")
+        assert not backend.runs_registered_op("layer_norm", x)
+        assert backend.runs_registered_op("cross_entropy", x)
+        assert backend.on(x.device) == dict.fromkeys(backend.OPS, "triton") | {"layer_norm": "pytorch"}
+        assert backend.fallen() == {"layer_norm": "wrong"}
+        backend.forget()
+        assert backend.runs_registered_op("layer_norm", x)

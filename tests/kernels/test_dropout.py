@@ -125,3 +125,22 @@ def test_each_call_without_a_seed_draws_one_from_torchs_generator() -> None:
         torch.manual_seed(0)
         assert torch.equal(ops.attention(q, q, v, 0.5), first)
     assert not torch.equal(first, second)
+
+
+@needs_kernels
+def test_one_draw_serves_all_ops_of_a_step() -> None:
+    q, v = torch.zeros(1, 1, 30, 16), torch.ones(1, 1, 30, 16)
+    x, norm = torch.ones(20, 16), (torch.ones(16), torch.zeros(16))
+    torch.manual_seed(0)
+    seeds = ops.draw_seeds(3, torch.get_default_device())
+    with backend.force("triton"):
+        expected = [ops.attention(q, q, v, 0.5, seeds[:1]), ops.add_dropout_layer_norm(x, x, *norm, 0.5, seeds[1:2])[0]]
+        state = torch.get_rng_state()
+        with ops.seeds_from(seeds):
+            found = [ops.attention(q, q, v, 0.5), ops.add_dropout_layer_norm(x, x, *norm, 0.5)[0]]
+            assert torch.equal(ops.attention(q, q, v), v), "without dropout no seed is taken"
+            third = ops.attention(q, q, v, 0.5)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(map(torch.equal, found, expected))
+        assert torch.equal(third, ops.attention(q, q, v, 0.5, seeds[2:]))
+        assert not torch.equal(ops.attention(q, q, v, 0.5), third), "behind it each op draws its own again"
