@@ -27,7 +27,7 @@ def random_run(folder: Path, config: ModelConfig) -> RunDir:
     run.start()
     run.write_vocab(Vocab("".join(map(chr, range(0x20, 0x20 + config.vocab_size)))))
     torch.manual_seed(0)
-    save_weights(run, GPT(config), step=0, val_loss=float("nan"))
+    save_weights(run, GPT(config).state_dict(), step=0, val_loss=float("nan"))
     run.write_config({"model": config.to_dict(), "corpus": {}})
     if config.ngram_order:
         text = np.random.default_rng(0).integers(config.vocab_size, size=4000) // 2  # half of the characters unseen

@@ -1,7 +1,7 @@
 """A model, and a training in full, to the files of a run's folder and back."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -16,9 +16,9 @@ from charformer.runs.metrics import Counters
 from charformer.runs.tensors import Tensors, read_tensors, require_finite, write_tensors
 
 
-def save_weights(run: RunDir, model: GPT, step: int, val_loss: float) -> None:
-    """Write the model's weights, float32, to model.safetensors, and what they are the best of to its metadata."""
-    tensors = {name: _array(tensor) for name, tensor in model.state_dict().items()}
+def save_weights(run: RunDir, weights: Mapping[str, torch.Tensor], step: int, val_loss: float) -> None:
+    """Write a model's state dict to model.safetensors, and the step and the loss that it is the best of."""
+    tensors = {name: _array(tensor) for name, tensor in weights.items()}
     write_tensors(run.weights, tensors, {"step": str(step), "val_loss": repr(val_loss)})
 
 
@@ -39,11 +39,16 @@ def load_model(run: RunDir) -> tuple[GPT, Vocab]:
     return model, vocab
 
 
-def save_state(run: RunDir, model: GPT, optimizer: Iterable[tuple[str, torch.Tensor]], counters: Counters) -> None:
-    """Write everything that an exact continuation needs to last.safetensors; ``optimizer`` is its state by name."""
-    tensors: Tensors = {f"model.{name}": _array(tensor) for name, tensor in model.state_dict().items()}
-    tensors |= {f"optimizer.{name}": _array(tensor) for name, tensor in optimizer}
-    write_tensors(run.state, tensors, {"counters": json.dumps(asdict(counters))})
+def state_tensors(model: GPT, optimizer: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of last.safetensors by name: the model's, and the optimizer's state, given by name."""
+    yield from ((f"model.{name}", tensor) for name, tensor in model.state_dict().items())
+    yield from ((f"optimizer.{name}", tensor) for name, tensor in optimizer)
+
+
+def save_state(run: RunDir, tensors: Iterable[tuple[str, torch.Tensor]], counters: Counters) -> None:
+    """Write everything that an exact continuation needs, ``state_tensors`` and the counters, to last.safetensors."""
+    arrays: Tensors = {name: _array(tensor) for name, tensor in tensors}
+    write_tensors(run.state, arrays, {"counters": json.dumps(asdict(counters))})
 
 
 def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tensor]]:

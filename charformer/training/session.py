@@ -140,18 +140,20 @@ class TrainingSession:
             trainer.run = RunDir(tempfile.mkdtemp(prefix="charformer-"))
         except OSError as error:
             raise UserError(f"no temporary folder either: {error.strerror}") from error
+        trainer.drop_saves()
         self.record.write(self.run)
         self.run.write_vocab(self.vocab)
         self.run.write_metrics(trainer.history)
         counters = trainer.counters
-        if counters.best_step == counters.step:  # perhaps not written yet
-            checkpoint.save_weights(self.run, self.model, counters.step, counters.best_val_loss)
+        if trainer.unwritten_best is not None:
+            checkpoint.save_weights(self.run, trainer.unwritten_best, counters.best_step, counters.best_val_loss)
         else:
             try:
                 write_tensors(self.run.weights, *read_tensors(lost.weights))
             except UserError:  # the best weights are lost; the next evaluation's count as such
-                checkpoint.save_weights(self.run, self.model, counters.step, float("inf"))
+                checkpoint.save_weights(self.run, self.model.state_dict(), counters.step, float("inf"))
         trainer.save()
+        trainer.join_saves()
         return self.run
 
     def finish(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> Result:

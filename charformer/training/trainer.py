@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_strea
 from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
 from charformer.training.evaluation import Evaluator, Split, mean_loss
 from charformer.training.optimizer import Optimizer, learning_rate
+from charformer.training.saver import Saver
 
 PhaseName = Literal["data", "forward", "backward", "optimizer", "evaluation", "save"]
 PhaseHook = Callable[[PhaseName], AbstractContextManager[object]]
@@ -46,6 +47,7 @@ class Trainer:
     Attributes:
         phase: returns a context for each phase of the work to be done in; a bench that times phases replaces it. A step
             that is captured in a CUDA graph has no phases but ``data``.
+        unwritten_best: the best weights while no file has them.
         compile_seconds: what the first pass on a GPU took, which compiles kernels and is not counted as training.
     """
 
@@ -82,6 +84,8 @@ class Trainer:
         self._eager_steps = 0
         self._captures = device.type == "cuda" and world.size == 1
         self._captured: CapturedStep | None = None
+        self._saver = Saver(in_background=device.type == "cuda")
+        self.unwritten_best: dict[str, Tensor] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -99,10 +103,20 @@ class Trainer:
             self.run.write_metrics(self.history)
 
     def save(self) -> None:
-        """Write everything that ``resume`` needs."""
+        """Write everything that ``resume`` needs; on a GPU in the background, until ``join_saves``."""
         if self.world.is_main:
             with self.phase("save"):
-                checkpoint.save_state(self.run, self.model, self.optimizer.state(), self.counters)
+                run, counters = self.run, replace(self.counters)
+                tensors = self._saver.copy(checkpoint.state_tensors(self.model, self.optimizer.state()))
+                self._saver.submit(lambda: checkpoint.save_state(run, tensors.items(), counters))
+
+    def join_saves(self) -> None:
+        """Wait until everything is written. Raises WriteError where that was impossible."""
+        self._saver.join()
+
+    def drop_saves(self) -> None:
+        """Wait until all writes are done, or have failed."""
+        self._saver.drop()
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train until ``max_steps`` or until ``stopped()``; save at each evaluation, when due besides, and at the end.
@@ -123,6 +137,7 @@ class Trainer:
         lost: ProcessLostError | None = None
         try:
             while not self.is_finished and not stopped():
+                self._saver.check()
                 rate = learning_rate(self.counters.step, self.config)
                 loss = self.train_step(rate)
                 evaluation = self._evaluate_if_due(loss, rate)
@@ -137,6 +152,7 @@ class Trainer:
         if self._steps_since_evaluation and not (lost and self.device.type == "cuda"):
             self._stop_clock(loss)
             self._save_unevaluated()
+        self.join_saves()
         if lost:
             raise lost
 
@@ -265,6 +281,7 @@ class Trainer:
         Raises UserError when they give no finite loss; what was saved before then stays.
         """
         self._check_finite(self._evaluator.first_loss(), "the loss")
+        self._saver.join()
         self.save()
 
     def _evaluate(self, rate: float, speed: float | None) -> Evaluation:
@@ -279,14 +296,27 @@ class Trainer:
         row = Evaluation(counters.step, counters.characters, counters.train_seconds, train_loss, val_loss, rate, speed)
         self.history.append(asdict(row))
         is_best = val_loss < counters.best_val_loss
-        if is_best:  # first of all, so that whoever finds that a file cannot be written knows it
+        if is_best:
             counters.best_val_loss, counters.best_step = val_loss, counters.step
         if self.world.is_main:
             with self.phase("save"):
-                self.run.write_metrics(self.history)
-                if is_best:
-                    checkpoint.save_weights(self.run, self.model, counters.step, val_loss)
+                self._write_evaluation(is_best)
         return row
+
+    def _write_evaluation(self, is_best: bool) -> None:
+        """Write the metrics so far, and the weights if they are the best; one save is under way at most."""
+        self._saver.join()
+        run, history, step, val_loss = self.run, list(self.history), self.counters.step, self.counters.best_val_loss
+        weights = self._saver.copy(self.model.state_dict().items()) if is_best else None
+        self.unwritten_best = weights or self.unwritten_best
+
+        def write() -> None:
+            run.write_metrics(history)
+            if weights is not None:
+                checkpoint.save_weights(run, weights, step, val_loss)
+                self.unwritten_best = None
+
+        self._saver.submit(write)
 
     def subset_loss(self, split: Split) -> float:
         """Return the mean loss over at most ``eval_batches`` batches of windows, the same ones each time."""

@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_weights_survive_bit_for_bit(run: RunDir) -> None:
     model = GPT(CONFIG)
-    checkpoint.save_weights(run, model, 2, 1.5)
+    checkpoint.save_weights(run, model.state_dict(), 2, 1.5)
     again, vocab = checkpoint.load_model(run)
     assert vocab.characters == "abcde"
     assert again.config == CONFIG
@@ -56,7 +56,7 @@ def test_a_training_continues_as_if_it_had_never_stopped(muon_learning_rate: flo
     for number in range(3):
         step(number, *first)
     counters = Counters(step=3, characters=96, best_val_loss=1.5, best_step=2)
-    checkpoint.save_state(run, first[0], first[1].state(), counters)
+    checkpoint.save_state(run, checkpoint.state_tensors(first[0], first[1].state()), counters)
     for number in range(3, 6):
         step(number, *first)
     second = build(1)
@@ -72,7 +72,7 @@ def test_a_training_continues_as_if_it_had_never_stopped(muon_learning_rate: flo
 def test_what_does_not_fit_is_refused(run: RunDir) -> None:
     with pytest.raises(UserError, match="saved no weights"):
         checkpoint.load_model(run)
-    checkpoint.save_weights(run, GPT(CONFIG), 0, 4.0)
+    checkpoint.save_weights(run, GPT(CONFIG).state_dict(), 0, 4.0)
     run.write_vocab(Vocab("abc"))
     with pytest.raises(UserError, match="3 characters"):
         checkpoint.load_model(run)
@@ -91,7 +91,7 @@ def test_an_optimizer_s_state_that_does_not_fit_is_refused(wrong: str, run: RunD
     optimizer = Optimizer(model, TrainConfig())
     model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     optimizer.step()
-    checkpoint.save_state(run, model, optimizer.state(), Counters(step=1))
+    checkpoint.save_state(run, checkpoint.state_tensors(model, optimizer.state()), Counters(step=1))
     tensors, metadata = read_tensors(run.state)
     name = "optimizer.0.exp_avg"
     if wrong == "part missing":
@@ -128,7 +128,7 @@ def test_an_optimizer_s_state_that_does_not_fit_is_refused(wrong: str, run: RunD
 def test_counters_that_count_nothing_are_refused(name: str, value: object, run: RunDir) -> None:
     model = GPT(CONFIG)
     optimizer = Optimizer(model, TrainConfig())
-    checkpoint.save_state(run, model, optimizer.state(), Counters(step=1))
+    checkpoint.save_state(run, checkpoint.state_tensors(model, optimizer.state()), Counters(step=1))
     assert checkpoint.load_state(run, model)[0].step == 1
     tensors, metadata = read_tensors(run.state)
     counters = json.loads(metadata["counters"]) | {name: value}
@@ -144,7 +144,7 @@ def test_a_state_without_its_parts_is_refused(run: RunDir) -> None:
     model = GPT(CONFIG)
     with pytest.raises(UserError, match="nothing to resume"):
         checkpoint.load_state(run, model)
-    checkpoint.save_weights(run, model, 2, 1.5)
+    checkpoint.save_weights(run, model.state_dict(), 2, 1.5)
     shutil.copy(run.weights, run.state)
     with pytest.raises(UserError):
         checkpoint.load_state(run, model)

@@ -201,7 +201,7 @@ def test_what_was_written_after_the_last_save_is_dropped(text_file: Path, tmp_pa
     rows = trainer.run.read_metrics()
     trainer.run.write_metrics([*rows, rows[-1] | {"step": 16}])
     better = trainer.counters.best_val_loss - 0.5
-    save_weights(trainer.run, trainer.model, 16, better)  # a kill came before the state could be saved
+    save_weights(trainer.run, trainer.model.state_dict(), 16, better)  # a kill came before the state could be saved
     again = resumed(trainer)
     assert again.run.read_metrics() == rows
     assert (again.counters.best_step, again.counters.best_val_loss) == (16, better)
