@@ -1,6 +1,6 @@
 """What each ingredient of a preset gives: its pretraining again with that one left out, loss and speeds.
 
-    python -m bench.ablation --preset nano --json bench/results/ablation.json
+    python -m bench.ablation --preset nano        each ingredient of nano, some twenty minutes on two cores
 
 Every variant takes the preset's whole course with the same seed and the same batches. Its loss is that of the best
 weights over the whole validation split; its sampling speed that of the exported 8-bit model, all variants in turn.
@@ -13,15 +13,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from bench.engines import baseline
 from bench.harness import results
-from bench.harness.sampling import Sampler, contest
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
+from bench.harness.sampling import SamplingEntry, race
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, keep_freed_memory
@@ -31,7 +29,6 @@ from charformer.runs.folder import RunDir
 from charformer.training.session import Place, prepare_pretrain
 from charformer.training.trainer import Trainer
 from export.exporter import export
-from kernels.checks.cli import positive, writable_file
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -42,50 +39,39 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "the rate's fall (constant)": {"decay_fraction": 0.0},
     "weight decay": {"weight_decay": 0.0},
 }
-EXAMPLES = """\
-examples:
-  python -m bench.ablation --preset nano        each ingredient of nano, some twenty minutes on two cores
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.ablation", __doc__.partition("\n")[0], EXAMPLES)
-    parser.add_argument("--preset", choices=PRESETS, default="nano", help="(default: nano)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="of each run (default: the preset's)")
-    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
-    parser.add_argument("--characters", type=positive, default=200, metavar="N", help="to sample (default: 200)")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="texts of each (default: 7)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("ablation", __doc__)
+    parser.add_presets("nano", several=False)
+    parser.add_count("--steps", None, "of each run")
+    parser.add_data()
+    parser.add_device()
+    parser.add_dtype()
+    parser.add_count("--characters", 200, "to sample")
+    parser.add_count("--rounds", 7, "texts of each")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     notices = Console(stderr=True)
-    corpus = results.load_text(args.data, notices)
+    corpus = load_text(args.data, notices)
     keep_freed_memory()
     preset = PRESETS[args.preset]
     if args.steps:
         preset = replace(preset, pretrain=replace(preset.pretrain, max_steps=args.steps))
-    summary = corpus.summary()
     config = {
         "preset": args.preset,
         "model": preset.model.to_dict(),
         "training": preset.pretrain.to_dict(),
         "characters": args.characters,
         "rounds": args.rounds,
-        "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
+        "corpus": corpus_config(corpus),
     }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rows: list[dict[str, Any]] = []
-    samplers = []
-
-    def keep() -> None:
-        if args.json:
-            results.write_result(args.json, results.result("ablation", config, rows))
-
+    entries = []
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
         for number, (name, changes) in enumerate(variants(preset).items()):
             trainer = _open(with_changes(preset, changes), args, corpus, Path(folder) / str(number))
@@ -93,18 +79,17 @@ def _run(args: argparse.Namespace) -> int:
             for step in trainer.steps():
                 progress.update(task, completed=step.step)
             rows.append(_row(trainer, name, changes))
-            keep()
+            keep(args, config, rows)
             file = trainer.run.onnx
             export(trainer.run, file, "int8", portable=False, corpus=corpus)
-            tail = ["onnx", str(file), "{threads}", "1", str(args.characters), "1.0", "plain"]
-            command = [sys.executable, "-m", "bench.engines.sample_charformer", *tail]
-            samplers.append(Sampler("charformer-onnx", "int8", command))
+            options = {"path": str(file), "characters": args.characters}
+            entries.append(SamplingEntry("charformer-onnx", "int8", "bench.engines.sample_charformer", options))
         task = progress.add_task("sampling", total=None)
-        processes = contest(samplers, args.rounds, lambda doing: progress.update(task, advance=1, description=doing))
-        for row, process in zip(rows, processes, strict=True):
-            sampled = process.row("sampling", args.preset, preset.model.block_size)
+        raced = race(entries, args.rounds, lambda doing: progress.update(task, advance=1, description=doing))
+        for row, entry in zip(rows, raced, strict=True):
+            sampled = entry.row("sampling", args.preset, preset.model.block_size)
             row["sampling"] = {key: sampled[key] for key in ("chars_per_second", "samples", "threads")}
-    keep()
+    keep(args, config, rows)
     _print(rows)
     return 0
 
@@ -152,12 +137,11 @@ def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("without", title="each ingredient left out", box=SIMPLE_HEAD)
-    for column in ("validation loss", "costs", f"at {baseline.ITS_LOSS:g} after", "seconds", "chars/s", "int8 chars/s"):
-        table.add_column(column, justify="right")
+    figures = ["validation loss", "costs", f"at {baseline.ITS_LOSS:g} after", "seconds", "chars/s", "int8 chars/s"]
+    found = table("each ingredient left out", ["without"], figures)
     for row in rows:
         there = next((point for point in row["curve"] if point["val_loss"] <= baseline.ITS_LOSS), None)
-        table.add_row(
+        found.add_row(
             row["without"],
             f"{row['val_loss']:.4f}",
             f"{row['val_loss'] - rows[0]['val_loss']:+.4f}",
@@ -166,7 +150,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             f"{row['chars_per_second']['p50']:,.0f}",
             f"{row['sampling']['chars_per_second']['p50']:,.0f}",
         )
-    Console().print(table)
+    show(found)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """How many characters, and seconds, a preset takes to a validation loss: the curve of each of several seeds.
 
-    python -m bench.convergence --preset nano --target 1.7 --json bench/results/convergence.json
+    python -m bench.convergence --preset nano --target 1.7     three seeds, the preset's own training
+    python -m bench.convergence --preset nano baseline         several presets, each to the baseline's loss
 
 Each seed is a run of its own, as charformer-train would make it, that ends where its weights reach the target on the
 whole validation split, or with the preset's last step. Estimates on the way, at each evaluation, use a fixed subset.
-A stopped bench goes on where it was when the same command is given again.
+A stopped bench continues where it was when the same command is given again.
 """
 
 import argparse
@@ -16,16 +17,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from bench import report
 from bench.engines import baseline, nanogpt_recipe, train_nanogpt
 from bench.harness import results
 from bench.harness.charts import write_curves
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, describe, keep_freed_memory, memory_bytes
 from charformer.errors import UserError
@@ -35,28 +35,21 @@ from charformer.runs.metrics import Evaluation
 from charformer.runs.record import RunRecord
 from charformer.training.session import Place, TrainingSession, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
-from kernels.checks.cli import positive, writable_file
-
-EXAMPLES = """\
-examples:
-  python -m bench.convergence --preset nano --target 1.7     three seeds, the preset's own course
-  python -m bench.convergence --preset nano baseline         several presets, each to the baseline's loss
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.convergence", __doc__.partition("\n")[0], EXAMPLES)
-    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano"], help="(default: nano)")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("convergence", __doc__)
+    parser.add_presets("nano")
     parser.add_argument(
         "--target", type=float, default=baseline.ITS_LOSS, metavar="X", help="loss to stop at (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="of each (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="of a run at most (default: the preset's)")
-    parser.add_argument("--eval-interval", type=positive, metavar="N", help="in steps (default: the preset's)")
-    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
+    parser.add_count("--seeds", 3, "of each")
+    parser.add_count("--steps", None, "of a run at most")
+    parser.add_count("--eval-interval", None, "in steps")
+    parser.add_data()
+    parser.add_device()
+    parser.add_dtype()
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/convergence"), metavar="DIR", help="their folder (default: %(default)s)"
     )
@@ -66,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="a checkout of nanoGPT, whose recipe for a CPU then runs too: once as published, once for as long as ours",
     )
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
-    parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a picture of the curves goes, a PNG")
+    parser.add_chart("a picture of the curves")
     return execute(parser, argv, _run)
 
 
@@ -79,7 +71,8 @@ def _run(args: argparse.Namespace) -> int:
         train_nanogpt.require(args.nanogpt)
         if device.type != "cpu" or len(args.preset) > 1:
             raise UserError("--nanogpt compares times on a CPU with those of one --preset; add --device cpu, name one")
-    corpus = results.load_text(args.data, notices)
+    corpus = load_text(args.data, notices)
+    config = _config(args, corpus)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
@@ -91,25 +84,24 @@ def _run(args: argparse.Namespace) -> int:
                     f"{preset}, seed {trainer.config.seed}", total=trainer.config.max_steps, loss=""
                 )
 
-                def show(step: int, evaluation: Evaluation | None, task: Any = task) -> None:
+                def count(step: int, evaluation: Evaluation | None, task: Any = task) -> None:
                     progress.update(task, completed=step)
                     if evaluation is not None:
                         progress.update(task, loss=f"{evaluation.val_loss:.3f}")
 
-                reached = train_to(trainer, args.target, show)
+                reached = train_to(trainer, args.target, count)
                 rows.append(_row(trainer, args.target, reached))
-                if args.json:  # each time, so that what is done is kept
-                    results.write_result(args.json, results.result("convergence", _config(args, corpus), rows))
+                keep(args, config, rows)  # each time, so that what is done is kept
         ours = median(row["curve"][-1]["seconds"] for row in rows)
         for seconds in (None, ours) if args.nanogpt is not None else ():
             task = progress.add_task("nanogpt", total=nanogpt_recipe.STEPS, loss="")
 
-            def count(step: int, steps: int, task: Any = task) -> None:
+            def count_steps(step: int, steps: int, task: Any = task) -> None:
                 progress.update(task, completed=step, total=steps)
 
-            rows.append(nanogpt_recipe.train(corpus, args.nanogpt, seconds, count))
-        if args.json:
-            results.write_result(args.json, results.result("convergence", _config(args, corpus), rows))
+            trained = nanogpt_recipe.train(corpus, args.nanogpt, seconds, count_steps)
+            rows.append(_peer_row(trained, seconds))
+            keep(args, config, rows)
     _print(rows, args.target)
     if args.chart:
         write_curves(args.chart, report.curves({"rows": rows}), args.target)
@@ -188,8 +180,26 @@ def _row(trainer: Trainer, target: float, reached: dict[str, Any] | None) -> dic
     )
 
 
+def _peer_row(trained: nanogpt_recipe.Trained, seconds: float | None) -> dict[str, Any]:
+    return results.row(
+        engine="nanogpt",
+        preset="its recipe for a CPU" if seconds is None else "its recipe for a CPU, as long as ours",
+        precision="float32",
+        batch=nanogpt_recipe.BATCH_SIZE,
+        context=nanogpt_recipe.SHAPE.block_size,
+        threads=torch.get_num_threads(),
+        freeze="none",
+        chars_per_second=results.percentiles(trained.speeds),
+        samples=len(trained.speeds),
+        parameters=trained.parameters,
+        reached=None,
+        end=trained.end,
+        val_loss=trained.end["val_loss"],
+        curve=[trained.end],
+    )
+
+
 def _config(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
-    summary = corpus.summary()
     return {
         "presets": {
             name: {"model": PRESETS[name].model.to_dict(), "training": PRESETS[name].pretrain.to_dict()}
@@ -199,30 +209,29 @@ def _config(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
         "seeds": args.seeds,
         "steps": args.steps,
         "eval_interval": args.eval_interval,
-        "corpus": {key: summary[key] for key in ("name", "sha256", "characters")},
+        "corpus": corpus_config(corpus),
     }
 
 
 def _print(rows: list[dict[str, Any]], target: float) -> None:
-    table = Table("preset", "seed", title=f"to a validation loss of {target:g}, whole split", box=SIMPLE_HEAD)
-    for column in ("characters", "seconds of training", "loss there, or of the best weights"):
-        table.add_column(column, justify="right")
+    figures = ["characters", "seconds of training", "loss there, or of the best weights"]
+    found = table(f"to a validation loss of {target:g}, whole split", ["preset", "seed"], figures)
     ours = [row for row in rows if row["engine"] == "charformer"]
     for row in ours:
         reached = row["reached"]
         there = (f"{reached['characters']:,}", f"{reached['seconds']:,.0f}") if reached else ("not reached", "")
-        table.add_row(row["preset"], str(row["seed"]), *there, f"{row['val_loss']:.4f}")
+        found.add_row(row["preset"], str(row["seed"]), *there, f"{row['val_loss']:.4f}")
     for row in rows[len(ours) :]:
         end = row["end"]
         at_its_end = (f"({end['characters']:,})", f"({end['seconds']:,.0f})")
-        table.add_row(f"nanogpt, {row['preset']}", "", *at_its_end, f"{row['val_loss']:.4f}")
+        found.add_row(f"nanogpt, {row['preset']}", "", *at_its_end, f"{row['val_loss']:.4f}")
     for preset in dict.fromkeys(row["preset"] for row in ours):
         mine = [row["reached"] for row in ours if row["preset"] == preset]
         if len(mine) > 1 and None not in mine:
             characters, seconds = (median(reached[key] for reached in mine) for key in ("characters", "seconds"))
-            table.add_section()
-            table.add_row(preset, "median", f"{characters:,.0f}", f"{seconds:,.0f}", "")
-    Console().print(table)
+            found.add_section()
+            found.add_row(preset, "median", f"{characters:,.0f}", f"{seconds:,.0f}", "")
+    show(found)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.harness import results
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
-from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from kernels.checks.cli import positive, writable_file
 
 # The curves that the baseline's page shows, (training, validation) loss by step. Its fine-tunes start from 5,000 steps.
 PUBLISHED = {
@@ -31,22 +26,15 @@ PUBLISHED = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.freeze", __doc__.partition("\n")[0], "")
-    parser.add_argument("--preset", choices=PRESETS, default="baseline-as-coded", help="(default: %(default)s)")
-    parser.add_argument(
-        "--pretrain-data", metavar="FILE|NAME", default="tiny-shakespeare", help="(default: %(default)s)"
-    )
-    parser.add_argument("--finetune-data", metavar="FILE|NAME", default="ace-attorney", help="(default: %(default)s)")
-    parser.add_argument(
-        "--steps", type=positive, default=1000, metavar="N", help="of pretraining (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--finetune-steps", type=positive, default=500, metavar="N", help="of each fine-tune (default: %(default)s)"
-    )
-    parser.add_argument("--eval-interval", type=positive, default=100, metavar="N", help="(default: %(default)s)")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("freeze", __doc__)
+    parser.add_presets("baseline-as-coded", several=False)
+    parser.add_data("--pretrain-data", "tiny-shakespeare")
+    parser.add_data("--finetune-data", "ace-attorney")
+    parser.add_count("--steps", 1000, "of pretraining")
+    parser.add_count("--finetune-steps", 500, "of each fine-tune")
+    parser.add_count("--eval-interval", 100, "in steps")
     parser.add_argument("--runs", type=Path, default=Path("runs/freeze"), help="their folder (default: %(default)s)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     return execute(parser, argv, _run)
 
 
@@ -55,10 +43,8 @@ def _run(args: argparse.Namespace) -> int:
         corpus.load(data)  # a mistake in the second is said now, not behind the first training
     rows = _train_all(args)
     _print(rows)
-    if args.json:
-        asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
-        config = {name: getattr(args, name) for name in asked}
-        results.write_result(args.json, results.result("freeze", config, rows))
+    asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
+    keep(args, {name: getattr(args, name) for name in asked}, rows)
     return 0
 
 
@@ -97,7 +83,8 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """A table: the losses of every variant, beside the published ones at the same step."""
-    table = Table("stage", "freeze", "step", "train", "val", "published", "chars/s", "s/step", title="freeze")
+    figures = ["step", "train", "val", "published", "chars/s", "s/step"]
+    found = table("freeze", ["stage", "freeze"], figures)
     for row in rows:
         published = PUBLISHED.get((row["stage"], row["freeze"]), {}) if row["preset"].startswith("baseline") else {}
         last = row["curve"][-1]["step"]
@@ -105,7 +92,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             if point["step"] in published or point["step"] == last:
                 there = published.get(point["step"])
                 speed = row["chars_per_second"]["p50"]
-                table.add_row(
+                found.add_row(
                     row["stage"],
                     row["freeze"],
                     str(point["step"]),
@@ -115,7 +102,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
                     f"{speed:,.0f}",
                     f"{row['batch'] * row['context'] / speed:.2f}",
                 )
-    Console().print(table)
+    show(found)
 
 
 if __name__ == "__main__":

@@ -6,77 +6,72 @@ Each batch and context is a process of its own, whose peak includes what Python 
 """
 
 import argparse
-import json
 from dataclasses import replace
 from itertools import product
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from bench.engines.variant import DTYPES, Variant
-from bench.harness import results
-from bench.harness.training import Contestant, contest
-from charformer.commands.common import Parser, execute
+from bench.harness.interleave import interleave
+from bench.harness.program import BenchParser, execute, keep, load_text, positive, show, table
+from bench.harness.training import TrainingEntry
 from charformer.device import choose_dtype
 from charformer.model.gpt import GPT
 from charformer.presets import PRESETS
 from charformer.training.estimate import CARDS, RESERVE, memory
 from charformer.ui.console import PlainConsole, progress_bar
-from kernels.checks.cli import positive, writable_file
 
 MIB = 2**20
 SECONDS = 0.01  # of a turn: two steps
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.memory", __doc__.partition("\n")[0], "")
-    parser.add_argument("--preset", choices=PRESETS, default="baseline", help="(default: %(default)s)")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("memory", __doc__)
+    parser.add_presets("baseline", several=False)
     parser.add_argument(
         "--batch", type=positive, nargs="+", default=[8, 32, 64], metavar="N", help="(default: 8 32 64)"
     )
     parser.add_argument(
         "--context", type=positive, nargs="+", default=[128, 256, 384], metavar="N", help="(default: 128 256 384)"
     )
-    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_data()
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     notices = PlainConsole(stderr=True)
-    corpus = results.load_text(args.data, notices)
+    corpus = load_text(args.data, notices)
     precision = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     chosen = PRESETS[args.preset]
     rows = []
     pairs = list(product(args.context, args.batch))
-    table = Table("context", "batch", "counted", "measured", *(f"GPU of {size} GiB" for size in CARDS), title="MiB")
+    columns = ["context", "batch", "counted", "measured", *(f"GPU of {size} GiB" for size in CARDS)]
+    found = table("MiB", [], columns)
     with progress_bar(notices) as on_progress:
         for done, (context, batch) in enumerate(pairs):
             on_progress(f"{batch} x {context}", done, len(pairs))
             corpus.require(context, "take a smaller --context, or a longer text")
             shape = replace(chosen.model, block_size=context, vocab_size=len(corpus.alphabet))
-            contestant = Contestant(Variant("charformer", args.preset, shape, batch, precision))
-            contest([contestant], [json.dumps(corpus.summary()), "cpu"], 1, SECONDS, lambda _: None)
+            variant = Variant("charformer", args.preset, shape, batch, precision)
+            entry = TrainingEntry(variant, {"corpus": corpus.summary(), "device": "cpu"}, SECONDS)
+            interleave([entry], 1)
             model = GPT(shape)
             here = memory(model, chosen.pretrain, DTYPES[precision], fused=False, sequences=batch)
             on_card = memory(model, chosen.pretrain, torch.bfloat16, fused=True)
-            row = contestant.row("memory", {}, counted_bytes=here.of(batch), counted_on_gpu_bytes=on_card.of(batch))
+            row = entry.row("memory", {}, counted_bytes=here.of(batch), counted_on_gpu_bytes=on_card.of(batch))
             rows.append(row)
             peak = row["peak_memory_bytes"]
             fits = [on_card.of(batch) <= size * 2**30 - RESERVE["cuda"] for size in CARDS]
-            table.add_row(
+            found.add_row(
                 str(context),
                 str(batch),
                 f"{here.of(batch) / MIB:,.0f}",
                 f"{peak / MIB:,.0f}" if peak else str(row["error"]),
                 *("fits" if fit else "does not fit" for fit in fits),
             )
-    if args.json:
-        config = {"corpus": corpus.name, "preset": args.preset}
-        results.write_result(args.json, results.result("memory", config, rows))
-    Console().print(table)
+    keep(args, {"corpus": corpus.name, "preset": args.preset}, rows)
+    show(found)
     return 0
 
 

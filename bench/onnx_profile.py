@@ -17,30 +17,23 @@ import numpy as np
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
-from rich.console import Console
-from rich.table import Table
 
-from bench.harness import results
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.errors import UserError
 from charformer.sampling.onnx_engine import SharedCache
 from charformer.sampling.onnx_format import Description, read_metadata, unsealed
 from charformer.sampling.speculation import PROPOSALS
-from kernels.checks.cli import positive, writable_file
 
 ROUNDS = 4
 SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.onnx_profile", __doc__.partition("\n")[0], "")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("onnx_profile", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="from charformer-export, not --portable")
-    parser.add_argument(
-        "--characters", type=positive, default=256, metavar="N", help="of each text (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_count("--characters", 256, "of each text")
+    parser.add_count("--threads", 1, "of onnxruntime")
     return execute(parser, argv, _run)
 
 
@@ -53,10 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     rows = [row for time in SHAPES for row in _profile(content, description, time, args.characters, args.threads)]
     for time in SHAPES:
         _print(time, [row for row in rows if row["characters_a_run"] == time])
-    if args.json:
-        config = {"precision": description.precision, "model": description.config.to_dict()}
-        config |= {"characters": args.characters, "threads": args.threads}
-        results.write_result(args.json, results.result("onnx_profile", config, rows))
+    config = {"precision": description.precision, "model": description.config.to_dict()}
+    keep(args, config | {"characters": args.characters, "threads": args.threads}, rows)
     return 0
 
 
@@ -96,10 +87,10 @@ def _profile(
 
 
 def _print(time: int, rows: list[dict[str, Any]]) -> None:
-    table = Table("operator", "nodes", "us a run", "share", title=f"{time} characters a run")
+    found = table(f"{time} characters a run", ["operator"], ["nodes", "us a run", "share"])
     for row in rows:
-        table.add_row(row["operator"], str(row["nodes"]), f"{row['microseconds']:.1f}", f"{row['share']:.0%}")
-    Console().print(table)
+        found.add_row(row["operator"], str(row["nodes"]), f"{row['microseconds']:.1f}", f"{row['share']:.0%}")
+    show(found)
 
 
 if __name__ == "__main__":

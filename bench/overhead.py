@@ -18,20 +18,17 @@ from typing import Any
 from unittest.mock import patch
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.harness import results
+from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.commands import train
-from charformer.commands.common import Parser, execute
 from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
-from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from charformer.training.session import TrainingSession
 from charformer.training.trainer import PhaseName, Trainer
 from charformer.ui.training_display import TrainingDisplay
-from kernels.checks.cli import positive, writable_file
 
 PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
 PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; the others are a step's
@@ -39,15 +36,12 @@ ASIDE = ("data", "evaluation", "display")  # of a training, what its share is as
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.overhead", __doc__.partition("\n")[0], "")
-    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano"], help="(default: nano)")
-    parser.add_argument(
-        "--pretrain-data", metavar="FILE|NAME", default="tiny-shakespeare", help="(default: %(default)s)"
-    )
-    parser.add_argument("--finetune-data", metavar="FILE|NAME", default="ace-attorney", help="(default: %(default)s)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="of every training (default: the preset's)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("overhead", __doc__)
+    parser.add_presets("nano")
+    parser.add_data("--pretrain-data", "tiny-shakespeare")
+    parser.add_data("--finetune-data", "ace-attorney")
+    parser.add_count("--steps", None, "of every training")
     return execute(parser, argv, _run)
 
 
@@ -65,14 +59,13 @@ def _run(args: argparse.Namespace) -> int:
                 flags = ["--stage", "finetune", "--device", "cpu", "--init-from", str(source), "--out", str(run.path)]
                 flags += ["--freeze", freeze] if freeze != "none" else []
                 rows.append(_measure(run, [*flags, "--data", args.finetune_data, *_steps(args)]))
-    table = Table("preset", "stage", "freeze", *PARTS, f"{', '.join(ASIDE)} of the training", title="seconds")
+    found = table("seconds", ["preset", "stage", "freeze"], [*PARTS, f"{', '.join(ASIDE)} of the training"])
     for row in rows:
         seconds = (f"{row['seconds'][part]:.2f}" for part in PARTS)
-        table.add_row(row["preset"], row["stage"], row["freeze"], *seconds, f"{100 * row['share']:.1f} %")
-    Console(width=None if Console().is_terminal else 150).print(table)
-    if args.json:
-        config = {name: Path(getattr(args, name)).name for name in ("pretrain_data", "finetune_data")}
-        results.write_result(args.json, results.result("overhead", config | {"steps": args.steps}, rows))
+        found.add_row(row["preset"], row["stage"], row["freeze"], *seconds, f"{100 * row['share']:.1f} %")
+    show(found)
+    config = {name: Path(getattr(args, name)).name for name in ("pretrain_data", "finetune_data")}
+    keep(args, config | {"steps": args.steps}, rows)
     return 0
 
 

@@ -4,7 +4,6 @@ python -m bench.precision --run runs/pretrain --json bench/results/precision.jso
 """
 
 import argparse
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from bench.harness import results
-from bench.harness.sampling import Sampler, contest
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.sampling import SamplingEntry, race
 from charformer.data.corpus import recall
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
@@ -26,7 +23,6 @@ from charformer.sampling.onnx_format import Description
 from export.exporter import file_content
 from export.graph import PRECISIONS, Precision
 from export.verify import compare, reference_logits
-from kernels.checks.cli import positive, writable_file
 
 VARIANTS = {
     **{name: PRECISIONS[name] for name in ("fp32", "int8", "int4")},
@@ -35,28 +31,22 @@ VARIANTS = {
     "int4, blocks of 32": Precision(4, 8, block=32),
 }
 CHARACTERS = 256
-MODULE = "bench.engines.sample_charformer"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.precision", __doc__.partition("\n")[0], "")
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a trained run whose text is at hand")
-    parser.add_argument(
-        "--rounds", type=positive, default=7, metavar="N", help="texts of each variant (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("precision", __doc__)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a trained run whose text is cached")
+    parser.add_count("--rounds", 7, "texts of each variant")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     rows = _measure(RunDir(args.run), args.rounds)
     _print(rows)
-    if args.json:
-        training = RunDir(args.run).read_config()
-        config = {key: training[key] for key in ("stage", "preset", "model", "training", "corpus")}
-        config |= {"rounds": args.rounds, "characters": CHARACTERS}
-        results.write_result(args.json, results.result("precision", config, rows))
+    training = RunDir(args.run).read_config()
+    config = {key: training[key] for key in ("stage", "preset", "model", "training", "corpus")}
+    keep(args, config | {"rounds": args.rounds, "characters": CHARACTERS}, rows)
     return 0
 
 
@@ -65,38 +55,35 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
     tensors, metadata = run.read_weights(config)
     corpus = recall(run.read_section("corpus"))
     if corpus is None:
-        raise UserError(f"the text of {run.path} is not at hand")
+        raise UserError(f"the text of {run.path} is not in the cache")
     split = corpus.validation
     starts = np.arange(0, len(split) - config.block_size, config.block_size)
     ids = corpus.table(vocab)[split[starts[:, None] + np.arange(config.block_size + 1)]]
     wanted = reference_logits(config, tensors, ids[:, :-1])
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(VARIANTS) * (2 + rounds))
+        task = progress.add_task("", total=len(VARIANTS) * (3 + rounds))
 
         def done(doing: str) -> None:
             progress.update(task, advance=1, description=doing)
 
-        losses, samplers = [], []
+        losses, entries = [], []
         for number, (name, precision) in enumerate(VARIANTS.items()):
             file = Path(folder) / f"{number}.onnx"
             description = Description(config, vocab, name.partition(",")[0], False, metadata["sha256"], None)
             file.write_bytes(file_content(description, tensors, precision))
             losses.append(asdict(compare(OnnxEngine(file), ids, wanted)) | {"bytes": file.stat().st_size})
-            tail = ["onnx", str(file), "{threads}", "1", str(CHARACTERS), "1.0", "plain"]
-            samplers.append(Sampler("charformer-onnx", name, [sys.executable, "-m", MODULE, *tail]))
+            options = {"path": str(file), "characters": CHARACTERS}
+            entries.append(SamplingEntry("charformer-onnx", name, "bench.engines.sample_charformer", options))
             done(f"loss in {name}")
-        processes = contest(samplers, rounds, done)
+        raced = race(entries, rounds, done)
     preset = str(run.read_config().get("preset"))
-    return [
-        loss | process.row("precision", preset, config.block_size)
-        for process, loss in zip(processes, losses, strict=True)
-    ]
+    return [loss | entry.row("precision", preset, config.block_size) for entry, loss in zip(raced, losses, strict=True)]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("weights", "MB", "KL", "validation loss", "costs", "threads", "chars/s")
+    found = table(None, ["weights"], ["MB", "KL", "validation loss", "costs", "threads", "chars/s"])
     for row in rows:
-        table.add_row(
+        found.add_row(
             row["precision"],
             f"{row['bytes'] / 1e6:.2f}",
             f"{row['kl']:.1e}",
@@ -105,7 +92,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             str(row["threads"]),
             f"{row['chars_per_second']['p50']:,.0f}",
         )
-    Console().print(table)
+    show(found)
 
 
 if __name__ == "__main__":

@@ -14,34 +14,29 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from bench.harness import results
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.errors import UserError
-from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from kernels.checks.cli import positive, writable_file
 
 COURSE = ("--eval-interval", "20", "--eval-batches", "1")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.processes", __doc__.partition("\n")[0], "")
-    parser.add_argument("--processes", type=positive, default=2, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["nano", "fast"], help="(default: nano fast)")
-    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="of a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--data", metavar="FILE|NAME", default="tiny-shakespeare", help="(default: %(default)s)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("processes", __doc__)
+    parser.add_count("--processes", 2, "that train together")
+    parser.add_presets("nano", "fast")
+    parser.add_count("--steps", 100, "of a round")
+    parser.add_count("--rounds", 3, "of each")
+    parser.add_data("--data", "tiny-shakespeare")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     rows = []
-    table = Table("preset", "processes", "threads each", "characters/s", "of one process'")
+    found = table(None, ["preset"], ["processes", "threads each", "characters/s", "of one process'"])
     for preset in args.preset:
         flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, *COURSE]
         turns: dict[int, list[float]] = {1: [], args.processes: []}
@@ -62,12 +57,10 @@ def _run(args: argparse.Namespace) -> int:
         ]
         for row in of_preset:
             speed, ratio = row["chars_per_second"]["p50"], results.ratio(row, of_preset[0])
-            table.add_row(preset, str(row["processes"]), str(row["threads"]), f"{speed:,.0f}", f"{ratio:.2f}")
+            found.add_row(preset, str(row["processes"]), str(row["threads"]), f"{speed:,.0f}", f"{ratio:.2f}")
         rows += of_preset
-    Console().print(table)
-    if args.json:
-        config = {key: value for key, value in vars(args).items() if key not in ("json", "debug")}
-        results.write_result(args.json, results.result("processes", config, rows))
+    show(found)
+    keep(args, {name: getattr(args, name) for name in ("processes", "preset", "steps", "rounds", "data")}, rows)
     return 0
 
 

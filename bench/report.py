@@ -13,29 +13,22 @@ from bench.engines import baseline
 from bench.freeze import PUBLISHED
 from bench.harness import results
 from bench.harness.charts import Bar, Curve, write_bars, write_curves
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, writable_file
 from charformer.errors import UserError
 from charformer.files import write_text
 from charformer.presets import PRESETS
-from kernels.checks.cli import writable_file
-
-EXAMPLES = """\
-examples:
-  python -m bench.report bench/results/throughput.json
-  python -m bench.report before.json after.json --markdown report.md --chart report.png
-"""
 
 Row = dict[str, Any]
 Section = tuple[str, str]  # part of the bench, preset
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.report", __doc__.partition("\n")[0], EXAMPLES)
+    """Run the program; returns the exit code."""
+    parser = BenchParser("report", __doc__, result=False)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what a bench wrote with --json")
-    parser.add_argument("--part", metavar="NAME", help="only rows of this part: contest, grid, scaling, ...")
+    parser.add_argument("--part", metavar="NAME", help="only rows of this part: interleaved, grid, scaling, ...")
     parser.add_argument("--markdown", type=writable_file, metavar="FILE", help="(default: standard output)")
-    parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a picture goes, a PNG")
+    parser.add_chart("a picture")
     return execute(parser, argv, _run)
 
 
@@ -150,7 +143,7 @@ def _bars(rows: dict[str, list[Row]], section: Section) -> list[Bar]:
         )
         for name, group in rows.items()
         for row in sorted(group, key=lambda row: row["chars_per_second"]["p50"], reverse=True)
-        if _section(row) == section and row["freeze"] in (None, "none") and row["engine"] != "products"
+        if _section(row) == section and row["freeze"] in (None, "none") and row["engine"] != "matmuls"
     ]
 
 

@@ -22,48 +22,38 @@ from typing import Any
 import onnx
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from bench.engines.baseline import VOCAB_SIZE
 from bench.engines.sampling_models import random_run, write_for_peers
 from bench.harness import results
 from bench.harness.charts import write_bars
 from bench.harness.interleave import ROOT
-from bench.harness.sampling import THREADS, Process, Sampler, alone, contest
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.sampling import THREADS, SamplingEntry, alone, race
 from charformer.data.corpus import recall
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from export.exporter import export
-from kernels.checks.cli import positive, writable_file
 
 SHOWN = ("fp32", "int8", "int4")
 BATCHES = (1, 4, 16)
-TEMPERATURES = (1.0, 0.8)
 
 Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.sampling", __doc__.partition("\n")[0], "")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("sampling", __doc__)
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="a trained run (default: random weights of the preset `baseline`)"
     )
-    parser.add_argument(
-        "--characters", type=positive, default=256, metavar="N", help="of each text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rounds", type=positive, default=7, metavar="N", help="texts of each sampler (default: %(default)s)"
-    )
+    parser.add_count("--characters", 256, "of each text")
+    parser.add_count("--rounds", 7, "texts of each sampler")
     parser.add_argument(
         "--peers", type=Path, default=ROOT / ".peers/bin/python", help="the peers' Python (default: `make peers`'s)"
     )
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
-    parser.add_argument(
-        "--chart", type=writable_file, metavar="FILE", help="where a picture of the contest goes, a PNG"
-    )
+    parser.add_chart("a picture of one text's speeds")
     return execute(parser, argv, _run)
 
 
@@ -71,12 +61,10 @@ def _run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows, facts = _measure(args, Path(folder))
     _print(rows, facts)
-    if args.json:
-        name = args.run.name if args.run else None
-        config = {"run": name, "characters": args.characters, "rounds": args.rounds}
-        results.write_result(args.json, results.result("sampling", config, rows) | facts)
+    name = args.run.name if args.run else None
+    keep(args, {"run": name, "characters": args.characters, "rounds": args.rounds}, rows, **facts)
     if args.chart:
-        ranked = sorted((row for row in rows if row["part"] == "contest"), key=_median, reverse=True)
+        ranked = sorted((row for row in rows if row["part"] == "interleaved"), key=_median, reverse=True)
         bars = [(results.label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
         title = f"one text of {args.characters} characters, each sampler at its best threads"
         write_bars(args.chart, [(title, bars)])
@@ -84,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
-    """The rows of the result, and what else was found."""
+    """Return the rows of the result, and what else was found."""
     if args.run:
         run, preset = RunDir(args.run.absolute()), str(RunDir(args.run).read_config().get("preset"))
     else:
@@ -97,31 +85,32 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     for precision in SHOWN:
         export(run, folder / f"{precision}.onnx", precision, portable=False, corpus=corpus)
 
-    def ours(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> Sampler:
-        file, how = str(folder / f"{precision}.onnx"), "speculative" if speculative else "plain"
-        tail = ["onnx", file, "{threads}", str(batch), str(args.characters), str(temperature), how]
-        command = [sys.executable, "-m", "bench.engines.sample_charformer", *tail]
-        return Sampler("charformer-onnx", precision, command, batch, temperature, speculative)
+    def ours(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> SamplingEntry:
+        options = {"path": str(folder / f"{precision}.onnx"), "characters": args.characters}
+        options |= {"temperature": temperature, "speculative": speculative}
+        return SamplingEntry(
+            "charformer-onnx", precision, "bench.engines.sample_charformer", options, batch, temperature, speculative
+        )
 
-    racing = [*_engines(args, run, folder), *map(ours, SHOWN), *_peers(args, run, folder)]
+    racing = [*_engines(args, run), *map(ours, SHOWN), *_peers(args, run, folder)]
     if corpus is not None:
         racing += [ours(precision, speculative=True) for precision in SHOWN]
         racing += [ours("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
     grid = [ours(precision, batch) for precision in SHOWN for batch in BATCHES]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(racing) * (1 + args.rounds) + len(grid) * len(THREADS))
+        task = progress.add_task("", total=len(racing) * (2 + args.rounds) + len(grid) * len(THREADS))
 
         def done(doing: str) -> None:
             progress.update(task, advance=1, description=doing)
 
-        processes = contest(racing, args.rounds, done)
-        rows = [process.row("contest", preset, config.block_size) for process in processes]
-        for sampler in grid:
+        raced = race(racing, args.rounds, done)
+        rows = [entry.row("interleaved", preset, config.block_size) for entry in raced]
+        for entry in grid:
             for threads in THREADS:
-                rows.append(alone(sampler, threads, args.rounds).row("grid", preset, config.block_size))
-                done(f"{sampler.precision}, batch {sampler.batch}, {threads} threads")
+                rows.append(alone(entry, threads, args.rounds).row("grid", preset, config.block_size))
+                done(f"{entry.precision}, batch {entry.batch}, {threads} threads")
     facts = {
-        "greedy_characters_like_pytorch": _agreement(processes),
+        "greedy_characters_like_pytorch": _agreement(raced),
         "first_character_seconds": _first_character(folder / "int8.onnx", args.rounds),
         "floor": [_floor(folder / f"{precision}.onnx", rows, threads) for precision in SHOWN for threads in THREADS],
         "peers": _versions(args.peers),
@@ -129,20 +118,19 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     return rows, facts
 
 
-def _engines(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]:
-    """PyTorch, and the baseline's way of sampling, at the same shape."""
+def _engines(args: argparse.Namespace, run: RunDir) -> list[SamplingEntry]:
+    """Return PyTorch, and the baseline's way of sampling, at the same shape."""
     config, _ = run.read_shape()
-    shape = folder / "shape.json"
-    shape.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    tail = ["{threads}", "1", str(args.characters)]
-    python = [sys.executable, "-m"]
-    ours = [*python, "bench.engines.sample_charformer", "torch", str(run.path), *tail, "1.0", "plain"]
-    baseline = [*python, "bench.engines.sample_baseline", str(shape), *tail]
-    return [Sampler("charformer-torch", "fp32", ours), Sampler("baseline", "fp32", baseline)]
+    ours = {"path": str(run.path), "characters": args.characters, "torch": True}
+    baseline = {"model": config.to_dict(), "characters": args.characters}
+    return [
+        SamplingEntry("charformer-torch", "fp32", "bench.engines.sample_charformer", ours),
+        SamplingEntry("baseline", "fp32", "bench.engines.sample_baseline", baseline),
+    ]
 
 
-def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]:
-    """The peers that are installed and can have the run's weights; says which are not, or that they cannot."""
+def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[SamplingEntry]:
+    """Return the peers that are installed and can have the run's weights; says which are not, or that they cannot."""
     config, _ = run.read_shape()
     if config.rope_base or config.relu_power != 1:
         print("the peers' rows are missing: they take learned positions and a plain ReLU, as preset baseline has")
@@ -152,17 +140,22 @@ def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[Sampler]
     models.mkdir()
     if found:
         write_for_peers(run, models)
-    tail = ["{threads}", "1", str(args.characters)]
-    python = [str(args.peers.absolute()), "-m"]
-    samplers = []
+
+    def peer(module: str, engine: str, precision: str, **options: str) -> SamplingEntry:
+        given: dict[str, Any] = options | {"characters": args.characters}
+        return SamplingEntry(engine, precision, module, given, python=str(args.peers.absolute()))
+
+    entries = []
     if "ctranslate2" in found:
-        command = [*python, "bench.engines.sample_ctranslate2", str(models)]
-        samplers += [Sampler("ctranslate2", precision, [*command, precision, *tail]) for precision in ("fp32", "int8")]
+        for precision in ("fp32", "int8"):
+            options = {"folder": str(models), "weights": precision}
+            entries.append(peer("bench.engines.sample_ctranslate2", "ctranslate2", precision, **options))
     if "onnxruntime_genai" in found:
-        command = [*python, "bench.engines.sample_genai"]
         for precision in SHOWN:
-            samplers.append(Sampler("genai", precision, [*command, str(models / f"genai-{precision}"), *tail]))
-    return samplers
+            entries.append(
+                peer("bench.engines.sample_genai", "genai", precision, folder=str(models / f"genai-{precision}"))
+            )
+    return entries
 
 
 def _imports(python: Path, module: str) -> bool:
@@ -172,19 +165,19 @@ def _imports(python: Path, module: str) -> bool:
     return False
 
 
-def _agreement(processes: list[Process]) -> dict[str, int]:
-    """How many greedy characters of each sampler are PyTorch's, before the first that is not."""
-    wanted = next(process.greedy for process in processes if process.sampler.engine == "charformer-torch")
+def _agreement(entries: list[SamplingEntry]) -> dict[str, int]:
+    """Return how many greedy characters of each sampler are PyTorch's, before the first that is not."""
+    wanted = next(entry.greedy for entry in entries if entry.engine == "charformer-torch")
     agreed: dict[str, int] = {}
-    for process in processes:
-        if process.sampler.engine != "baseline":  # which has other weights
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(process.greedy, wanted, strict=False))
-            agreed.setdefault(f"{process.sampler.engine} {process.sampler.precision}", len(list(same)))
+    for entry in entries:
+        if entry.engine != "baseline":  # which has other weights
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(entry.greedy, wanted, strict=False))
+            agreed.setdefault(entry.label, len(list(same)))
     return agreed
 
 
 def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]:
-    """Seconds of whole processes, in turn: the command for one character, and an import of onnxruntime alone."""
+    """Return seconds of whole processes, in turn: the command for one character, and an import of onnxruntime alone."""
     sample = [sys.executable, "-m", "charformer.commands.sample", "--onnx", str(file), "--max-new-tokens", "1"]
     commands = {"sample": sample, "import onnxruntime": [sys.executable, "-c", "import onnxruntime"]}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -197,7 +190,7 @@ def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]
 
 
 def _floor(file: Path, rows: list[Row], threads: int) -> dict[str, Any]:
-    """The bytes that a character reads of a file's weights, how fast this machine reads as many over and over, and what
+    """Return the bytes of weights that a character reads, how fast this machine reads as many over and over, and what
     share of that speed sampling has."""
     graph = onnx.load(file).graph
     size = sum(len(tensor.raw_data) for tensor in graph.initializer if "_emb" not in tensor.name)
@@ -229,7 +222,7 @@ print(x.nbytes / np.median(seconds))
 
 
 def _versions(python: Path) -> dict[str, str]:
-    """Of the peers' packages."""
+    """Return those of the peers' packages."""
     if not python.is_file():
         return {}
     command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
@@ -239,13 +232,12 @@ def _versions(python: Path) -> dict[str, str]:
 
 
 def _print(rows: list[Row], facts: dict[str, Any]) -> None:
-    console = Console(width=110)
-    racing = [row for row in rows if row["part"] == "contest"]
+    racing = [row for row in rows if row["part"] == "interleaved"]
     others = {row["engine"]: row for row in racing}
-    table = Table("sampler", "threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB", title="one text")
+    speeds = table("one text", ["sampler"], ["threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB"])
     for row in sorted(racing, key=_median):
         speed, memory = row["chars_per_second"], row["peak_memory_bytes"]
-        table.add_row(
+        speeds.add_row(
             results.label(row),
             str(row["threads"]),
             f"{speed['p50']:,.0f}",
@@ -254,19 +246,16 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             f"{results.ratio(row, others['charformer-torch']):.1f}",
             f"{memory / 2**20:,.0f}" if memory else "",
         )
-    console.print(table)
-    table = Table(
-        "precision", "threads", *(f"batch {batch}" for batch in BATCHES), title="chars/s of all texts together"
-    )
+    columns = [f"batch {batch}" for batch in BATCHES]
+    together = table("chars/s of all texts together", ["precision", "threads"], columns)
     for precision in SHOWN:
         for threads in THREADS:
             cells = [row for row in rows if row["part"] == "grid" and row["precision"] == precision]
-            speeds = [f"{_median(row):,.0f}" for row in cells if row["threads"] == threads]
-            table.add_row(precision, str(threads), *speeds)
-    console.print(table)
-    table = Table("weights", "threads", "MB", "read GB/s", "chars/s if that were all", "reached", title="the floor")
+            found = [f"{_median(row):,.0f}" for row in cells if row["threads"] == threads]
+            together.add_row(precision, str(threads), *found)
+    floors = table("the floor", ["weights", "threads"], ["MB", "read GB/s", "chars/s if that were all", "reached"])
     for floor in facts["floor"]:
-        table.add_row(
+        floors.add_row(
             floor["precision"],
             str(floor["threads"]),
             f"{floor['weight_bytes'] / 1e6:.1f}",
@@ -274,10 +263,9 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             f"{floor['chars_per_second']:,.0f}",
             f"{floor['reached']:.0%}",
         )
-    console.print(table)
-    first = facts["first_character_seconds"]
-    sample, alone_ = first["sample"]["p50"], first["import onnxruntime"]["p50"]
-    console.print(f"to the first character {sample:.2f} s, {sample / alone_:.1f} x an import of onnxruntime")
+    show(speeds, together, floors)
+    sample, alone_ = (facts["first_character_seconds"][name]["p50"] for name in ("sample", "import onnxruntime"))
+    print(f"to the first character {sample:.2f} s, {sample / alone_:.1f} x an import of onnxruntime")
 
 
 def _median(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: products with weights, attention, what joins the branches, the rest.
+"""Where the time of a training step goes: products with weights, attention, add-norm, the rest.
 
     python -m bench.step --preset baseline nano --json bench/results/step.json --chart docs/step.png
 
@@ -18,75 +18,69 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from bench.engines.matmuls import Products
+from bench.engines.matmuls import MatMuls
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Variant
 from bench.harness import results
 from bench.harness.charts import Stack, write_stacks
-from charformer.commands.common import Parser, execute
+from bench.harness.program import BenchParser, execute, keep, load_text, show, table
 from charformer.data.corpus import Corpus
 from charformer.device import choose_dtype
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
-from kernels.checks.cli import positive, writable_file
 
-PARTS = ("products", "attention", "joints", "activation", "optimizer", "rest")  # joints: sum, dropout, layer norm
+PARTS = ("matmuls", "attention", "add_norm", "activation", "optimizer", "rest")
 CPU = torch.device("cpu")
 WARM_STEPS = 3
 # Of autograd's nodes, by what their names begin with.
 BACKWARD = {
-    "Addmm": "products",
-    "Mm": "products",
-    "_Linear": "products",
+    "Addmm": "matmuls",
+    "Mm": "matmuls",
+    "_Linear": "matmuls",
     "_Attention": "attention",
-    "_Joint": "joints",
-    "_Dropout": "joints",
-    "NativeLayerNorm": "joints",
+    "_AddNorm": "add_norm",
+    "_Dropout": "add_norm",
+    "NativeLayerNorm": "add_norm",
     "Relu": "activation",
     "_SquaredReLU": "activation",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.step", __doc__.partition("\n")[0], "")
-    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["baseline", "nano"], help="(default: both)")
-    parser.add_argument("--steps", type=positive, default=8, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("step", __doc__)
+    parser.add_presets("baseline", "nano")
+    parser.add_count("--steps", 8, "to time")
+    parser.add_data()
     parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier result, drawn above")
-    parser.add_argument("--chart", type=writable_file, metavar="FILE", help="where a PNG goes")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_chart("a picture of the parts")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     earlier = _earlier(args.before) if args.before else []
-    corpus = results.load_text(args.data, PlainConsole(stderr=True))
+    corpus = load_text(args.data, PlainConsole(stderr=True))
     precision = str(choose_dtype("auto", CPU)).removeprefix("torch.")
     rows = []
     with progress_bar(PlainConsole(stderr=True)) as on_progress:
         for preset in args.preset:
             rows.append(_measure(preset, precision, corpus, args.steps, on_progress))
-    config = {"steps": args.steps, "corpus": corpus.name}
-    if args.json:
-        results.write_result(args.json, results.result("step", config, rows))
-    columns = ("together", "products alone", "attention's alone")
-    table = Table("step", *PARTS, *columns, title="milliseconds, medians")
+    keep(args, {"steps": args.steps, "corpus": corpus.name}, rows)
+    columns = ("together", "matmuls alone", "attention's alone")
+    figures = table("milliseconds, medians", ["step"], [*PARTS, *columns])
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
-        seconds = [*row["seconds"].values(), row["step_seconds"], row["products_seconds"]]
-        seconds.append(row.get("attention_products_seconds"))  # which results had not from the beginning
-        table.add_row(f"{when}{row['preset']}", *("" if each is None else f"{1e3 * each:.1f}" for each in seconds))
-    Console(width=None if Console().is_terminal else 120).print(table)
+        seconds = [*row["seconds"].values(), row["step_seconds"], row["matmul_seconds"]]
+        seconds.append(row.get("attention_matmul_seconds"))  # which results had not from the beginning
+        figures.add_row(f"{when}{row['preset']}", *("" if each is None else f"{1e3 * each:.1f}" for each in seconds))
+    show(figures)
     if args.chart:
         stacks: list[tuple[str, list[Stack]]] = []
         for row in rows:
             found = [("before", old["seconds"]) for old in earlier if old["preset"] == row["preset"]]
-            alone = {"products": row["products_seconds"], "attention": row["attention_products_seconds"]}
+            alone = {"matmuls": row["matmul_seconds"], "attention": row["attention_matmul_seconds"]}
             found += [("now" if found else "step", row["seconds"]), ("alone", alone)]
             stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
         write_stacks(args.chart, stacks, PARTS, "seconds of a step")
@@ -107,7 +101,7 @@ def _measure(
     chosen = PRESETS[preset]
     shape = replace(chosen.model, vocab_size=len(corpus.alphabet))
     variant = Variant("charformer", preset, shape, chosen.pretrain.batch_size, precision)
-    engine, products = CharformerEngine(variant, corpus, CPU), Products(variant, CPU)
+    engine, matmuls = CharformerEngine(variant, corpus, CPU), MatMuls(variant, CPU)
     whole: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     alone: list[float] = []
@@ -124,9 +118,9 @@ def _measure(
         seconds = time.perf_counter() - began
         spent["rest"] = seconds - sum(spent.values())
         began = time.perf_counter()
-        products.step(lambda: None)
+        matmuls.step(lambda: None)
         behind = time.perf_counter()
-        products.attention()
+        matmuls.attention()
         if step >= WARM_STEPS:
             alone.append(behind - began)
             attention_alone.append(time.perf_counter() - behind)
@@ -145,8 +139,8 @@ def _measure(
         chars_per_second=results.percentiles([variant.characters / seconds for seconds in whole]),
         samples=len(whole),
         step_seconds=median(whole),
-        products_seconds=median(alone),
-        attention_products_seconds=median(attention_alone),
+        matmul_seconds=median(alone),
+        attention_matmul_seconds=median(attention_alone),
         seconds={part: median(found) for part, found in parts.items()},
     )
 
@@ -167,7 +161,7 @@ def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[
         began[0] = time.perf_counter()
 
     def stop(*_: object) -> None:
-        spent["products"] += time.perf_counter() - began[0]
+        spent["matmuls"] += time.perf_counter() - began[0]
 
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     handles = [
@@ -179,7 +173,7 @@ def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[
         "attention": ops.attention,
         "add_dropout_layer_norm": ops.add_dropout_layer_norm,
     }
-    parts = {"attention": "attention", "add_dropout_layer_norm": "joints"}
+    parts = {"attention": "attention", "add_dropout_layer_norm": "add_norm"}
 
     def wrapped(name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:

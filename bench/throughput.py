@@ -1,7 +1,9 @@
 """How fast this machine trains: us, the baseline, what one would use instead, and what matrix products alone allow.
 
-    python -m bench.throughput
-    python -m bench.throughput --nanogpt ../nanoGPT --json bench/results/throughput.json
+    python -m bench.throughput                            the baseline's two shapes
+    python -m bench.throughput --preset nano              another preset's shape
+    python -m bench.throughput --nanogpt ../nanoGPT       and nanoGPT, your own checkout; some minutes more
+    python -m bench.throughput --scaling                  and growth with context, batch and width; longer
 
 Each variant is a process of its own, and they take turns, so that a ratio holds when the machine's speed drifts. All
 train on the same text, with the same batch, context and dropout; what else differs from the baseline's work, the table
@@ -9,7 +11,6 @@ says. transformers takes part where it is installed: pip install -c constraints.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -24,14 +25,18 @@ from bench.engines import baseline
 from bench.engines.train_nanogpt import require
 from bench.engines.variant import Variant
 from bench.harness import projection, results, scaling, throughput_tables
-from bench.harness.training import Contestant, contest
-from charformer.commands.common import Parser, execute
+from bench.harness.interleave import interleave
+from bench.harness.program import BenchParser, execute, keep, load_text
+from bench.harness.training import TrainingEntry
 from charformer.device import choose_device, choose_dtype
 from charformer.presets import PRESETS, Preset
 from charformer.ui.console import PlainConsole
-from kernels.checks.cli import positive, writable_file
 
-MENDED = ("scores scaled by the head's width, not the model's", "final layer norm applied", "glibc keeps freed memory")
+CORRECTED = (
+    "scores scaled by the head's width, not the model's",
+    "final layer norm applied",
+    "glibc keeps freed memory",
+)
 GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)
 NANOGPT = (*GPT2, "no biases", "gradient clipping")
 LESS = {"attention": "no gradients of attention's weights", "trunk": "no pass back through the blocks, no dropout"}
@@ -39,28 +44,14 @@ BF16 = "bf16 matrix products"
 TURN_SECONDS = {"cpu": 5.0, "cuda": 1.0}
 CURVES = Path(__file__).parent / "results" / "convergence.json"
 
-EXAMPLES = """\
-examples:
-  python -m bench.throughput                            the baseline's two shapes
-  python -m bench.throughput --preset nano              another preset's shape
-  python -m bench.throughput --nanogpt ../nanoGPT       and nanoGPT, your own checkout; some minutes more
-  python -m bench.throughput --scaling                  and growth with context, batch and width; longer
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
-    parser = Parser("bench.throughput", __doc__.partition("\n")[0], EXAMPLES)
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        nargs="+",
-        default=projection.SHAPES,
-        help=f"shapes to train (default: {' '.join(projection.SHAPES)})",
-    )
-    parser.add_argument("--data", metavar="FILE|NAME", help="(default: tiny-shakespeare)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--rounds", type=positive, default=2, metavar="N", help="turns of each (default: %(default)s)")
+    """Run the program; returns the exit code."""
+    parser = BenchParser("throughput", __doc__)
+    parser.add_presets(*projection.SHAPES)
+    parser.add_data()
+    parser.add_device()
+    parser.add_count("--rounds", 2, "turns of each")
     parser.add_argument(
         "--seconds",
         type=_seconds,
@@ -72,7 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--curves", type=Path, default=CURVES, metavar="FILE", help="bench.convergence's (default: the committed ones)"
     )
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     return execute(parser, argv, _run)
 
 
@@ -83,35 +73,39 @@ def _run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     seconds = args.seconds or TURN_SECONDS[device.type]
     notices = PlainConsole(stderr=True)
-    corpus = results.load_text(args.data, notices)
+    corpus = load_text(args.data, notices)
     for preset in args.preset:
         corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
     best = str(choose_dtype("auto", device)).removeprefix("torch.")
     symbols = max(baseline.VOCAB_SIZE, len(corpus.alphabet))
-    contests = [variants(preset, symbols, best, args.nanogpt is not None) for preset in args.preset]
     if find_spec("transformers") is None:
         notices.print('transformers is missing, and so are its rows: pip install -c constraints.txt -e ".[peers]"')
-    tail = [json.dumps(corpus.summary()), device.type, *([str(args.nanogpt.absolute())] if args.nanogpt else [])]
-    turns = sum(map(len, contests)) * (1 + args.rounds) + args.scaling * len(scaling.POINTS)
+    options = {"corpus": corpus.summary(), "device": device.type}
+    options |= {"nanogpt": str(args.nanogpt.absolute())} if args.nanogpt else {}
 
-    groups = [[Contestant(variant) for variant in group] for group in contests]
-    scaled: list[tuple[scaling.Point, Contestant]] = []
+    def entry(variant: Variant) -> TrainingEntry:
+        return TrainingEntry(variant, options, seconds)
+
+    groups = [
+        [entry(variant) for variant in variants(preset, symbols, best, args.nanogpt is not None)]
+        for preset in args.preset
+    ]
+    points = scaling.POINTS if args.scaling else []
+    scaled = [
+        (point, entry(point.variant(symbols, best if point.engine == "charformer" else "float32"))) for point in points
+    ]
     interrupted = False
     try:
         with Progress(console=notices, transient=True) as progress:
-            task = progress.add_task("", total=turns)
+            task = progress.add_task("", total=sum(map(len, groups)) * (1 + args.rounds) + 2 * len(scaled))
 
             def done(doing: str) -> None:
                 progress.update(task, advance=1, description=doing)
 
             for group in groups:
-                contest(group, tail, args.rounds, seconds, done)
-            for point in scaling.POINTS if args.scaling else ():
-                variant = point.variant(symbols, best if point.engine == "charformer" else "float32")
-                contestant = Contestant(variant)
-                scaled.append((point, contestant))
-                contest([contestant], tail, 1, seconds, lambda _: None)
-                done(f"{point.axis} {point.value} of {point.engine}")
+                interleave(group, args.rounds, done)
+            for _, alone in scaled:
+                interleave([alone], 1, done)
     except KeyboardInterrupt:
         interrupted = True
         notices.print("interrupted; what was measured so far:")
@@ -124,24 +118,24 @@ def _run(args: argparse.Namespace) -> int:
         "corpus": {key: value for key, value in corpus.summary().items() if key != "source"},
         "vocab_size": symbols,
     }
-    content = _result(config, groups, scaled, curves)
-    throughput_tables.show(content, Console(width=None if Console().is_terminal else 150))
-    if args.json:
-        results.write_result(args.json, content)
+    rows, facts = _result(config, groups, scaled, curves)
+    console = Console(width=None if Console().is_terminal else 150)
+    throughput_tables.show({"config": config, "machine": results.machine(), "rows": rows} | facts, console)
+    keep(args, config, rows, **facts)
     return 130 if interrupted else 0
 
 
 def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Variant]:
-    """Whatever trains at a preset's shape and batch, ours first, led by ``best``, the dtype of `auto`."""
+    """Return whatever trains at a preset's shape and batch, ours first, led by ``best``, the dtype of `auto`."""
     chosen = PRESETS[preset]
     shape = replace(chosen.model, vocab_size=vocab_size)
 
     def variant(engine: str, precision: str, *differs: str, **more: Any) -> Variant:
-        differs += (BF16,) if precision == "bfloat16" and engine != "products" else ()
+        differs += (BF16,) if precision == "bfloat16" and engine != "matmuls" else ()
         return Variant(engine, preset, shape, chosen.pretrain.batch_size, precision, differs=differs, **more)
 
     dtypes = dict.fromkeys(("float32", best))
-    ours = (*MENDED, *_recipe(chosen))
+    ours = (*CORRECTED, *_recipe(chosen))
     found = [variant("charformer", precision, *ours) for precision in reversed(dtypes)]
     found += [variant("charformer", best, *ours, less, freeze=freeze) for freeze, less in LESS.items()]
     found.append(variant("baseline", "float32"))
@@ -153,11 +147,11 @@ def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Var
             for precision in dtypes
             for compiled in (False, True)
         ]
-    return found + [variant("products", precision) for precision in dtypes]
+    return found + [variant("matmuls", precision) for precision in dtypes]
 
 
 def _recipe(preset: Preset) -> tuple[str, ...]:
-    """In what a preset of ours differs from the baseline's model and optimizer, which its peers keep."""
+    """Return in what a preset of ours differs from the baseline's model and optimizer, which its peers keep."""
     switches = {
         "rotary positions": preset.model.rope_base,
         "squared ReLU": preset.model.relu_power == 2,
@@ -169,16 +163,16 @@ def _recipe(preset: Preset) -> tuple[str, ...]:
 
 def _result(
     config: dict[str, Any],
-    groups: list[list[Contestant]],
-    scaled: list[tuple[scaling.Point, Contestant]],
+    groups: list[list[TrainingEntry]],
+    scaled: list[tuple[scaling.Point, TrainingEntry]],
     curves: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """The content of the result file."""
-    rows, peaks = [], {}
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows of the result file, and what else it holds."""
+    rows = []
     for group in groups:
         peaks = _peaks(group)
-        rows += [contestant.row("contest", peaks) for contestant in group]
-    rows += [one.row("scaling", {}, axis=point.axis, value=point.value) for point, one in scaled]
+        rows += [entry.row("interleaved", peaks) for entry in group]
+    rows += [entry.row("scaling", {}, axis=point.axis, value=point.value) for point, entry in scaled]
     projections = [found for preset in config["presets"] if (found := projection.project(rows, preset))]
     names = (
         "preset",
@@ -188,22 +182,22 @@ def _result(
         "rtx3050_predicted_minutes",
     )
     smallest = min(projections, key=itemgetter("baseline_minutes")) if projections else dict.fromkeys(names)
-    everything = [contestant for group in groups for contestant in group]
-    return results.result("throughput", config, rows) | {
+    everything = [entry for group in groups for entry in group]
+    return rows, {
         "projection": smallest | {"shapes": projections},
         "gemm_peak": {name: _peaks(everything).get(name) for name in ("float32", "bfloat16")},
-        "noisy_machine": any(contestant.noise > results.NOISY for contestant in everything),
+        "noisy_machine": any(entry.noise > results.NOISY for entry in everything),
         "times_to_loss": projection.times_to_loss(rows, curves),
         "scaling": scaling.fits(rows),
     }
 
 
-def _peaks(group: list[Contestant]) -> dict[str, float]:
-    """The most FLOP/s that a matrix product reached, by dtype."""
+def _peaks(group: list[TrainingEntry]) -> dict[str, float]:
+    """Return the most FLOP/s that a matrix product reached, by dtype."""
     found: dict[str, float] = {}
-    for contestant in group:
-        if speed := contestant.facts.get("flops_per_second"):
-            precision = contestant.variant.precision
+    for entry in group:
+        if speed := entry.facts.get("flops_per_second"):
+            precision = entry.variant.precision
             found[precision] = max(speed, found.get(precision, 0.0))
     return found
 

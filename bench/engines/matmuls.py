@@ -13,11 +13,11 @@ ROWS = 64  # of queries that attention's products are cut into, so that little b
 SQUARE = 2048  # beside the model's own shapes, one that any library is good at
 
 
-class Products:
-    """Every product of one step of a model, on random numbers: those with weights, and attention's own, apart."""
+class MatMuls:
+    """The matrix products of one step of a model, on random numbers: those with weights, and attention's own, apart."""
 
     def __init__(self, variant: Variant, device: torch.device) -> None:
-        keep_freed_memory()  # as our trainer does; pages that fault in anew are no part of a product
+        keep_freed_memory()  # as our trainer does; fetching pages is no part of a product
         dtype = DTYPES[variant.precision]
         self._device = device
         shapes = variant.model.weight_shapes()

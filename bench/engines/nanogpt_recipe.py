@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ import torch
 from bench.engines import train_nanogpt
 from bench.engines.plain import PlainEngine
 from bench.engines.variant import Variant
-from bench.harness import results
 from charformer.config import ModelConfig
 from charformer.data.corpus import Corpus
 
@@ -22,9 +21,17 @@ SHAPE = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0,
 BATCH_SIZE = 12
 STEPS = 2000
 WARMUP_STEPS = 100
-LEAST = 0.1  # of the peak rate, where the cosine ends
+MIN_SHARE = 0.1  # of the peak rate, where the cosine ends
 PROBED = 200  # steps that say how many fit a time
 CPU = torch.device("cpu")
+
+
+class Trained(NamedTuple):
+    """What a training came to: its end as ``step, characters, seconds, val_loss``, and characters a second by step."""
+
+    end: dict[str, Any]
+    speeds: list[float]
+    parameters: int
 
 
 def train(
@@ -32,11 +39,11 @@ def train(
     checkout: Path,
     seconds: float | None = None,
     on_step: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, Any]:
-    """A row of bench.convergence: the recipe's 2,000 steps in float32, or as many as fit ``seconds``.
+) -> Trained:
+    """Train the recipe's 2,000 steps in float32, or as many as fit ``seconds``, to which its schedule is stretched.
 
-    Its schedule is stretched to them. Steps alone are timed; the loss is that of the last weights over the whole
-    validation split, in windows of its 64 characters. ``on_step`` is called with the steps done and in all.
+    Steps alone are timed; the loss is that of the last weights over the whole validation split, in windows of its 64
+    characters. ``on_step`` is called with the steps done and in all.
 
     Raises UserError for a folder without its model.py.
     """
@@ -51,25 +58,10 @@ def train(
         samples.append(_step(engine, learning_rate(step, steps)))
         on_step(step + 1, steps)
     characters = BATCH_SIZE * SHAPE.block_size
-    speeds = [characters / sample for sample in samples]
     loss = whole_validation_loss(engine, corpus)
     end = {"step": steps, "characters": steps * characters, "seconds": sum(samples), "val_loss": loss}
-    return results.row(
-        engine="nanogpt",
-        preset="its recipe for a CPU" if seconds is None else "its recipe for a CPU, as long as ours",
-        precision="float32",
-        batch=BATCH_SIZE,
-        context=SHAPE.block_size,
-        threads=torch.get_num_threads(),
-        freeze="none",
-        chars_per_second=results.percentiles(speeds),
-        samples=len(speeds),
-        parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
-        reached=None,
-        end=end,
-        val_loss=loss,
-        curve=[end],
-    )
+    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
+    return Trained(end, [characters / sample for sample in samples], parameters)
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -78,7 +70,7 @@ def learning_rate(step: int, steps: int) -> float:
     if step < WARMUP_STEPS:
         return peak * (step + 1) / (WARMUP_STEPS + 1)
     progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return peak * (LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (MIN_SHARE + (1 - MIN_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @torch.inference_mode()

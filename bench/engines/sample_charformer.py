@@ -1,18 +1,12 @@
-"""Both of our engines as samplers to measure.
+"""Both of our engines as samplers that are measured."""
 
-    python -m bench.engines.sample_charformer KIND PATH THREADS BATCH CHARACTERS TEMPERATURE HOW
-
-KIND is onnx, and PATH a file, or torch, and PATH a run; HOW is plain or speculative.
-"""
-
-import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from bench.harness.worker import serve
+from bench.engines.texts import Handler, answer
 from charformer.data.vocab import Vocab
 from charformer.sampling.engine import Engine
 from charformer.sampling.onnx_engine import OnnxEngine
@@ -20,25 +14,32 @@ from charformer.sampling.sampler import SamplingConfig, encode_prompt, generate
 from charformer.sampling.speculation import speculate
 
 
-def main() -> None:
-    """Load, then generate for each line of stdin."""
-    kind, path, threads, batch, characters, temperature, how = sys.argv[1:]
-    open_engine: Callable[[Path, int], tuple[Engine, Vocab]] = _torch if kind == "torch" else _onnx
-    engine, vocab = open_engine(Path(path), int(threads))
+def handler(
+    path: str,
+    characters: int,
+    threads: int,
+    batch: int,
+    temperature: float = 1.0,
+    speculative: bool = False,
+    torch: bool = False,
+) -> Handler:
+    """Return what answers with texts of an .onnx file, or with ``torch`` of a run."""
+    open_engine: Callable[[Path, int], tuple[Engine, Vocab]] = _torch if torch else _onnx
+    engine, vocab = open_engine(Path(path), threads)
     prompt = encode_prompt(vocab, "")
     seeds = count()
 
     def sample(greedy: bool) -> list[int]:
-        config = SamplingConfig(int(characters), 0 if greedy else float(temperature), seed=next(seeds))
-        if how == "plain":
-            steps = generate(engine, prompt, int(batch), config)
+        config = SamplingConfig(characters, 0 if greedy else temperature, seed=next(seeds))
+        if not speculative:
+            steps = generate(engine, prompt, batch, config)
         else:
             assert isinstance(engine, OnnxEngine)
             assert engine.description.draft is not None
             steps = speculate(engine, engine.description.draft, prompt, config)
         return np.stack(list(steps))[:, 0].tolist()
 
-    serve(sample)
+    return answer(sample)
 
 
 def _onnx(path: Path, threads: int) -> tuple[Engine, Vocab]:
@@ -56,7 +57,3 @@ def _torch(path: Path, threads: int) -> tuple[Engine, Vocab]:
     torch.set_num_threads(threads)
     model, vocab = load_model(RunDir(path))
     return TorchEngine(model, torch.device("cpu")), vocab
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,6 @@
-"""CTranslate2 as a sampler to measure; run in the peers' environment by bench.sampling.
-
-    python -m bench.engines.sample_ctranslate2 FOLDER PRECISION THREADS BATCH CHARACTERS
-
-FOLDER holds weights.safetensors, a checkpoint's tensors, and shape.json, its ModelConfig. The last symbol is the end
-of a text.
-"""
+"""CTranslate2 as a sampler that is measured, in the peers' environment."""
 
 import json
-import sys
 from pathlib import Path
 
 import ctranslate2
@@ -15,11 +8,11 @@ import numpy as np
 from ctranslate2.specs import Activation, TransformerDecoderModelSpec
 from safetensors.numpy import load_file
 
-from bench.harness.worker import serve
+from bench.engines.texts import Handler, answer
 
 
 def convert(folder: Path) -> Path:
-    """The model in CTranslate2's form, made once."""
+    """Return the model in CTranslate2's form, made once."""
     target = folder / "ctranslate2"
     if target.exists():
         return target
@@ -58,25 +51,25 @@ def convert(folder: Path) -> Path:
     return target
 
 
-def main() -> None:
-    """Load, then generate for each line of stdin."""
-    folder, precision, threads, batch, characters = sys.argv[1:]
-    compute_type = {"fp32": "float32", "int8": "int8"}[precision]
+def handler(folder: str, weights: str, characters: int, threads: int, batch: int) -> Handler:
+    """Return what answers with texts.
+
+    Args:
+        folder: weights.safetensors, a checkpoint's tensors, and shape.json, its ModelConfig. The last symbol is the end
+            of a text.
+    """
+    compute_type = {"fp32": "float32", "int8": "int8"}[weights]
     path = str(convert(Path(folder)))
-    generator = ctranslate2.Generator(path, "cpu", compute_type=compute_type, intra_threads=int(threads))
+    generator = ctranslate2.Generator(path, "cpu", compute_type=compute_type, intra_threads=threads)
 
     def generate(greedy: bool) -> list[int]:
-        results = generator.generate_batch(
-            [["0"]] * int(batch),
-            max_length=int(characters),
-            min_length=int(characters),
+        found = generator.generate_batch(
+            [["0"]] * batch,
+            max_length=characters,
+            min_length=characters,
             sampling_topk=1 if greedy else 0,
             include_prompt_in_result=False,
         )
-        return [int(token) for token in results[0].sequences[0]]
+        return [int(token) for token in found[0].sequences[0]]
 
-    serve(generate)
-
-
-if __name__ == "__main__":
-    main()
+    return answer(generate)

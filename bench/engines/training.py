@@ -1,20 +1,14 @@
-"""One variant in a process of its own.
+"""One variant in training, part by part; what bench.harness.worker runs.
 
-    python -m bench.engines.training VARIANT CORPUS DEVICE [CHECKOUT]
-
-VARIANT and CORPUS are JSON: an engine.Variant, and the summary of a corpus that is in the cache. The engine `products`
-is no engine: it answers with the speed of matrix products. Each line of stdin is a request, each line of stdout its
-answer: "check", "steps SECONDS" (a list of [data, forward, backward, optimizer] seconds), "evaluate".
+Requests are "check", "steps SECONDS" (a list of [data, forward, backward, optimizer] seconds) and "evaluate". The
+engine `matmuls` trains nothing: it answers with the speed of matrix products.
 """
 
 import ctypes
-import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -22,64 +16,64 @@ from typing import Any
 
 import torch
 
-from bench.engines import train_baseline, train_nanogpt, train_transformers
-from bench.engines.matmuls import Products
+from bench.engines import baseline, train_nanogpt, train_transformers
+from bench.engines.matmuls import MatMuls
+from bench.engines.plain import PlainEngine
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Engine, Variant
-from charformer.data.corpus import recall
+from charformer.data.corpus import Corpus, recall
 from charformer.device import choose_device, memory_bytes
 
 CHECK_STEPS = 20
 CHECK_BATCH, CHECK_CONTEXT = 4, 64  # small, since a whole step of the largest takes ten seconds on two cores
 CHECK_DROP = 0.1  # nats; the first steps from random weights lose far more
-LEAST_STEPS, MOST_STEPS = 2, 400  # in a turn
+MIN_STEPS, MAX_STEPS = 2, 400  # in a turn
 WARM_SECONDS = 0.5
 
 Answer = dict[str, Any]
+Handler = Callable[..., Answer]
 Step = Callable[[Callable[[], None]], object]  # calls what it is given behind each of its parts
 
 
-def main() -> None:
-    """Build the variant, then answer each line of stdin."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the bench's to answer
-    variant, summary, device = Variant.from_json(sys.argv[1]), json.loads(sys.argv[2]), choose_device(sys.argv[3])
-    checkout = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+def handler(variant: dict[str, Any], corpus: dict[str, Any], device: str, nanogpt: str | None = None) -> Handler:
+    """Return what answers requests about a variant.
+
+    Args:
+        variant: a ``Variant`` as a dictionary.
+        corpus: the summary of a corpus that is in the cache.
+        nanogpt: a checkout of nanoGPT, for that engine.
+    """
     torch.manual_seed(0)
-    answers = sys.stdout
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # for what an engine prints
-        try:
-            answer = _speaker(variant, summary, device, checkout)
-            for line in sys.stdin:
-                found = answer(*line.split())
-                _give_memory_back(device)
-                print(json.dumps(found), file=answers, flush=True)
-        except Exception as error:
-            print(json.dumps({"error": _in_short(error)}), file=answers, flush=True)
+    chosen, place = Variant.from_dict(variant), choose_device(device)
+    if chosen.engine == "matmuls":
+        return _matmuls(chosen, place)
+    text = recall(corpus)
+    assert text is not None, "the bench has just encoded it"
+    return _training(chosen, place, _build(chosen, text, place, Path(nanogpt or "")))
 
 
-def _speaker(
-    variant: Variant, summary: dict[str, Any], device: torch.device, checkout: Path | None
-) -> Callable[..., Answer]:
-    if variant.engine == "products":
-        products = Products(variant, device)
-
-        def answer_products(request: str, seconds: str = "0") -> Answer:
-            steps = {"steps": _turn(products.step, device, float(seconds))} if request == "steps" else {}
-            return steps | {"flops_per_second": products.peak()}
-
-        return answer_products
-    corpus = recall(summary)
-    assert corpus is not None, "the bench has just encoded it"
-    engine: Engine
+def _build(variant: Variant, corpus: Corpus, device: torch.device, nanogpt: Path) -> Engine:
     if variant.engine == "charformer":
-        engine = CharformerEngine(variant, corpus, device)
-    elif variant.engine == "nanogpt":
-        assert checkout is not None
-        engine = train_nanogpt.build(variant, corpus, device, checkout)
-    else:
-        build = {"baseline": train_baseline.build, "transformers": train_transformers.build}[variant.engine]
-        engine = build(variant, corpus, device)
+        return CharformerEngine(variant, corpus, device)
+    if variant.engine == "nanogpt":
+        return train_nanogpt.build(variant, corpus, device, nanogpt)
+    if variant.engine == "transformers":
+        return train_transformers.build(variant, corpus, device)
+    model = baseline.Baseline(variant.model).to(device)
+    return PlainEngine(variant, corpus, device, model, partial(baseline.loss, model), baseline.optimizer(model))
 
+
+def _matmuls(variant: Variant, device: torch.device) -> Handler:
+    matmuls = MatMuls(variant, device)
+
+    def answer(request: str, seconds: str = "0") -> Answer:
+        steps = {"steps": _turn(matmuls.step, device, float(seconds))} if request == "steps" else {}
+        return steps | {"flops_per_second": matmuls.peak()}
+
+    return _giving_memory_back(answer, device)
+
+
+def _training(variant: Variant, device: torch.device, engine: Engine) -> Handler:
     def step(mark: Callable[[], None]) -> None:
         batch = engine.batch()
         mark()
@@ -112,7 +106,7 @@ def _speaker(
             memory["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
         return {"steps": steps} | memory
 
-    return answer
+    return _giving_memory_back(answer, device)
 
 
 def check(engine: Engine) -> Answer:
@@ -132,12 +126,12 @@ def check(engine: Engine) -> Answer:
 
 
 def _turn(step: Step, device: torch.device, seconds: float) -> list[list[float]]:
-    """Steps for about ``seconds``, behind a warm-up that is not counted, since it fetches its memory anew."""
+    """Steps for about ``seconds``, behind a warm-up that is not counted, in which its memory comes back."""
     last = warm = 0.0
     while warm < WARM_SECONDS:
         last = sum(_timed(step, device, 1)[0])
         warm += last
-    return _timed(step, device, min(MOST_STEPS, max(LEAST_STEPS, round(seconds / last))))
+    return _timed(step, device, min(MAX_STEPS, max(MIN_STEPS, round(seconds / last))))
 
 
 def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
@@ -164,21 +158,15 @@ def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
     return [laps[first : first + parts] for first in range(0, len(laps), parts)]
 
 
-def _give_memory_back(device: torch.device) -> None:
-    """While the others have their turn: all of them at once might not fit."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif malloc_trim := sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None):
-        malloc_trim(0)
+def _giving_memory_back(answer: Handler, device: torch.device) -> Handler:
+    """Return ``answer`` that gives memory back while the others have their turn: all at once might not fit."""
 
+    def handle(*request: str) -> Answer:
+        found = answer(*request)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif malloc_trim := sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None):
+            malloc_trim(0)
+        return found
 
-def _in_short(error: Exception) -> str:
-    """OOM, or what went wrong in one line."""
-    text = str(error)
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in text:
-        return "OOM"
-    return f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'}"[:300]
-
-
-if __name__ == "__main__":
-    main()
+    return handle

@@ -1,8 +1,7 @@
-"""What is asked of an engine, and what it must be able to do."""
+"""What an engine trains, and what it must be able to do."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +26,12 @@ class Variant:
 
     @property
     def characters(self) -> int:
-        """In a step."""
+        """Return the characters of a step."""
         return self.batch_size * self.model.block_size
 
-    @property
-    def label(self) -> str:
-        """What a table calls it."""
-        words = [self.engine, {"float32": "fp32", "bfloat16": "bf16"}[self.precision]]
-        words += ["compiled"] if self.compiled else []
-        words += [f"--freeze {self.freeze}"] if self.freeze != "none" else []
-        return " ".join(words)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The variant that ``to_json`` wrote."""
-        values = json.loads(text)
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the variant of which ``values`` are dataclasses.asdict's, maybe by way of JSON."""
         model, differs = ModelConfig.from_dict(values["model"]), tuple(values["differs"])
         return cls(**values | {"model": model, "differs": differs})
 

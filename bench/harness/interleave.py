@@ -1,32 +1,42 @@
-"""Programs that answer each line of stdin with a line of JSON, so that several can take turns."""
+"""Competing engines, each in a worker process, that take turns: a ratio then holds when the machine's speed drifts."""
 
 import json
 import os
 import subprocess
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
+KILLED = -9  # by the system, when memory runs out
 
 
-class StoppedError(Exception):
-    """A program ended before it answered; ``returncode`` is its exit status."""
-
-    def __init__(self, returncode: int) -> None:
-        super().__init__(f"stopped before it answered, with status {returncode}")
-        self.returncode = returncode
+class WorkerError(Exception):
+    """Why a worker has no answer: "OOM" for want of memory, or a line."""
 
 
-class Conversation:
-    """A program that is running; a context, which waits for it at the end, or kills it where that is an error's."""
+class Worker:
+    """A running worker process; a context, which waits for it at the end, or kills it where an error ends it.
 
-    def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
-        pipe = subprocess.PIPE
-        surroundings = os.environ | (environment or {})
-        settings: dict[str, Any] = {"encoding": "utf-8", "cwd": ROOT, "env": surroundings}
-        settings["start_new_session"] = True  # a terminal's Ctrl-C is for the bench, which then ends its workers
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, **settings)
+    Args:
+        module: as ``bench.harness.worker`` takes it.
+        options: keyword arguments of its handler.
+        python: the interpreter; another environment's for a peer.
+    """
+
+    def __init__(self, module: str, options: dict[str, Any], python: str = sys.executable) -> None:
+        self._process = subprocess.Popen(
+            [python, "-m", "bench.harness.worker", module, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            cwd=ROOT,
+            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},  # onnxruntime-genai's too
+            start_new_session=True,  # a terminal's Ctrl-C is for the bench, which then ends its workers
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -36,14 +46,68 @@ class Conversation:
             self._process.kill()
         self._process.communicate()
 
-    def ask(self, line: str) -> dict[str, Any]:
-        """What the program answers to ``line``. Raises StoppedError when it ends instead."""
+    def ask(self, request: str) -> dict[str, Any]:
+        """Return the answer to ``request``. Raises WorkerError when there is none."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # what it said before it ended is still there to read
-            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.write(f"{request}\n")
             self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise StoppedError(self._process.wait())
-        return json.loads(answer)
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise WorkerError("OOM" if status == KILLED else f"stopped before it answered, with status {status}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """An engine that takes turns with others; ``error`` is why it stopped."""
+
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Return what a progress bar calls the entry."""
+        raise NotImplementedError
+
+    def start(self) -> Worker:
+        """Return a worker process for the entry."""
+        raise NotImplementedError
+
+    def begin(self, worker: Worker) -> None:
+        """Do what comes before the first turn."""
+        raise NotImplementedError
+
+    def turn(self, worker: Worker) -> None:
+        """Take a turn, and keep what it gives."""
+        raise NotImplementedError
+
+
+def interleave(entries: Sequence[Entry], rounds: int, done: Callable[[str], None] = lambda _: None) -> None:
+    """Start each entry in a worker process, then let them take turns, ``rounds`` times.
+
+    What is found is kept in the entries as it comes, so that an interrupted bench has its results so far. An entry that
+    fails keeps why, and the others go on.
+    """
+    with ExitStack() as running:
+        workers = []
+        for entry in entries:
+            workers.append(running.enter_context(entry.start()))
+            _attempt(entry, entry.begin, workers[-1])
+            done(f"start of {entry.label}")
+        for turn in range(rounds):
+            for entry, worker in zip(entries, workers, strict=True):
+                _attempt(entry, entry.turn, worker)
+                done(f"turn {turn + 1} of {entry.label}")
+
+
+def _attempt(entry: Entry, step: Callable[[Worker], None], worker: Worker) -> None:
+    if entry.error is None:
+        try:
+            step(worker)
+        except WorkerError as error:
+            entry.error = str(error)

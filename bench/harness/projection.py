@@ -47,7 +47,7 @@ def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
     """
     if preset not in SHAPES:
         return None
-    mine = [row for row in rows if (row["part"], row["preset"], row["freeze"]) == ("contest", preset, "none")]
+    mine = [row for row in rows if (row["part"], row["preset"], row["freeze"]) == ("interleaved", preset, "none")]
     found = {}
     for engine in ("baseline", "charformer"):
         found[engine] = next((minutes(row) for row in mine if row["engine"] == engine), None)
@@ -85,7 +85,7 @@ def _is_there(curve: Row) -> bool:
 
 
 def _time(rows: list[Row], engine: str, preset: str, characters: float | None, best: float) -> dict[str, Any]:
-    wanted = ("contest", engine, preset, "none")
+    wanted = ("interleaved", engine, preset, "none")
     speeds = (
         row["chars_per_second"]["p50"]
         for row in rows

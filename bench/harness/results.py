@@ -11,10 +11,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from rich.console import Console
 
-from charformer.data import corpus as corpora
-from charformer.data.corpus import Corpus
 from charformer.device import total_memory
 from charformer.errors import UserError
 from charformer.files import make_folder, write_text
@@ -79,13 +76,6 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
-def load_text(data: str | None, notices: Console) -> Corpus:
-    """The text ``data``; for None Tiny Shakespeare or, where it cannot be fetched, its stand-in, with a notice."""
-    if data is not None:
-        return corpora.load(data)
-    return corpora.load_or_stand_in("tiny-shakespeare", notice=lambda text: notices.print(f"note: {text}"))
-
-
 class Speed(TypedDict):
     """Percentiles of the samples of one speed."""
 
@@ -104,7 +94,7 @@ def percentiles(samples: list[float]) -> Speed | None:
 
 def label(row: dict[str, Any]) -> str:
     """What tables and charts call the variant of a row."""
-    name = "matrix products alone" if row["engine"] == "products" else row["engine"]
+    name = "matrix products alone" if row["engine"] == "matmuls" else row["engine"]
     words = [name, SHORT.get(row["precision"], row["precision"])]
     words += ["compiled"] if row.get("compiled") else []
     words += [f"--freeze {row['freeze']}"] if row["freeze"] in ("attention", "trunk") else []

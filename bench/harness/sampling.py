@@ -1,14 +1,14 @@
-"""Samplers as processes that take turns."""
+"""Samplers as entries that take turns, one text a turn, and their rows."""
 
+import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Self
+from typing import Any
 
 from bench.harness import results
-from bench.harness.interleave import Conversation, StoppedError
+from bench.harness.interleave import Entry, Worker, WorkerError, interleave
 from charformer.errors import UserError
 
 THREADS = (1, 2)
@@ -17,105 +17,107 @@ WARM_SECONDS = 0.5
 SLOW_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """What to start, ``{threads}`` to be filled in, and what its row says."""
+@dataclass
+class SamplingEntry(Entry):
+    """A sampler, and what was found of it so far.
+
+    Attributes:
+        module: what the worker loads; its handler takes ``options``, ``threads`` and ``batch``.
+        samples: characters a second, of all texts of a batch together, by turn.
+        greedy: ids of the first text at temperature 0.
+    """
 
     engine: str
     precision: str
-    command: list[str]
+    module: str
+    options: dict[str, Any]
     batch: int = 1
     temperature: float = 1.0
     speculative: bool = False
-
-
-@dataclass
-class Process:
-    """A sampler that is running; a context."""
-
-    sampler: Sampler
-    threads: int
+    python: str = sys.executable
+    threads: int = 1
     samples: list[float] = field(default_factory=list)
     greedy: list[int] = field(default_factory=list)
     peak_memory_bytes: int | None = None
+    text_seconds: float = 0.0
 
-    def __enter__(self) -> Self:
-        command = [part.replace("{threads}", str(self.threads)) for part in self.sampler.command]
-        quiet = {"ORT_DISABLE_TELEMETRY": "1"}  # genai's too
-        with ExitStack() as stack:
-            self._conversation = stack.enter_context(Conversation(command, quiet))
-            answer = self._ask("greedy")
-            self.greedy, self._text_seconds = answer["ids"], answer["seconds"]
-            self._open = stack.pop_all()
-        return self
+    @property
+    def label(self) -> str:
+        return f"{self.engine} {self.precision}"
 
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    def start(self) -> Worker:
+        given = {"threads": self.threads, "batch": self.batch}
+        return Worker(self.module, self.options | given, self.python)
 
-    def warm_up(self) -> None:
-        """Generate for half a second that does not count.
+    def begin(self, worker: Worker) -> None:
+        """Keep a greedy text."""
+        answer = worker.ask("greedy")
+        self.greedy, self.text_seconds = answer["ids"], answer["seconds"]
+
+    def turn(self, worker: Worker) -> None:
+        """Warm up, then sample once."""
+        self.warm_up(worker)
+        self.sample(worker)
+
+    def warm_up(self, worker: Worker) -> None:
+        """Sample for half a second that does not count.
 
         While the others had their turn the processor's caches filled with their weights, and the threads of the last of
-        them may go on spinning for some tenths of a second. One whose text takes two seconds needs none.
+        them may go on spinning for some tenths of a second. A sampler whose text takes two seconds needs no warm-up.
         """
         until = time.monotonic() + WARM_SECONDS
-        while time.monotonic() < until and self._text_seconds < SLOW_SECONDS:
-            self._text_seconds = self._ask("sample")["seconds"]
+        while time.monotonic() < until and self.text_seconds < SLOW_SECONDS:
+            self.text_seconds = worker.ask("sample")["seconds"]
 
-    def sample(self) -> float:
-        """Generate; keeps and returns the characters a second, of all texts together."""
-        answer = self._ask("sample")
-        self._text_seconds, self.peak_memory_bytes = answer["seconds"], answer["peak_memory_bytes"]
-        self.samples.append(self.sampler.batch * len(answer["ids"]) / answer["seconds"])
-        return self.samples[-1]
+    def sample(self, worker: Worker) -> None:
+        """Sample once, and keep the characters a second."""
+        answer = worker.ask("sample")
+        self.text_seconds, self.peak_memory_bytes = answer["seconds"], answer["peak_memory_bytes"]
+        self.samples.append(self.batch * len(answer["ids"]) / answer["seconds"])
 
     def row(self, part: str, preset: str, context: int) -> dict[str, Any]:
-        """One row of the result file."""
+        """Return a row of the result."""
         return results.row(
             part=part,
-            engine=self.sampler.engine,
+            engine=self.engine,
             preset=preset,
-            precision=self.sampler.precision,
-            batch=self.sampler.batch,
+            precision=self.precision,
+            batch=self.batch,
             context=context,
             threads=self.threads,
             chars_per_second=results.percentiles(self.samples),
             samples=len(self.samples),
             turns=self.samples,
             peak_memory_bytes=self.peak_memory_bytes,
-            temperature=self.sampler.temperature,
-            speculative=self.sampler.speculative,
+            temperature=self.temperature,
+            speculative=self.speculative,
         )
 
-    def _ask(self, word: str) -> dict[str, Any]:
-        try:
-            return self._conversation.ask(word)
-        except StoppedError as error:
-            raise UserError(f"{self.sampler.engine} {self.sampler.precision} {error}") from error
+
+def race(entries: list[SamplingEntry], rounds: int, done: Callable[[str], None]) -> list[SamplingEntry]:
+    """Let the entries take turns, each at its best number of threads. Raises UserError where one fails."""
+    best = []
+    for entry in entries:
+        trials = [alone(entry, threads, PROBES) for threads in THREADS]
+        threads = max(trials, key=lambda trial: median(trial.samples)).threads
+        best.append(replace(entry, threads=threads, samples=[]))
+        done(f"threads of {entry.label}")
+    interleave(best, rounds, done)
+    for entry in best:
+        if entry.error:
+            raise UserError(f"{entry.label}: {entry.error}")
+    return best
 
 
-def contest(samplers: list[Sampler], rounds: int, done: Callable[[str], None]) -> list[Process]:
-    """Each sampler at its best number of threads, one text each in turn, ``rounds`` times."""
-    processes = []
-    for sampler in samplers:
-        trials = [alone(sampler, threads, PROBES) for threads in THREADS]
-        processes.append(Process(sampler, max(trials, key=lambda trial: median(trial.samples)).threads))
-        done(f"threads of {sampler.engine} {sampler.precision}")
-    with ExitStack() as running:
-        for process in processes:
-            running.enter_context(process)
-        for turn in range(rounds):
-            for process in processes:
-                process.warm_up()
-                process.sample()
-                done(f"round {turn + 1}: {process.sampler.engine} {process.sampler.precision}")
-    return processes
-
-
-def alone(sampler: Sampler, threads: int, texts: int) -> Process:
-    """One sampler while nothing else runs."""
-    with Process(sampler, threads) as process:
-        process.warm_up()
-        for _ in range(texts):
-            process.sample()
-    return process
+def alone(entry: SamplingEntry, threads: int, texts: int) -> SamplingEntry:
+    """Return what one sampler does while nothing else runs. Raises UserError where it fails."""
+    found = replace(entry, threads=threads, samples=[])
+    try:
+        with found.start() as worker:
+            found.begin(worker)
+            found.warm_up(worker)
+            for _ in range(texts):
+                found.sample(worker)
+    except WorkerError as error:
+        raise UserError(f"{found.label}: {error}") from error
+    return found

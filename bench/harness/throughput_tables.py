@@ -1,13 +1,12 @@
-"""bench.throughput's result, for people."""
+"""The tables of bench.throughput."""
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from bench.engines import baseline
 from bench.harness import results
+from bench.harness.program import table
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -17,7 +16,7 @@ Row = dict[str, Any]
 def show(content: dict[str, Any], console: Console) -> None:
     """Print every table that the result has rows for."""
     for preset in content["config"]["presets"]:
-        _contest([row for row in content["rows"] if (row["part"], row["preset"]) == ("contest", preset)], console)
+        _speeds([row for row in content["rows"] if (row["part"], row["preset"]) == ("interleaved", preset)], console)
     _scaling(content["rows"], content["scaling"], console)
     peaks = [f"{results.SHORT[name]} {peak / 1e9:,.0f}" for name, peak in content["gemm_peak"].items() if peak]
     if peaks:
@@ -29,22 +28,20 @@ def show(content: dict[str, Any], console: Console) -> None:
     _times(content["times_to_loss"], console)
 
 
-def _contest(rows: list[Row], console: Console) -> None:
+def _speeds(rows: list[Row], console: Console) -> None:
     if not rows:
         return
     first = rows[0]
     title = f"{first['preset']}: {first['batch']} x {first['context']} characters a step, dropout {first['dropout']:g}"
-    table = _table(title, "variant")
-    for column in ("chars/s", "p20 - p80", "x baseline", "MFU", "MiB", "parameters"):
-        table.add_column(column, justify="right")
-    table.add_column("differs")
+    found = table(title, ["variant"], ["chars/s", "p20 - p80", "x baseline", "MFU", "MiB", "parameters"])
+    found.add_column("differs")
     notes = list(dict.fromkeys(note for row in rows for note in row["differs"]))
     yardstick = next(row for row in rows if row["engine"] == "baseline")
     for row in rows:
         speed, times = row["chars_per_second"], results.ratio(row, yardstick)
         memory, count = row["peak_memory_bytes"], row.get("parameters")
         failed = "OOM" if row["error"] == "OOM" else "failed" if row["error"] else "not reached"
-        table.add_row(
+        found.add_row(
             results.label(row),
             f"{speed['p50']:,.0f}" if speed else failed,
             f"{speed['p20']:,.0f} - {speed['p80']:,.0f}" if speed else "",
@@ -54,32 +51,31 @@ def _contest(rows: list[Row], console: Console) -> None:
             f"{count:,}" if count else "",
             " ".join(LETTERS[notes.index(note)] for note in row["differs"]),
         )
-    console.print(table)
+    console.print(found)
     for letter, note in zip(LETTERS, notes, strict=False):
         console.print(f"  {letter}: {note}", highlight=False)
     for row in rows:
         if row["error"]:
             console.print(f"  {results.label(row)}: {row['error']}", markup=False, highlight=False)
-    table = _table("where the time of a step goes, milliseconds", "variant")
-    for column in ("data", "forward", "backward", "optimizer", "evaluation of a batch"):
-        table.add_column(column, justify="right")
+    columns = ["data", "forward", "backward", "optimizer", "evaluation of a batch"]
+    found = table("where the time of a step goes, milliseconds", ["variant"], columns)
     for row in rows:
         if parts := row["parts"]:
-            table.add_row(
+            found.add_row(
                 results.label(row), *("" if value is None else f"{1e3 * value:,.1f}" for value in parts.values())
             )
-    console.print(table)
+    console.print(found)
 
 
 def _scaling(rows: list[Row], fits: list[dict[str, Any]], console: Console) -> None:
     if not fits:
         return
-    table = _table("growth of a character's cost", "axis", "engine", "chars/s", "exponent")
+    found = table("growth of a character's cost", ["axis", "engine", "chars/s", "exponent"], [])
     for fit in fits:
         mine = [row for row in rows if (row["part"], row["engine"], row.get("axis")) == ("scaling", *_key(fit))]
         speeds = [f"{row['value']}: {row['chars_per_second']['p50']:,.0f}" for row in mine if row["chars_per_second"]]
-        table.add_row(fit["axis"], fit["engine"], "  ".join(speeds), f"{fit['exponent']:+.2f}")
-    console.print(table)
+        found.add_row(fit["axis"], fit["engine"], "  ".join(speeds), f"{fit['exponent']:+.2f}")
+    console.print(found)
 
 
 def _key(fit: dict[str, Any]) -> tuple[str, str]:
@@ -87,34 +83,28 @@ def _key(fit: dict[str, Any]) -> tuple[str, str]:
 
 
 def _projection(content: dict[str, Any], console: Console) -> None:
-    table = _table("the baseline's whole job: 2 x 5,000 steps and their evaluations, minutes", "shape", "where")
-    for column in ("the baseline", "charformer", "ratio"):
-        table.add_column(column, justify="right")
+    title = "the baseline's whole job: 2 x 5,000 steps and their evaluations, minutes"
+    found = table(title, ["shape", "where"], ["the baseline", "charformer", "ratio"])
     machine = content["machine"]
     here = machine["gpu"] if content["config"]["device"] == "cuda" else machine["cpu"]
     for shape in content["projection"]["shapes"]:
         theirs, ours = shape["baseline_minutes"], shape["charformer_minutes"]
-        table.add_row(shape["preset"], f"{here}, projected", f"{theirs:,.0f}", f"{ours:,.1f}", f"{theirs / ours:.1f}")
+        found.add_row(shape["preset"], f"{here}, projected", f"{theirs:,.0f}", f"{ours:,.1f}", f"{theirs / ours:.1f}")
         floor = shape["rtx3050_predicted_minutes"]
         published = f"{shape['rtx3050_published_minutes']} (published)"
-        table.add_row("", "RTX 3050, predicted floor", published, f"{floor:.1f}", "")
-    console.print(table)
+        found.add_row("", "RTX 3050, predicted floor", published, f"{floor:.1f}", "")
+    console.print(found)
     console.print("published: by the baseline's page, for a shape that it does not say; predicted: nothing ran there")
 
 
 def _times(times: list[dict[str, Any]], console: Console) -> None:
-    table = _table(f"to the baseline's validation loss, {baseline.ITS_LOSS}, on this machine, projected", "preset")
-    for column in ("characters", "minutes"):
-        table.add_column(column, justify="right")
+    title = f"to the baseline's validation loss, {baseline.ITS_LOSS}, on this machine, projected"
+    found = table(title, ["preset"], ["characters", "minutes"])
     for time in times:
         characters = time["characters"]
-        table.add_row(
+        found.add_row(
             f"{time['engine']} {time['preset']}",
             f"{characters:,.0f}" if characters else f"not reached: {time['best']:.3f} at best",
             f"{time['minutes']:,.1f}" if time["minutes"] else "",
         )
-    console.print(table)
-
-
-def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    console.print(found)

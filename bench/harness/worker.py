@@ -1,30 +1,41 @@
-"""What every sampler that is measured does: generate once for each line of stdin, and answer with a line of JSON.
+"""One engine in a process of its own, which answers requests: python -m bench.harness.worker MODULE OPTIONS.
+
+MODULE has a function ``handler`` that takes OPTIONS, a JSON object, as keyword arguments and returns what answers a
+request. Each line of stdin is a request, its words separated by spaces; each line of stdout is the JSON answer. An
+error is the last answer: {"error": "OOM"} for want of memory, or what went wrong in one line.
 
 This file needs nothing but Python: it also runs in the peers' environment.
 """
 
+import importlib
 import json
+import os
+import signal
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from contextlib import redirect_stdout
 
 
-def serve(generate: Callable[[bool], list[int]]) -> None:
-    """Answer "sample" and "greedy" with {seconds, ids, peak_memory_bytes}: the first text's ids, wall time."""
-    for line in sys.stdin:
-        began = time.perf_counter()
-        ids = generate(line.strip() == "greedy")
-        seconds = time.perf_counter() - began
-        print(json.dumps({"seconds": seconds, "ids": ids, "peak_memory_bytes": peak_memory_bytes()}), flush=True)
+def main() -> None:
+    """Build the engine, then answer each line of stdin."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench answers a Ctrl-C, and ends its workers
+    module, options = sys.argv[1:]
+    answers = sys.stdout
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # for what an engine prints
+        try:
+            handle = importlib.import_module(module).handler(**json.loads(options))
+            for line in sys.stdin:
+                print(json.dumps(handle(*line.split())), file=answers, flush=True)
+        except Exception as error:
+            print(json.dumps({"error": in_short(error)}), file=answers, flush=True)
 
 
-def peak_memory_bytes() -> int | None:
-    """The most that this process ever had resident, where /proc says so."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    for line in status.read_text("utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+def in_short(error: Exception) -> str:
+    """Return "OOM" for want of memory, or what went wrong in one line of at most 300 characters."""
+    text = str(error).strip()
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "allocate memory" in text:
+        return "OOM"
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"[:300]
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ def result(path: Path, *speeds: tuple[str, str, float], **more: Any) -> Path:
             engine=engine,
             preset="nano",
             precision=precision,
-            part="contest",
+            part="interleaved",
             chars_per_second={"p20": speed - 1, "p50": speed, "p80": speed + 1},
             samples=1,
             turns=[speed, 2 * speed],
@@ -32,7 +32,7 @@ def test_one_file_has_ratios_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert report.main([str(path)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("- one: test on ")
-    assert "### contest, nano" in shown
+    assert "### interleaved, nano" in shown
     assert "| charformer bf16 | 2,500 (2,499 - 2,501) | 2.50 | 12% |  |" in shown
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,36 @@ from bench import sampling
 from bench.engines.baseline import Baseline
 from bench.engines.sampling_models import random_run
 from bench.harness.charts import write_bars
-from bench.harness.sampling import Process, Sampler, alone, contest
+from bench.harness.sampling import SamplingEntry, alone, race
 from charformer.config import ModelConfig
 from charformer.errors import UserError
 
-WORKER = "from bench.harness.worker import serve; import sys; serve(lambda greedy: [int({threads}), int(greedy)])"
+TEXTS = """
+import time
+from bench.engines.texts import answer
+
+def handler(threads, batch, pause=0.0, fail=False):
+    texts = []
+    if fail:
+        raise SystemExit(3)
+
+    def generate(greedy):
+        time.sleep(pause)
+        texts.append(greedy)
+        return [threads, int(greedy), len(texts)]
+
+    return answer(generate)
+"""
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SamplingEntry]:
+    """Return what makes an entry whose texts are its threads, whether they are greedy, and how many there were."""
+    (tmp_path / "some_texts.py").write_text(TEXTS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda engine="a", precision="x", batch=1, **options: SamplingEntry(
+        engine, precision, "some_texts", options, batch
+    )
 
 
 def test_the_baseline_has_the_parameters_that_its_page_says() -> None:
@@ -42,40 +68,39 @@ def test_the_baseline_reads_only_what_came_before_and_writes_on() -> None:
     assert (made[:, :3] == ids[:, :3]).all()
 
 
-def test_samplers_take_turns_at_their_best_threads() -> None:
-    command = [sys.executable, "-c", WORKER]
+def test_samplers_take_turns_at_their_best_threads(entry: Callable[..., SamplingEntry]) -> None:
     done: list[str] = []
-    processes = contest([Sampler("a", "x", command), Sampler("b", "y", command, batch=4)], 3, done.append)
-    assert [len(process.samples) for process in processes] == [3, 3]
-    assert all(process.greedy == [process.threads, 1] for process in processes)
-    assert len(done) == 2 + 3 * 2
-    row = processes[1].row("contest", "preset", 8)
+    raced = race([entry(), entry("b", "y", 4)], 3, done.append)
+    assert [len(found.samples) for found in raced] == [3, 3]
+    assert all(found.greedy == [found.threads, 1, 1] for found in raced)
+    assert len(done) == 2 * 2 + 3 * 2
+    row = raced[1].row("interleaved", "preset", 8)
     assert row["chars_per_second"]["p20"] <= row["chars_per_second"]["p50"] <= row["chars_per_second"]["p80"]
-    assert row["turns"] == processes[1].samples
+    assert row["turns"] == raced[1].samples
     assert (row["engine"], row["precision"], row["batch"], row["context"]) == ("b", "y", 4, 8)
 
 
-def test_speed_is_characters_of_all_texts_over_seconds() -> None:
-    script = WORKER.replace("serve(lambda", "import time; serve(lambda").replace("[int({", "time.sleep(0.2) or [int({")
-    process = alone(Sampler("a", "x", [sys.executable, "-c", script], batch=3), 1, 2)
-    assert 3 * 2 / 0.4 < max(process.samples) <= 3 * 2 / 0.2
+def test_speed_is_characters_of_all_texts_over_seconds(entry: Callable[..., SamplingEntry]) -> None:
+    found = alone(entry(batch=3, pause=0.2), 1, 2)
+    assert 3 * 3 / 0.4 < max(found.samples) <= 3 * 3 / 0.2
 
 
 def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long(
-    monkeypatch: pytest.MonkeyPatch,
+    entry: Callable[..., SamplingEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "import sys, time; from bench.harness.worker import serve; n = [0]\n"
-    script += "def text(greedy): n[0] += 1; time.sleep({}); return n\nserve(text)"
-    quick, slow = (Sampler("a", "x", [sys.executable, "-c", script.format(pause)]) for pause in (0.1, 0.3))
-    with Process(quick, 1) as process:
-        process.warm_up()
-        process.warm_up()
-        made = process._ask("sample")["ids"][0]
-        assert 4 <= made <= 2 + 2 * 5, "one greedy text, those of two half seconds, and this one"
+    quick, slow = entry(pause=0.1), entry(pause=0.3)
+    with quick.start() as worker:
+        quick.begin(worker)
+        quick.turn(worker)
+        quick.turn(worker)
+        made = worker.ask("sample")["ids"][2]
+        assert 6 <= made <= 4 + 2 * 5, "one greedy text, those of two half seconds, two that count, and this one"
+        assert len(quick.samples) == 2
     monkeypatch.setattr("bench.harness.sampling.SLOW_SECONDS", 0.2)
-    with Process(slow, 1) as process:
-        process.warm_up()
-        assert process._ask("sample")["ids"] == [2]
+    with slow.start() as worker:
+        slow.begin(worker)
+        slow.turn(worker)
+        assert worker.ask("sample")["ids"][2] == 3
 
 
 @pytest.mark.parametrize(
@@ -92,9 +117,9 @@ def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
     assert words in capsys.readouterr().out
 
 
-def test_a_sampler_that_dies_is_named() -> None:
-    with pytest.raises(UserError, match="a x stopped"), Process(Sampler("a", "x", [sys.executable, "-c", "0"]), 1):
-        pass
+def test_a_sampler_that_dies_is_named(entry: Callable[..., SamplingEntry]) -> None:
+    with pytest.raises(UserError, match="a x: stopped before it answered, with status 3"):
+        alone(entry(fail=True), 1, 1)
 
 
 def test_bars_are_a_picture(tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ def test_the_parts_of_a_step_are_most_of_it(tmp_path: Path, text: Path) -> None:
     common = ("--preset", "nano", "--steps", "3", "--data", str(text))
     bench("step", *common, "--json", str(first))
     printed = bench("step", *common, "--before", str(first), "--json", str(second), "--chart", str(chart))
-    assert "products" in printed
+    assert "matmuls" in printed
     (row,) = json.loads(second.read_text("utf-8"))["rows"]
     parts = row["seconds"]
     assert sum(parts.values()) == pytest.approx(row["step_seconds"], rel=0.25)
     assert parts["rest"] < 0.5 * row["step_seconds"]
-    assert parts["products"] > 0.5 * row["products_seconds"] > 0
-    assert parts["attention"] > 0.3 * row["attention_products_seconds"] > 0
-    assert min(parts["attention"], parts["joints"], parts["activation"], parts["optimizer"]) > 0
+    assert parts["matmuls"] > 0.5 * row["matmul_seconds"] > 0
+    assert parts["attention"] > 0.3 * row["attention_matmul_seconds"] > 0
+    assert min(parts["attention"], parts["add_norm"], parts["activation"], parts["optimizer"]) > 0
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import throughput
 from bench.engines.baseline import Baseline
-from bench.engines.matmuls import Products
+from bench.engines.matmuls import MatMuls
 from bench.engines.variant import Variant
 from bench.harness import flops, projection, results, scaling
-from bench.harness.training import Contestant, contest
+from bench.harness.interleave import interleave
+from bench.harness.training import TrainingEntry
 from charformer.config import ModelConfig
 from charformer.data import corpus as corpora
 from charformer.model.freeze import freeze
@@ -64,11 +65,12 @@ def checkout(folder: Path, code: str = LEARNS) -> Path:
     return folder
 
 
-def entered(text_file: Path, variants: list[Variant], *tail: str) -> list[Contestant]:
-    contestants = [Contestant(variant) for variant in variants]
-    summary = json.dumps(corpora.load(str(text_file)).summary())
-    contest(contestants, [summary, "cpu", *tail], 2, 0.05, lambda _: None)
-    return contestants
+def entered(text_file: Path, variants: list[Variant], **options: str) -> list[TrainingEntry]:
+    options |= {"device": "cpu"}
+    given = {"corpus": corpora.load(str(text_file)).summary(), **options}
+    entries = [TrainingEntry(variant, given, 0.05) for variant in variants]
+    interleave(entries, 2)
+    return entries
 
 
 def counted(model: torch.nn.Module, config: ModelConfig, *operators: str) -> float:
@@ -92,39 +94,39 @@ def test_flops_are_those_that_pytorch_counts_but_for_the_half_of_the_scores_that
 
 
 @pytest.mark.parametrize("length", [40, 64, 150])
-def test_products_alone_are_those_of_a_step(length: int) -> None:
+def test_matmuls_alone_are_those_of_a_step(length: int) -> None:
     shape = replace(SMALL, block_size=length)
-    products = Products(Variant("products", "nano", shape, 3), torch.device("cpu"))
+    matmuls = MatMuls(Variant("matmuls", "nano", shape, 3), torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
-        products.step(lambda: None)
+        matmuls.step(lambda: None)
     matrices = sum(math.prod(size) for name, size in shape.weight_shapes().items() if len(size) == 2)
     matrices -= (shape.vocab_size + length) * shape.n_embd  # the embeddings
     assert counter.get_total_flops() == 6 * matrices * 3 * length
     with FlopCounterMode(display=False) as counter:
-        products.attention()
+        matmuls.attention()
     blocks = [(min(64, length - first), min(first + 64, length)) for first in range(0, length, 64)]  # queries, and keys
     assert counter.get_total_flops() == 2 * 6 * 2 * (3 * 2) * 16 * sum(rows * seen for rows, seen in blocks)
 
 
 def test_a_variant_survives_its_json() -> None:
     variant = Variant("nanogpt", "nano", SMALL, 3, "bfloat16", "trunk", True, ("a", "b"))
-    assert Variant.from_json(variant.to_json()) == variant
+    assert Variant.from_dict(json.loads(json.dumps(asdict(variant)))) == variant
 
 
 def test_variants_train_in_turn_and_say_what_they_did(text_file: Path) -> None:
-    variants = [Variant(engine, "nano", SMALL, 4) for engine in ("charformer", "baseline", "products")]
-    ours, theirs, products = entered(text_file, variants)
-    for contestant in (ours, theirs):
-        row = contestant.row("contest", {"float32": 1e12})
+    variants = [Variant(engine, "nano", SMALL, 4) for engine in ("charformer", "baseline", "matmuls")]
+    ours, theirs, matmuls = entered(text_file, variants)
+    for entry in (ours, theirs):
+        row = entry.row("interleaved", {"float32": 1e12})
         assert set(results.ROW) <= set(row)
         assert row["error"] is None
         assert row["loss_after"] < row["loss_before"] - 0.1
         assert row["threads"] == torch.get_num_threads()
         assert len(row["turns"]) == 2
-        assert row["samples"] == sum(map(len, contestant.turns)) >= 4
+        assert row["samples"] == sum(map(len, entry.turns)) >= 4
         assert set(row["parts"]) == {"data", "forward", "backward", "optimizer", "evaluation"}
         assert all(seconds > 0 for seconds in row["parts"].values())
-        wholes = [sum(step) for step in contestant.steps]
+        wholes = [sum(step) for step in entry.steps]
         parts = sum(row["parts"].values()) - row["parts"]["evaluation"]
         assert min(wholes) / 2 < parts < max(wholes) * 2  # medians of a few steps, on a machine that may be busy
         assert 4 * 16 / row["chars_per_second"]["p50"] == pytest.approx(1 / np.median([1 / whole for whole in wholes]))
@@ -132,8 +134,8 @@ def test_variants_train_in_turn_and_say_what_they_did(text_file: Path) -> None:
         assert row["peak_memory_bytes"] > 50e6
     assert ours.facts["parameters"] == sum(p.numel() for p in GPT(SMALL).parameters())
     assert theirs.facts["parameters"] == sum(p.numel() for p in Baseline(SMALL).parameters())
-    assert products.facts["flops_per_second"] > 1e8
-    assert products.row("contest", {"float32": 1e12})["mfu"] is None
+    assert matmuls.facts["flops_per_second"] > 1e8
+    assert matmuls.row("interleaved", {"float32": 1e12})["mfu"] is None
 
 
 @pytest.mark.parametrize(
@@ -150,8 +152,8 @@ def test_variants_train_in_turn_and_say_what_they_did(text_file: Path) -> None:
 def test_one_that_fails_says_why_and_the_rest_goes_on(text_file: Path, tmp_path: Path, code: str, error: str) -> None:
     folder = checkout(tmp_path / "nanoGPT", code)
     variants = [Variant(engine, "nano", SMALL, 4) for engine in ("nanogpt", "baseline")]
-    failed, other = entered(text_file, variants, str(folder))
-    row = failed.row("contest", {})
+    failed, other = entered(text_file, variants, nanogpt=str(folder))
+    row = failed.row("interleaved", {})
     assert error in row["error"]
     assert (row["chars_per_second"], row["mfu"], row["parts"], row["turns"]) == (None, None, None, [])
     assert other.error is None
@@ -159,17 +161,17 @@ def test_one_that_fails_says_why_and_the_rest_goes_on(text_file: Path, tmp_path:
 
 
 def test_noise_is_between_the_medians_of_turns() -> None:
-    contestant = Contestant(Variant("baseline", "nano", SMALL, 4))
-    assert contestant.noise == 1
-    contestant.turns = [[[0.5, 0.5], [9.0, 0.0], [0.9, 0.1]], [[1.0, 0.2]]]
-    assert contestant.noise == pytest.approx(1.2)
-    assert contestant.step_seconds == pytest.approx(1.1)
+    entry = TrainingEntry(Variant("baseline", "nano", SMALL, 4), {}, 1.0)
+    assert entry.noise == 1
+    entry.turns = [[[0.5, 0.5], [9.0, 0.0], [0.9, 0.1]], [[1.0, 0.2]]]
+    assert entry.noise == pytest.approx(1.2)
+    assert entry.step_seconds == pytest.approx(1.1)
 
 
 def row(engine: str, preset: str, speed: float, **more: Any) -> dict[str, Any]:
     shape = {"baseline": (32, 384), "baseline-as-coded": (34, 128)}.get(preset, (8, 256))
     percentiles = {"p20": speed, "p50": speed, "p80": speed}
-    given = {"part": "contest", "freeze": "none", "batch": shape[0], "context": shape[1], "parts": None}
+    given = {"part": "interleaved", "freeze": "none", "batch": shape[0], "context": shape[1], "parts": None}
     return results.row(engine=engine, preset=preset, chars_per_second=percentiles, **given | more)
 
 
@@ -242,7 +244,7 @@ def test_the_command_end_to_end(text_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     content = results.read_result(result)
     rows = content["rows"]
-    assert {row["engine"] for row in rows} >= {"charformer", "baseline", "nanogpt", "products"}
+    assert {row["engine"] for row in rows} >= {"charformer", "baseline", "nanogpt", "matmuls"}
     assert {row["freeze"] for row in rows if row["engine"] == "charformer"} == {"none", "attention", "trunk"}
     assert all(row["error"] is None and len(row["turns"]) == 2 for row in rows if row["engine"] != "nanogpt")
     assert content["gemm_peak"]["float32"] > 1e9
@@ -260,7 +262,7 @@ def test_ctrl_c_keeps_what_was_measured(text_file: Path, tmp_path: Path) -> None
     result = tmp_path / "r.json"
     command = [*COMMAND, "--rounds", "1000", "--data", str(text_file), "--json", str(result)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        time.sleep(20)  # by then one has been checked at least, and 1000 rounds are far from over
+        time.sleep(30)  # by then one has been checked at least, and 1000 rounds are far from over
         os.killpg(process.pid, signal.SIGINT)  # as from a terminal
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
