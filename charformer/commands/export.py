@@ -19,7 +19,8 @@ examples:
   charformer-export                            runs/finetune, else runs/pretrain, in 8 bits, to its model.onnx
   charformer-export --precision fp32           the same numbers as the checkpoint's
   charformer-export --precision fp16           for an NVIDIA GPU
-  charformer-export --portable --out web.onnx  standard operators alone, for a browser or another runtime
+  charformer-export --portable --out web.onnx  standard operators alone, for another runtime
+  charformer-export --html novel.html          and one page that samples it in any browser, without a network
 """
 
 
@@ -46,6 +47,11 @@ def _parser() -> Parser:
         help="standard ONNX operators alone; slower (for onnxruntime-web, see docs/onnx.md)",
     )
     parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write a page as well, one file that holds the model and samples it in a browser",
+    )
+    parser.add_argument(
         "--data",
         metavar="FILE|NAME",
         help="the text to check the file on, and to guess the next characters from (default: the run's own)",
@@ -61,7 +67,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"{out} is no file; --out takes the name of one")
     if out.parent.resolve() == run.path.resolve() and out.name != run.onnx.name and out.exists():
         raise UserError(f"{out} is another file of the run; take another --out")
-    export_run(run, out, args.precision, args.portable, args.data, PlainConsole(), args.json)
+    page = None if args.html is None else Path(args.html)
+    if page is not None:
+        from export.html import check_page
+
+        check_page(page, args.precision, args.portable)
+    export_run(run, out, args.precision, args.portable, args.data, PlainConsole(), args.json, page)
     return 0
 
 
@@ -73,8 +84,12 @@ def export_run(
     data: str | None,
     console: PlainConsole,
     as_json: bool = False,
+    page: Path | None = None,
 ) -> None:
-    """Export, and say how it went. Raises what ``export.exporter.export`` does."""
+    """Export, to a page too where there is a path for it, and say how it went.
+
+    Raises what ``export.exporter.export`` and ``export.html.write_page`` do.
+    """
     from export.exporter import MOST_LOSS, export  # onnx takes a while, and most sampling does without
 
     with progress_bar(console) as on_progress:
@@ -103,9 +118,19 @@ def export_run(
             f"warning: {precision} costs {found.loss - found.checkpoint_loss:.4f} nats a character, more than "
             f"{MOST_LOSS}; --precision {better} costs less"
         )
+    if page is not None:
+        from export.html import write_page
+
+        written = write_page(run, done, page)
+        console.print(
+            f"{page}: {written.bytes / 1e6:,.2f} MB, of which model and table {written.model_bytes / 1e6:,.2f} MB and "
+            f"ONNX Runtime Web {written.runtime_bytes / 1e6:,.2f} MB"
+        )
     if as_json:
         values = {"run": str(run.path)} | asdict(done) | asdict(found) | {"path": str(out)}
         del values["comparison"]
+        if page is not None:
+            values["html"] = asdict(written) | {"path": str(page)}
         print(json.dumps(values))
 
 

@@ -1,0 +1,151 @@
+"""A .onnx file and what is known of its run -> one page that samples it in a browser, without a network or a server.
+
+The page's own HTML, CSS and JavaScript lie in export/page/, a file a concern; what is inlined here is their text as it
+stands, with the modules' imports and exports left out.
+"""
+
+import base64
+import gzip
+import html
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import onnx
+
+import charformer
+from charformer.config import ModelConfig
+from charformer.errors import UserError
+from charformer.files import atomic_path
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_format import Description, padded_width, unsealed
+from charformer.sampling.speculation import ORDER, PROPOSALS, STEPS_PER_NAT, Draft
+from export import runtime
+from export.exporter import Export
+
+ASSETS = Path(__file__).with_name("page")
+# Each after those that it imports from: together they are one script.
+MODULES = ("noise", "sampler", "draft", "engine", "writer", "vocab", "text", "chart", "app")
+LOSSES = {"step": "step", "characters": "characters", "train": "train_loss", "validation": "val_loss"}
+FROZEN = {"none": "", "attention": ", attention frozen", "trunk": ", trunk frozen", "all": ", nothing trained"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was written: its size, and the parts of it that are the model's and its table's, and the runtime's."""
+
+    path: Path
+    bytes: int
+    model_bytes: int
+    runtime_bytes: int
+
+
+def check_page(out: Path, precision: str, portable: bool) -> None:
+    """Raise UserError for a page that cannot be made: what is missing is known before the export."""
+    if precision == "fp16":
+        raise UserError("--html does not go with --precision fp16, which is for CUDA; take int8, int4 or fp32")
+    if portable:
+        raise UserError("--html does not go with --portable: the page has onnxruntime's own operators")
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is no file; --html takes the name of one")
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} for the page")
+
+
+def write_page(run: RunDir, done: Export, out: Path) -> Page:
+    """Write the page of a file that was just exported from ``run``. Raises UserError where that is impossible."""
+    content = unsealed(done.path.read_bytes())
+    model = onnx.load_from_string(content)
+    description = Description.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    del model.metadata_props[:]  # which the page has as JSON and bytes
+    files = _packed(model.SerializeToString()), _packed(_table(description.draft)) if description.draft else ""
+    runtime_files = [_packed(runtime.read(name)) for name in (runtime.SCRIPT, runtime.WASM)]
+    title = str(run.read_section("corpus").get("name", "charformer")).removesuffix(".txt")
+    text = Template((ASSETS / "page.html").read_text("utf-8")).substitute(
+        title=html.escape(title),
+        lead=html.escape(_lead(description.config)),
+        style=(ASSETS / "style.css").read_text("utf-8"),
+        script=script(),
+        facts=_facts(run, description, done),
+        version=charformer.__version__,
+        runtime_version=runtime.VERSION,
+        description=json.dumps(_description(run, description)).replace("<", "\\u003c"),
+        runtime_script=runtime_files[0],
+        runtime_wasm=runtime_files[1],
+        model=files[0],
+        draft=files[1],
+    )
+    with atomic_path(out) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+    return Page(out, len(text.encode()), sum(map(len, files)), sum(map(len, runtime_files)))
+
+
+def script() -> str:
+    """The page's modules as one."""
+    parts = [(ASSETS / f"{name}.js").read_text("utf-8") for name in MODULES]
+    return re.sub(r'^import .* from "\./\w+\.js";\n|^export ', "", "\n".join(parts), flags=re.MULTILINE)
+
+
+def _packed(content: bytes) -> str:
+    """As a browser can unpack it: base64 of gzip, the same for the same bytes."""
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+
+
+def _table(draft: Draft) -> bytes:
+    return draft.keys.astype("<i8").tobytes() + draft.rows.tobytes()
+
+
+def _description(run: RunDir, description: Description) -> dict[str, Any]:
+    """What the page's script knows of the model."""
+    config, draft = description.config, description.draft
+    table = None
+    if draft is not None:
+        table = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT, "proposals": PROPOSALS}
+    return {
+        "model": config.to_dict(),
+        "cacheSize": config.cache_size,
+        "headWidth": padded_width(config),
+        "codePoints": description.vocab.to_dict()["code_points"],
+        "draft": table,
+        "losses": [{key: row[name] for key, name in LOSSES.items()} for row in run.read_metrics()],
+    }
+
+
+def _parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in config.weight_shapes().values())
+
+
+def _lead(config: ModelConfig) -> str:
+    millions = f"{_parameters(config) / 1e6:.1f} million" if _parameters(config) >= 1e6 else f"{_parameters(config):,}"
+    return (
+        f"A small GPT of {millions} parameters that learned from this text to write one character after another. "
+        "It runs in this page, on this device."
+    )
+
+
+def _facts(run: RunDir, description: Description, done: Export) -> str:
+    """Rows of the page's list."""
+    values, corpus, config = run.read_config(), run.read_section("corpus"), description.config
+    facts = {"Text": f"{corpus.get('name')}, {corpus.get('characters', 0):,} characters"}
+    if values.get("preset"):
+        facts["Preset"] = f"{values['preset']}"
+    if values.get("stage") == "finetune":
+        facts["Fine-tune"] = f"from {values.get('init_from')}{FROZEN.get(str(values.get('freeze')), '')}"
+    facts["Model"] = (
+        f"{config.n_layer} blocks, {config.n_head} heads, {config.n_embd} wide, "
+        f"context {config.block_size}, {config.vocab_size} characters"
+    )
+    facts["Parameters"] = f"{_parameters(config):,}"
+    if rows := run.read_metrics():
+        best = min(rows, key=lambda row: row["val_loss"])
+        facts["Trained"] = f"{best['step']:,} steps, {best['characters']:,} characters"
+        facts["Validation"] = f"{best['val_loss']:.3f} nats a character, estimated"
+    facts["Precision"] = (
+        f"{done.precision}, KL divergence from the checkpoint {done.comparison.kl:.1e} nats a character"
+    )
+    facts["Weights"] = f"SHA-256 {description.weights_sha256[:16]}…"
+    return "\n".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())

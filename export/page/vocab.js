@@ -1,0 +1,42 @@
+// Characters and their ids: charformer/data/vocab.py.
+
+const NAMES = { "\n": "new line", "\t": "tab", " ": "space" };
+const MARKS = { "\n": "↵", "\t": "⇥", " ": "␣" };
+
+export class Vocab {
+  constructor(codePoints) {
+    this.characters = codePoints.map((code) => String.fromCodePoint(code));
+    this.idOf = new Map(this.characters.map((character, id) => [character, id]));
+  }
+
+  /** The ids of the characters that there are, and the distinct ones that there are not. */
+  encode(text) {
+    const characters = Array.from(text.replaceAll("\r\n", "\n").replaceAll("\r", "\n"));
+    const unknown = [...new Set(characters.filter((character) => !this.idOf.has(character)))];
+    return { ids: characters.map((character) => this.idOf.get(character)).filter((id) => id !== undefined), unknown };
+  }
+
+  /** What an empty prompt means: a newline, or the first character where there is none. */
+  get opening() {
+    return [this.idOf.get("\n") ?? 0];
+  }
+
+  decode(ids) {
+    return ids.map((id) => this.characters[id]).join("");
+  }
+}
+
+/** A character as one can see it. */
+export function mark(character) {
+  return MARKS[character] ?? (/\p{C}|\p{Z}/u.test(character) ? codeOf(character) : character);
+}
+
+/** A character as one can hear it. */
+export function spoken(character) {
+  return NAMES[character] ?? (/\p{C}|\p{Z}/u.test(character) ? codeOf(character) : character);
+}
+
+/** Its Unicode name in numbers: U+00E9. */
+export function codeOf(character) {
+  return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
