@@ -81,3 +81,22 @@ def test_comments_name_documents_that_are_here() -> None:
         for name in re.findall(r"(?<![\w/])(?:docs/[a-z/_-]+\.md|[A-Z]{4,}\.md)", text):
             assert (ROOT / name).is_file(), f"{path} names {name}"
         assert path == Path(__file__) or "DESIGN" not in text, path
+
+
+def test_the_walks_stop_at_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    walks = page.partition("## Three walks")[2].partition("\n## ")[0].split("\n**")[1:]
+    assert len(walks) == 3
+    for walk in walks:
+        stops = re.findall(r"^\d\. `([\w/.]+):(\w+)`", walk, re.MULTILINE)
+        assert len(stops) <= 8
+        assert len(stops) == len(re.findall(r"^\d\. ", walk, re.MULTILINE))
+        for file, name in stops:
+            assert re.search(rf"(def|class) {name}\b", (ROOT / file).read_text("utf-8")), f"{file} has no {name}"
+
+
+def test_every_room_is_drawn() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8").partition("## Three walks")[0]
+    rooms = {path.parent.relative_to(ROOT) for path in SOURCES}
+    for room in rooms - {Path("bench"), Path("export/page")}:
+        assert f"{room.name}/" in page, f"docs/architecture.md does not name {room}"
