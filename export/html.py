@@ -15,21 +15,23 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import onnx
 
 import charformer
 from charformer.config import ModelConfig
+from charformer.data.ngram import ARRAYS
 from charformer.errors import UserError
 from charformer.files import atomic_path
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_format import Description, padded_width, unsealed
-from charformer.sampling.speculation import ORDER, PROPOSALS, STEPS_PER_NAT, Draft
+from charformer.sampling.speculation import ORDER, PROPOSALS, STEPS_PER_NAT
 from export import runtime
 from export.exporter import Export
 
 ASSETS = Path(__file__).with_name("page")
 # Each after those that it imports from: together they are one script.
-MODULES = ("noise", "sampler", "draft", "engine", "writer", "vocab", "text", "chart", "app")
+MODULES = ("noise", "sampler", "draft", "ngram", "engine", "writer", "vocab", "text", "chart", "app")
 LOSSES = {"step": "step", "characters": "characters", "train": "train_loss", "validation": "val_loss"}
 FROZEN = {"none": "", "attention": ", attention frozen", "trunk": ", trunk frozen", "all": ", nothing trained"}
 
@@ -62,7 +64,7 @@ def write_page(run: RunDir, done: Export, out: Path) -> Page:
     model = onnx.load_from_string(content)
     description = Description.from_metadata({entry.key: entry.value for entry in model.metadata_props})
     del model.metadata_props[:]  # which the page has as JSON and bytes
-    files = _packed(model.SerializeToString()), _packed(_table(description.draft)) if description.draft else ""
+    files = [_packed(part) for part in (model.SerializeToString(), draft_bytes(description), ngram_bytes(description))]
     runtime_files = [_packed(runtime.read(name)) for name in (runtime.SCRIPT, runtime.WASM)]
     title = str(run.read_section("corpus").get("name", "charformer")).removesuffix(".txt")
     text = Template((ASSETS / "page.html").read_text("utf-8")).substitute(
@@ -78,6 +80,7 @@ def write_page(run: RunDir, done: Export, out: Path) -> Page:
         runtime_wasm=runtime_files[1],
         model=files[0],
         draft=files[1],
+        ngram=files[2],
     )
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
@@ -95,22 +98,37 @@ def _packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
-def _table(draft: Draft) -> bytes:
-    return draft.keys.astype("<i8").tobytes() + draft.rows.tobytes()
+def draft_bytes(description: Description) -> bytes:
+    """The table of guesses: its keys, then its rows."""
+    draft = description.draft
+    return b"" if draft is None else draft.keys.astype("<i8").tobytes() + draft.rows.tobytes()
+
+
+def ngram_bytes(description: Description) -> bytes:
+    """The table of the n-gram prior: its arrays, one after the other."""
+    table = description.ngram
+    if table is None:
+        return b""
+    return b"".join(
+        table.arrays[name].astype(np.dtype(kind).newbyteorder("<")).tobytes() for name, kind in ARRAYS.items()
+    )
 
 
 def _description(run: RunDir, description: Description) -> dict[str, Any]:
     """What the page's script knows of the model."""
-    config, draft = description.config, description.draft
-    table = None
+    config, draft, ngram = description.config, description.draft, description.ngram
+    guesses = counted = None
     if draft is not None:
-        table = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT, "proposals": PROPOSALS}
+        guesses = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT, "proposals": PROPOSALS}
+    if ngram is not None:
+        counted = {"contexts": len(ngram.arrays["children"]), "ngrams": len(ngram)}
     return {
         "model": config.to_dict(),
         "cacheSize": config.cache_size,
         "headWidth": padded_width(config),
         "codePoints": description.vocab.to_dict()["code_points"],
-        "draft": table,
+        "draft": guesses,
+        "ngram": counted,
         "losses": [{key: row[name] for key, name in LOSSES.items()} for row in run.read_metrics()],
     }
 
@@ -139,6 +157,8 @@ def _facts(run: RunDir, description: Description, done: Export) -> str:
         f"{config.n_layer} blocks, {config.n_head} heads, {config.n_embd} wide, "
         f"context {config.block_size}, {config.vocab_size} characters"
     )
+    if description.ngram is not None:
+        facts["Counts"] = f"{len(description.ngram):,} n-grams of up to {description.ngram.order + 1} characters"
     facts["Parameters"] = f"{_parameters(config):,}"
     if rows := run.read_metrics():
         best = min(rows, key=lambda row: row["val_loss"])

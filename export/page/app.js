@@ -3,6 +3,7 @@
 import { drawLosses } from "./chart.js";
 import { Draft } from "./draft.js";
 import { Engine, loadRuntime, unpacked } from "./engine.js";
+import { NgramTable } from "./ngram.js";
 import { TextView } from "./text.js";
 import { codeOf, mark, spoken, Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
@@ -23,8 +24,10 @@ let stopped = false;
 
 async function load() {
   const runtime = await loadRuntime();
-  engine = await Engine.create(runtime, await unpacked("model"), description);
-  if (description.draft) draft = new Draft(await unpacked("draft"), description.draft, vocab.characters.length);
+  const size = vocab.characters.length;
+  const ngram = description.ngram && new NgramTable(await unpacked("ngram"), description.ngram, size);
+  engine = await Engine.create(runtime, await unpacked("model"), description, ngram);
+  if (description.draft) draft = new Draft(await unpacked("draft"), description.draft, size);
 }
 
 /** What the form asks for, or null once the browser has shown what is wrong with it. */

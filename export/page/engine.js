@@ -31,24 +31,27 @@ export async function loadRuntime() {
 
 /** Grows one text; past `block_size` the context slides, or its older half is dropped and the rest read again. */
 export class Engine {
-  static async create(runtime, model, description) {
+  /** `ngram` is the table of a model with an n-gram prior, else null. */
+  static async create(runtime, model, description, ngram) {
     const session = await runtime.InferenceSession.create(model, { executionProviders: ["wasm"] });
-    return new Engine(runtime.Tensor, session, description);
+    return new Engine(runtime.Tensor, session, description, ngram);
   }
 
-  constructor(Tensor, session, { model, cacheSize, headWidth }) {
+  constructor(Tensor, session, { model, cacheSize, headWidth }, ngram) {
     this.Tensor = Tensor;
     this.session = session;
     this.model = model;
     this.cacheSize = cacheSize;
     this.headWidth = headWidth; // as the graph pads it
+    this.ngram = ngram;
     this.cache = {};
-    this.read = []; // the ids in the cache
+    this.text = []; // all ids so far
+    this.length = 0; // how many of the last of them are in the cache
   }
 
   /** How many characters `extend` takes at once: as many as fit, or slide in; at 0 it still takes one. */
   get room() {
-    return this.cacheSize - (this.model.rope_base ? this.model.block_size - 1 : this.read.length);
+    return this.cacheSize - (this.model.rope_base ? this.model.block_size - 1 : this.length);
   }
 
   /** Begin with `ids`, of which the last `block_size` count; return the logits behind the last. */
@@ -58,16 +61,17 @@ export class Engine {
     for (const name of this.session.inputNames.filter((name) => name.startsWith("past_"))) {
       this.cache[name] = new this.Tensor("float32", new Float32Array(size), shape);
     }
-    this.read = [];
+    this.text = ids.slice(0, -this.model.block_size);
+    this.length = 0;
     return (await this.append(ids.slice(-this.model.block_size))).at(-1);
   }
 
   /** Append ids, more than one only where there is `room`; return the logits behind each. */
   async extend(ids) {
-    if (this.read.length + ids.length > this.cacheSize) {
+    if (this.length + ids.length > this.cacheSize) {
       if (!this.model.rope_base) {
-        const kept = this.read.slice(this.model.block_size - Math.floor(this.model.block_size / 2));
-        this.read = [];
+        const kept = this.text.splice(-Math.floor(this.model.block_size / 2));
+        this.length = 0;
         return (await this.append([...kept, ...ids])).slice(-ids.length);
       }
       this.slide();
@@ -77,28 +81,41 @@ export class Engine {
 
   /** Forget the last `count` characters of the last `extend`. */
   rewind(count) {
-    this.read.length -= count;
+    this.text.length -= count;
+    this.length -= count;
   }
 
   async append(ids) {
-    const { Tensor } = this;
-    const length = this.read.length, end = length + ids.length;
+    const { Tensor, length } = this;
+    const end = length + ids.length, size = this.model.vocab_size;
+    this.text.push(...ids);
+    this.length = end;
+    const prior = this.ngram && { prior: new Tensor("float32", this.priorRows(ids.length), [1, ids.length, size]) };
     const outputs = await this.session.run({
       ids: new Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]),
       positions: new Tensor("int64", BigInt64Array.from(ids, (_, at) => BigInt(length + at)), [ids.length]),
       lengths: new Tensor("int32", Int32Array.of(end - 1), [1]),
       total: new Tensor("int32", Int32Array.of(end), []),
+      ...prior,
       ...this.cache,
     });
     for (const name of Object.keys(this.cache)) this.cache[name] = outputs[name.replace("past_", "present_")];
-    this.read = this.read.concat(ids);
-    const { data } = outputs.logits, size = this.model.vocab_size;
+    const { data } = outputs.logits;
     return ids.map((_, at) => data.subarray(at * size, (at + 1) * size));
+  }
+
+  /** What counting says behind each of the last `count` ids, (count, vocabulary). */
+  priorRows(count) {
+    const size = this.model.vocab_size, rows = new Float32Array(count * size);
+    for (let at = 0; at < count; at++) {
+      this.ngram.fill(rows.subarray(at * size, (at + 1) * size), this.text, this.text.length - count + at + 1);
+    }
+    return rows;
   }
 
   /** Move the last `block_size` - 1 rotary positions of a full cache to the front, and forget the others. */
   slide() {
-    const kept = this.model.block_size - 1, first = this.read.length - kept;
+    const kept = this.model.block_size - 1, first = this.length - kept;
     const rowsOfHead = this.cacheSize, width = this.headWidth;
     const turn = turns(this.model, first);
     for (const [name, { data }] of Object.entries(this.cache)) {
@@ -108,7 +125,7 @@ export class Engine {
         if (name.startsWith("past_keys")) turnBack(data.subarray(start, start + kept * width), width, turn);
       }
     }
-    this.read = this.read.slice(-kept);
+    this.length = kept;
   }
 }
 

@@ -12,6 +12,7 @@ import pytest
 
 from charformer.commands import export, sample
 from charformer.config import ModelConfig
+from charformer.data.ngram_counts import build, count
 from charformer.data.vocab import Vocab
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import write_tensors
@@ -31,16 +32,29 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, learned positions, heads of a width that the fused graph pads, and no text for a table."""
-    run, vocab = RunDir(tmp_path_factory.mktemp("learned")), Vocab("\nabcdefgh")
-    config = ModelConfig(n_layer=2, n_head=2, n_embd=36, block_size=16, vocab_size=len(vocab))
-    random = np.random.default_rng(0)
+    """Learned positions, and heads of a width that the fused graph pads."""
+    return random_run(tmp_path_factory.mktemp("learned"), ModelConfig(2, 2, 36, block_size=16, vocab_size=9))
+
+
+@pytest.fixture(scope="module")
+def ngram_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An n-gram prior, and a context that slides."""
+    config = ModelConfig(2, 2, 32, block_size=16, vocab_size=9, rope_base=100.0, relu_power=2, ngram_order=4)
+    return random_run(tmp_path_factory.mktemp("ngram"), config)
+
+
+def random_run(folder: Path, config: ModelConfig) -> Path:
+    """A run of random weights and counts, without a text to guess from."""
+    run, vocab, random = RunDir(folder), Vocab("\nabcdefgh"), np.random.default_rng(0)
     shapes = config.weight_shapes().items()
     tensors = {name: random.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes}
     run.write_config({"model": config.to_dict(), "corpus": {"name": "random"}})
     run.write_vocab(vocab)
     write_tensors(run.weights, tensors, {})
-    return run.path
+    if config.ngram_order:
+        text = random.zipf(1.5, size=2000) % len(vocab)
+        run.write_ngram(build(count(text, len(vocab), config.ngram_order), min_gain=0))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +141,8 @@ def test_a_server_gives_the_same(made: Path, tab: Tab, capsys: pytest.CaptureFix
         ("trained_run", "int4", 40),
         ("learned_run", "fp32", 300),
         ("learned_run", "int8", 20),
+        ("ngram_run", "fp32", 300),
+        ("ngram_run", "int8", 20),
     ],
 )
 def test_other_graphs(

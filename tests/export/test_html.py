@@ -15,12 +15,16 @@ import onnxruntime as ort
 import pytest
 
 from charformer.commands import export as command
+from charformer.config import ModelConfig
 from charformer.data import corpus
+from charformer.data.ngram_counts import build, count
+from charformer.data.vocab import Vocab
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.onnx_format import Description
 from charformer.sampling.sampler import SamplingConfig, gumbel_noise, pick
 from export import runtime
-from export.html import ASSETS, MODULES, script
+from export.html import ASSETS, MODULES, ngram_bytes, script
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine")
 
@@ -133,8 +137,8 @@ def in_node(folder: Path, code: str, value: Any) -> Any:
     """What an expression of the page's modules makes of ``value``, as JSON."""
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
-    names = ["Noise noise", "Draft draft", "Vocab vocab"]
-    imports = [f'import {{ {name.split()[0]} }} from "./{name.split()[1]}.js";' for name in names]
+    names = {"noise": "Noise", "draft": "Draft", "ngram": "NgramTable", "vocab": "Vocab"}
+    imports = [f'import {{ {name} }} from "./{module}.js";' for module, name in names.items()]
     imports += ['import * as sampler from "./sampler.js"; import { readFileSync } from "node:fs";']
     main = f'const value = JSON.parse(readFileSync(0, "utf8")); console.log(JSON.stringify(({code})(value)));'
     (folder / "main.js").write_text("\n".join([*imports, main]), encoding="utf-8")
@@ -207,6 +211,26 @@ def test_the_table_proposes_what_the_commands_does(made: tuple[Path, str], text_
             tmp_path, code, value | {"contexts": contexts, "noise": noise.tolist(), "temperature": temperature}
         )
         assert found == [draft.propose(context, noise, temperature) for context in contexts]
+
+
+@needs_node
+@pytest.mark.parametrize(("vocab_size", "order"), [(11, 3), (130, 5), (2, 8)])
+def test_counting_says_what_the_commands_table_says(vocab_size: int, order: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    text = random.zipf(1.5, size=3000) % vocab_size
+    table = build(count(text, vocab_size, order), min_gain=0)
+    assert table.order == order
+    description = Description(ModelConfig(vocab_size=vocab_size), Vocab("\n"), "fp32", False, "", None, table)
+    contexts = [text[end - length : end].tolist() for end in (900, 2000) for length in range(1, 12)]
+    contexts += [random.integers(vocab_size, size=9).tolist() for _ in range(50)]
+    code = """({ content, sizes, size, contexts }) => {
+        const table = new NgramTable(Uint8Array.from(content), sizes, size), row = new Float32Array(size);
+        return contexts.map((context) => { table.fill(row, context, context.length); return [...row]; });
+    }"""
+    sizes = {"contexts": len(table.arrays["children"]), "ngrams": len(table)}
+    value = {"content": list(ngram_bytes(description)), "sizes": sizes, "size": vocab_size, "contexts": contexts}
+    found = np.array(in_node(tmp_path, code, value), np.float32)
+    np.testing.assert_allclose(found, [table.row(context) for context in contexts], rtol=3e-7)
 
 
 @needs_node
