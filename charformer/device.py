@@ -53,14 +53,15 @@ def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What config.json says of the machine."""
+    """Return what config.json says of the machine; on a GPU with what each op runs."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
+    about = {
         "device": device.type,
         "name": name,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
+    return about | ({"kernels": backend.on(device)} if device.type == "cuda" else {})
 
 
 def keep_freed_memory() -> None:

@@ -29,6 +29,7 @@ from charformer.runs.tensors import read_tensors, write_tensors
 from charformer.sampling import sampler
 from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
+from charformer.training.kernel_check import check_kernels
 from charformer.training.trainer import Trainer
 from charformer.ui.plots import Rows, plot_losses
 
@@ -103,6 +104,9 @@ class TrainingSession:
 
         Only the main process writes. Raises UserError when there is nothing to continue, or it is past its last step.
         """
+        trainer = self.trainer
+        check_kernels(self.model.config, trainer.device, trainer.dtype, trainer.world)
+        self.record.machine = describe(trainer.device, trainer.dtype)  # which kernels run is known only now
         if self.is_resumed:
             self._continue()
         elif self.trainer.world.is_main:

@@ -28,6 +28,7 @@ from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
 from charformer.training.evaluation import Evaluator, Split, mean_loss
 from charformer.training.optimizer import Optimizer, learning_rate
 from charformer.training.saver import Saver
+from kernels import ops
 
 PhaseName = Literal["data", "forward", "backward", "optimizer", "evaluation", "save"]
 PhaseHook = Callable[[PhaseName], AbstractContextManager[object]]
@@ -179,9 +180,15 @@ class Trainer:
 
     def loss(self, windows: Tensor) -> Tensor:
         """Return the mean loss of predicting each character of (B, T + 1) from those before it."""
-        with autocast(self.dtype, self.device):
+        with autocast(self.dtype, self.device), self._dropout_seeds():
             logits = self._data_parallel(windows[:, :-1])
         return mean_loss(logits, windows)
+
+    def _dropout_seeds(self) -> AbstractContextManager[None]:
+        """Return a context in which a GPU's kernels share one draw of dropout seeds: one of attention, two of sums."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return ops.seeds_from(ops.draw_seeds(3 * self.model.config.n_layer, self.device))
 
     def update(self) -> None:
         """Clip the gradients, let the optimizer take a step along them, and drop them."""
