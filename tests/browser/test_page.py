@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.harness.chromium import EXECUTABLE, Tab, chromium
 from charformer.commands import export, sample
 from charformer.config import ModelConfig
 from charformer.data.ngram_counts import build, count
 from charformer.data.vocab import Vocab
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import write_tensors
-from tests.browser.chromium import EXECUTABLE, Tab, chromium
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="there is no Chromium on this machine: apt install chromium")
 

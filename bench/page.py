@@ -1,0 +1,126 @@
+"""The page of a run in a real Chromium: its size, how soon and how fast it writes, and how far as the command does.
+
+    python -m bench.page --run runs/pretrain --json bench/results/page.json
+
+It opens the page from a file, and needs Chromium and the package websockets (the extra dev).
+"""
+
+import argparse
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.harness import results
+from bench.harness.chromium import EXECUTABLE, Tab, chromium
+from bench.harness.program import BenchParser, execute, keep, show, table
+from charformer.data.corpus import recall
+from charformer.errors import UserError
+from charformer.runs.folder import RunDir
+from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.sampling.sampler import SamplingConfig, encode_prompt, generate
+from charformer.sampling.speculation import speculate
+from export.exporter import export
+from export.html import write_page
+
+PRECISIONS = ("int8", "fp32", "int4")
+READY = "['hidden', 'disabled'].every((state) => document.getElementById('write')?.[state] === false)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns the exit code."""
+    parser = BenchParser("page", __doc__)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a trained run whose text is cached")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS), help="(default: all three)"
+    )
+    parser.add_count("--texts", 12, "texts of each page, each from a seed of its own")
+    parser.add_count("--characters", 1000, "characters of a text")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if EXECUTABLE is None:
+        raise UserError("there is no Chromium on this machine; install it")
+    run = RunDir(args.run)
+    rows = [_measure(run, precision, args.texts, args.characters) for precision in args.precision]
+    figures = ["page MB", "model MB", "first character ms", "characters/s", "texts alike", "first difference"]
+    found = table(None, ["precision"], figures)
+    for row in rows:
+        differences = [place for place in row["first_differences"] if place is not None]
+        found.add_row(
+            row["precision"],
+            f"{row['page_bytes'] / 1e6:.1f}",
+            f"{row['model_bytes'] / 1e6:.1f}",
+            f"{row['first_character_ms']['p50']:,.0f}",
+            f"{row['chars_per_second']['p50']:,.0f}",
+            f"{args.texts - len(differences)} of {args.texts}",
+            f"{np.median(differences):.0f}" if differences else "none",
+        )
+    show(found)
+    training = run.read_config()
+    config = {key: training.get(key) for key in ("stage", "preset", "model", "training", "corpus")}
+    keep(args, config | {"texts": args.texts, "characters": args.characters}, rows)
+    return 0
+
+
+def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[str, Any]:
+    """The row of one page."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        page = write_page(
+            run, export(run, file, precision, False, recall(run.read_section("corpus"))), Path(folder) / "p.html"
+        )
+        wanted = [_command_text(OnnxEngine(file), seed, characters) for seed in range(texts)]
+        first, speeds, differences = [], [], []
+        with chromium(Path(folder) / "profile") as tab:
+            browser = str(tab.call("Browser.getVersion")["product"])
+            for seed, text in enumerate(wanted):
+                tab.open(page.path.as_uri())
+                tab.wait(READY)
+                first.append(float(tab.run("performance.getEntriesByName('first character')[0].startTime")))
+                found, speed = _page_text(tab, seed, characters)
+                speeds.append(speed)
+                pairs = enumerate(zip(found, text, strict=True))
+                differences.append(next((place for place, (one, other) in pairs if one != other), None))
+    return results.row(
+        engine="charformer-page",
+        preset=run.read_config().get("preset"),
+        precision=precision,
+        batch=1,
+        context=run.read_shape()[0].block_size,
+        threads=1,
+        chars_per_second=results.percentiles(speeds),
+        samples=texts,
+        browser=browser,
+        page_bytes=page.bytes,
+        model_bytes=page.model_bytes,
+        runtime_bytes=page.runtime_bytes,
+        first_character_ms=results.percentiles(first),
+        first_differences=differences,
+    )
+
+
+def _command_text(engine: OnnxEngine, seed: int, characters: int) -> str:
+    """What charformer-sample --onnx writes behind a newline."""
+    vocab, draft = engine.description.vocab, engine.description.draft
+    ids, config = encode_prompt(vocab, ""), SamplingConfig(characters, seed=seed)
+    steps = generate(engine, ids, 1, config) if draft is None else speculate(engine, draft, ids, config)
+    return vocab.decode(np.concatenate([ids, *steps]))
+
+
+def _page_text(tab: Tab, seed: int, characters: int) -> tuple[str, float]:
+    """What the page writes, and how many characters a second it says."""
+    for name, value in (("seed", seed), ("length", characters)):
+        tab.run(f"document.getElementById('{name}').value = {value}")
+    tab.run("document.getElementById('write').click()")
+    tab.wait(READY)
+    said = re.search(r" at ([\d,]+) a second", tab.run("document.getElementById('status').textContent"))
+    assert said is not None, "the page says its speed"
+    return str(tab.run("document.getElementById('text').textContent")), float(said[1].replace(",", ""))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
