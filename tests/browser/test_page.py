@@ -294,7 +294,7 @@ def test_text_stands_out_from_its_ground(scheme: str, page: Tab) -> None:
           const parts = [0, 2, 4].map((at) => parseInt(value.slice(at, at + 2), 16) / 255);
           const [r, g, b] = parts.map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
           return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-        const grounds = ['--paper', '--card'], marks = ['--inspected', '--surprise-1', '--surprise-2', '--surprise-3'];
+        const grounds = ['--paper', '--card'], marks = ['--surprise-1', '--surprise-2', '--surprise-3'];
         const pairs = ['--ink', '--quiet', '--accent'].flatMap((text) => grounds.map((ground) => [text, ground]));
         pairs.push(...marks.map((mark) => ['--ink', mark]), ['--on-accent', '--accent']);
         return pairs.map(([a, b]) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
