@@ -31,7 +31,7 @@ from export.exporter import Export
 
 ASSETS = Path(__file__).with_name("page")
 # Each after those that it imports from: together they are one script.
-MODULES = ("noise", "sampler", "draft", "ngram", "engine", "writer", "vocab", "text", "chart", "app")
+MODULES = ("noise", "sampler", "draft", "ngram", "engine", "stop", "writer", "vocab", "text", "chart", "app")
 LOSSES = {"step": "step", "characters": "characters", "train": "train_loss", "validation": "val_loss"}
 FROZEN = {"none": "", "attention": ", attention frozen", "trunk": ", trunk frozen", "all": ", nothing trained"}
 

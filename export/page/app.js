@@ -4,6 +4,7 @@ import { drawLosses } from "./chart.js";
 import { Draft } from "./draft.js";
 import { Engine, loadRuntime, unpacked } from "./engine.js";
 import { NgramTable } from "./ngram.js";
+import { StopText } from "./stop.js";
 import { TextView } from "./text.js";
 import { codeOf, mark, spoken, Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
@@ -18,7 +19,8 @@ const view = new TextView($("text"), showAlternatives);
 
 let engine = null, draft = null;
 let writer = null; // of the text on the page
-let written = []; // its new characters, each { id, alternatives }
+let written = []; // its new characters, each { character, id, alternatives }
+let held = []; // those behind them that a stop text keeps from being shown
 let seed = 0n;
 let stopped = false;
 
@@ -46,6 +48,7 @@ function readSettings() {
     temperature: $("temperature").valueAsNumber,
     topK: topK > 0 ? topK : null,
     topP: topP > 0 && topP < 1 ? topP : null,
+    stop: $("stop-text").value.replaceAll("\\n", "\n"),
     seed: seedField.value ? BigInt(seedField.value) : BigInt(crypto.getRandomValues(new Uint32Array(1))[0]),
   };
 }
@@ -61,6 +64,7 @@ async function write() {
   const prompt = ids.length ? ids : vocab.opening;
   seed = settings.seed;
   written = [];
+  held = [];
   view.inspect(null);
   view.clear(vocab.decode(prompt));
   writer = new Writer(engine, draft, description, prompt, seed);
@@ -71,27 +75,35 @@ async function write() {
 async function goOn(settings) {
   stopped = false;
   setBusy(true);
-  const began = performance.now(), before = written.length;
+  const began = performance.now(), before = written.length, stop = new StopText(settings.stop);
   let pause = began + FRAME;
+  show(held);
   try {
     for await (const made of writer.write(settings.length, settings)) {
-      if (!written.length) performance.mark("first character");
-      written.push(...made);
-      view.append(made.map(({ id, alternatives }) => ({
-        character: vocab.characters[id],
-        probability: alternatives.find(([other]) => other === id)[1],
-      })));
+      if (writer.position === made.length) performance.mark("first character");
+      show(stop.push(made.map((one) => ({ character: vocab.characters[one.id], ...one }))));
       if (performance.now() > pause) {
         await nextTask();
         pause = performance.now() + FRAME;
       }
-      if (stopped) break;
+      if (stopped || stop.isReached) break;
     }
+    held = stop.held;
+    if (!stop.isReached) show(held.splice(0));
     showStatus(written.length - before, performance.now() - began);
   } catch (error) {
     showError(error);
   }
   setBusy(false);
+}
+
+/** Put new characters on the page. */
+function show(characters) {
+  written.push(...characters);
+  view.append(characters.map(({ character, id, alternatives }) => ({
+    character,
+    probability: alternatives.find(([other]) => other === id)[1],
+  })));
 }
 
 /** Let the page draw itself and hear its buttons; timers would wait for seconds in a tab that is not in front. */

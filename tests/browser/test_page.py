@@ -197,6 +197,21 @@ def test_continued_text_is_that_of_one_go(page: Tab) -> None:
     assert page.run(TEXT) == whole
 
 
+def test_a_text_ends_before_another_and_continues_behind_it(page: Tab) -> None:
+    whole = write(page, seed=4, length=400, prompt="def")
+    stop = whole[3:].split(" ")[3][:2]  # where it stands first is looked for below
+    end = whole.index(stop, 3)
+    assert write(page, seed=4, length=400, prompt="def", stop_text=stop) == whole[:end]
+    fill(page, stop_text="", length=10)
+    page.run("document.getElementById('continue').click()")
+    page.wait(READY)
+    longer = page.run(TEXT)
+    assert longer == whole[: len(longer)]
+    assert len(longer) >= end + len(stop) + 10
+    assert "\n" in whole[3:]
+    assert write(page, seed=4, length=400, prompt="def", stop_text="\\n") == whole[: whole.index("\n")]
+
+
 def test_characters_that_the_model_never_saw(page: Tab) -> None:
     assert write(page, prompt="dé中f", length=1)[:2] == "df"
     said = page.run("document.getElementById('unknown').textContent")

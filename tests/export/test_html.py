@@ -137,7 +137,7 @@ def in_node(folder: Path, code: str, value: Any) -> Any:
     """What an expression of the page's modules makes of ``value``, as JSON."""
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
-    names = {"noise": "Noise", "draft": "Draft", "ngram": "NgramTable", "vocab": "Vocab"}
+    names = {"noise": "Noise", "draft": "Draft", "ngram": "NgramTable", "stop": "StopText", "vocab": "Vocab"}
     imports = [f'import {{ {name} }} from "./{module}.js";' for module, name in names.items()]
     imports += ['import * as sampler from "./sampler.js"; import { readFileSync } from "node:fs";']
     main = f'const value = JSON.parse(readFileSync(0, "utf8")); console.log(JSON.stringify(({code})(value)));'
@@ -231,6 +231,22 @@ def test_counting_says_what_the_commands_table_says(vocab_size: int, order: int,
     value = {"content": list(ngram_bytes(description)), "sizes": sizes, "size": vocab_size, "contexts": contexts}
     found = np.array(in_node(tmp_path, code, value), np.float32)
     np.testing.assert_allclose(found, [table.row(context) for context in contexts], rtol=3e-7)
+
+
+@needs_node
+def test_a_stop_text_ends_a_text(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    cases = [
+        ["".join(random.choice(["a", "b"], size=size)) for size in (random.integers(0, 30), random.integers(0, 6))]
+        for _ in range(300)
+    ]
+    code = """(cases) => cases.map(([text, stop]) => {
+        const found = new StopText(stop), items = Array.from(text, (character) => ({ character }));
+        const shown = [];
+        while (items.length && !found.isReached) shown.push(...found.push(items.splice(0, 3)));
+        return [shown, found.isReached ? [] : found.held].flat().map(({ character }) => character).join("");
+    })"""
+    assert in_node(tmp_path, code, cases) == [text.partition(stop)[0] if stop else text for text, stop in cases]
 
 
 @needs_node
