@@ -70,7 +70,6 @@ class NgramTable:
         self.arrays = dict(arrays)
         children, entries = arrays["children"].astype(np.int64), arrays["entries"].astype(np.int64)
         contexts = len(children)
-        self._first_child = 1 + np.cumsum(children) - children
         self._first_entry = np.concatenate([[0], np.cumsum(entries)])
         parents = np.repeat(np.arange(contexts), children)
         self._keys = parents * vocab_size + arrays["characters"][1:]  # sorted: children follow their parents' order
@@ -84,7 +83,11 @@ class NgramTable:
         dense = [depth for depth, end in enumerate(self._depth_ends) if depth == 0 or end * vocab_size <= DENSE_CELLS]
         self._dense_depth = dense[-1]
         self._dense = self._dense_rows()
+        self._dense_children = np.zeros(len(self._dense) * vocab_size, np.int32)  # 0 where there is no such child
+        short = self._keys < len(self._dense_children)
+        self._dense_children[self._keys[short]] = np.flatnonzero(short) + 1
         self._kept: dict[int, Rows] = {}
+        self._children: dict[int, int] = {}  # by a key as in ``_keys``, as far as they were asked for
 
     def __len__(self) -> int:
         """Return the number of n-grams: next characters that are stored, of all contexts together."""
@@ -115,25 +118,35 @@ class NgramTable:
         """
         context, path = 0, [0]
         for character in reversed(text[-self.order :] if self.order else []):
-            low = int(self._first_child[context])
-            high = int(self._first_child[context + 1]) if context + 1 < len(self._first_child) else len(self._keys) + 1
-            place = low + int(self.arrays["characters"][low:high].searchsorted(character))
-            if place == high or self.arrays["characters"][place] != character:
+            context = self._child_of(context, character)
+            if not context:
                 break
-            context = place
             path.append(context)
         known = len(path) - 1
         while known > self._dense_depth and path[known] not in self._kept:
             known -= 1
         row = self._dense[path[known]] if known <= self._dense_depth else self._kept[path[known]]
         for context in path[known + 1 :]:
+            entries = slice(self._first_entry.item(context), self._first_entry.item(context + 1))
             row = row * self._backoffs[context]
-            entries = slice(self._first_entry[context], self._first_entry[context + 1])
             row[self._following[entries]] += self._shares[entries]
-            if len(self._kept) * self.vocab_size >= MOST_KEPT:
-                self._kept.clear()
             self._kept[context] = row
+        if len(self._kept) * self.vocab_size > MOST_KEPT or len(self._children) > MOST_KEPT:
+            self._kept.clear()
+            self._children.clear()
         return np.maximum(row, np.float32(FLOOR))
+
+    def _child_of(self, context: int, character: int) -> int:
+        """Return the context with one more character in front; 0 where the tree has none."""
+        key = context * self.vocab_size + character
+        if key < len(self._dense_children):
+            return self._dense_children.item(key)
+        child = self._children.get(key)
+        if child is None:
+            place = int(self._keys.searchsorted(key))
+            child = place + 1 if place < len(self._keys) and self._keys.item(place) == key else 0
+            self._children[key] = child
+        return child
 
     def _walk(
         self, text: NDArray[np.integer[Any]]
@@ -149,18 +162,26 @@ class NgramTable:
         steps = []
         for depth in range(1, min(self.order, text.shape[1]) + 1):
             character = text[alive, text.shape[1] - depth].astype(np.int64)
-            keys = np.where(character < 0, -1, found[alive] * self.vocab_size + character)
-            place = np.searchsorted(self._keys, keys)
-            known = self._keys[np.minimum(place, len(self._keys) - 1)] == keys
-            alive = alive[known]
+            child = self._children_of(found[alive], character)
+            known = child > 0
+            alive, child = alive[known], child[known]
             if not len(alive):
                 break
             if depth == self._dense_depth + 1:
                 dense = found.copy()
-            found[alive] = place[known] + 1
+            found[alive] = child
             if depth > self._dense_depth:
-                steps.append((alive, place[known] + 1))
+                steps.append((alive, child))
         return found, dense if steps else found, steps
+
+    def _children_of(self, contexts: NDArray[np.int64], characters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the contexts with one more character in front, all of one length; 0 where the tree has none."""
+        keys = contexts * self.vocab_size + characters
+        if keys.max(initial=0) < len(self._dense_children):
+            return np.where(characters < 0, 0, self._dense_children[keys]).astype(np.int64)
+        place = np.searchsorted(self._keys, keys)
+        known = (self._keys[np.minimum(place, len(self._keys) - 1)] == keys) & (characters >= 0)
+        return np.where(known, place + 1, 0)
 
     def _refine(self, rows: Rows, which: NDArray[np.int64], contexts: NDArray[np.int64]) -> None:
         """Take ``rows[which]`` from the distributions of the contexts' parents to those of ``contexts``."""
