@@ -129,6 +129,10 @@ class TrainConfig(_Config):
     decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)
     weight_decay: float = _number(0.0, "AdamW's weight decay, on matrices alone")
     beta2: float = _number(0.999, "decay of the second moment", most=0.99999)
+    ngram_folds: int = _number(
+        8, "parts of the text, each predicted by an n-gram table of the others", least=2, most=64
+    )
+    ngram_min_count: int = _number(1, "how often an n-gram must occur to be kept in the run's n-gram table", least=1)
     grad_clip: float = _number(0.0, "largest norm of the gradient; 0 is no limit")
     seed: int = _number(1337, "of initial weights, batches and dropout", most=2**63 - 1)
 

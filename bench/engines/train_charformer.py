@@ -37,11 +37,10 @@ class CharformerEngine:
         train_mode(model)
 
     def batch(self) -> tuple[Tensor, ...]:
-        return (self._trainer.next_batch(),)
+        return self._trainer.next_batch()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        (windows,) = batch
-        return self._trainer.loss(windows)
+        return self._trainer.loss(*batch)
 
     def update(self) -> None:
         self._trainer.optimizer.set_learning_rate(self._course.learning_rate)

@@ -19,16 +19,20 @@ def show_plan(args: argparse.Namespace, session: TrainingSession, console: Plain
     keep_freed_memory()
     trainer, training = session.trainer, session.record.training
     device, batch_size = trainer.device, training.batch_size
-    found = estimate.memory(session.model, training, trainer.dtype, device.type == "cuda", batch_size)
+    tables = trainer.prior.bytes() if trainer.prior else 0
+    found = estimate.memory(session.model, training, trainer.dtype, device.type == "cuda", batch_size, tables)
     on_card = estimate.memory(session.model, training, torch.bfloat16, fused=True)
     available = estimate.available_bytes(device)
     speed = None
-    if available is None or found.of(batch_size) <= available:
+    if not trainer.is_finished and (available is None or found.of(batch_size) <= available):
         with progress_bar(console) as on_progress:
             speed = estimate.probe(
                 trainer, on_step=lambda share: on_progress("training for a while", int(100 * share), 100)
             )
-    content = estimate.summary(training, session.model, found, on_card, available, speed)
+    counting = trainer.prior.tables.seconds if trainer.prior else None
+    content = {"counting_seconds": counting} | estimate.summary(
+        training, session.model, found, on_card, available, speed
+    )
     about = f"{device.type}, {str(trainer.dtype).removeprefix('torch.')}"
     for name, value in _lines(content, session.record.preset, session.corpus.name, about).items():
         console.print(f"{name:>16}  {value}")
@@ -46,6 +50,8 @@ def _lines(content: dict[str, Any], preset: str, text: str, about: str) -> dict[
         f"{memory['gradients'] / MIB:,.0f}, optimizer {memory['optimizer'] / MIB:,.0f}, and "
         f"{memory['sequence'] / MIB:,.1f} for each of {batch} sequences",
     }
+    if content["counting_seconds"] is not None:
+        lines["n-gram prior"] = f"{memory['tables'] / MIB:,.0f} MiB, counted in {content['counting_seconds']:,.1f} s"
     if content["fits"] is not None:
         verdict = "fits" if content["fits"] else "does not fit"
         most = content["largest_batch"]

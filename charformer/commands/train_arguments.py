@@ -62,9 +62,10 @@ def build_parser() -> Parser:
         "--freeze",
         nargs="?",
         const="attention",
-        choices=("attention", "trunk"),
-        help="what a fine-tune leaves as it is: attention (meant by --freeze alone), or trunk, "
-        "which is all but the head and the last layer norm (default: nothing)",
+        choices=("attention", "trunk", "all"),
+        help="what a fine-tune leaves as it is: attention (meant by --freeze alone), trunk, "
+        "which is all but the head and the last layer norm, or all, which counts a new n-gram table and trains nothing "
+        "(default: nothing)",
     )
     parser.add_argument(
         "--plan", action="store_true", help="train nothing: say what memory and time it takes, from a short probe"

@@ -93,6 +93,11 @@ class NgramTable:
         """Return the number of n-grams: next characters that are stored, of all contexts together."""
         return len(self._following)
 
+    def bytes(self) -> int:
+        """Return the memory that the table takes, but for rows that single lookups keep."""
+        own = (self._first_entry, self._keys, self._backoffs, self._shares, self._dense, self._dense_children)
+        return sum(array.nbytes for array in (*self.arrays.values(), *own))
+
     def contexts_of(self, text: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the number of the longest known context at the end of each row of ``text``, (N, K) -> (N,).
 

@@ -2,7 +2,7 @@
 
 from charformer.model.gpt import GPT
 
-FREEZES = ("none", "attention", "trunk")
+FREEZES = ("none", "attention", "trunk", "all")
 # The norm and the gate are cheap to train, and no backward pass below them is needed.
 ABOVE_TRUNK = ("head.", "ln_f.", "ngram_prior.gate.")
 
@@ -13,13 +13,14 @@ def freeze(model: GPT, what: str) -> None:
     ``attention`` freezes everything under ``attn.``; ``trunk`` all but the head, the final layer norm and the
     gate of an n-gram prior, so that no gradient is computed below them. That holds for the embedding of new characters
     and the prior's input map too: to train them, the backward pass would have to run through every block, which is what
-    freezing the trunk saves.
+    freezing the trunk saves. ``all`` leaves a fine-tune nothing but to count a new n-gram table.
     """
     for name, parameter in model.named_parameters():
         frozen = {
             "none": False,
             "attention": ".attn." in name,
             "trunk": not name.startswith(ABOVE_TRUNK),
+            "all": True,
         }[what]
         parameter.requires_grad_(not frozen)
 

@@ -7,6 +7,8 @@ from charformer.config import ModelConfig, TrainConfig
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 
+TEXTS = ("stage", "preset", "freeze", "prompt", "init_from", "counted")
+
 
 @dataclass
 class RunRecord:
@@ -19,6 +21,7 @@ class RunRecord:
         corpus: name, source, SHA-256 and size of the text.
         prompt: what the sample at the end continues; empty for a newline.
         init_from: the folder of the run that a fine-tune started from, else empty.
+        counted: which text a fine-tune's n-gram table has counted: ``new``, ``old`` or ``both``; else empty.
         machine: the device, its name, the dtype and the threads.
         processes: how many trained together.
         versions: of charformer and of the libraries that a result depends on.
@@ -33,6 +36,7 @@ class RunRecord:
     corpus: dict[str, Any]
     prompt: str = ""
     init_from: str = ""
+    counted: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     versions: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +51,7 @@ class RunRecord:
                 raise UserError(f"{run.config} has no {name!r}")
         changes, processes = values.get("changes"), values.get("processes")
         return cls(
-            **{name: str(values.get(name) or "") for name in ("stage", "preset", "freeze", "prompt", "init_from")},
+            **{name: str(values.get(name) or "") for name in TEXTS},
             model=ModelConfig.from_dict(values["model"]),
             training=TrainConfig.from_dict(values["training"]),
             corpus=values["corpus"],

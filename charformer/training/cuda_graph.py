@@ -27,7 +27,7 @@ class CapturedStep:
     """
 
     def __init__(self, step: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
-        self.inputs = [tensor.clone() for tensor in inputs]
+        self.inputs = tuple(tensor.clone() for tensor in inputs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._loss = step(*self.inputs)

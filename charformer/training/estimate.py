@@ -35,10 +35,11 @@ class Memory:
     gradients: int
     optimizer: int  # its state, and what it works with
     sequence: int  # what one sequence keeps for the backward pass, and what that works with
+    tables: int = 0  # of an n-gram prior, and its rows that a GPU keeps
 
     def of(self, batch_size: int) -> int:
         """At a step's peak."""
-        return self.weights + self.gradients + self.optimizer + batch_size * self.sequence
+        return self.weights + self.gradients + self.optimizer + self.tables + batch_size * self.sequence
 
     def largest_batch(self, available: int) -> int:
         """Sequences that fit into ``available`` bytes; 0 for none."""
@@ -54,13 +55,16 @@ class Speed:
     steps: int
 
 
-def memory(model: GPT, training: TrainConfig, dtype: torch.dtype, fused: bool, sequences: int = 1) -> Memory:
+def memory(
+    model: GPT, training: TrainConfig, dtype: torch.dtype, fused: bool, sequences: int = 1, tables: int = 0
+) -> Memory:
     """Return what training ``model`` takes.
 
     Args:
         dtype: of matrix products.
         fused: by the GPU's kernels, or as on a CPU.
         sequences: of a step: the CPU's attention keeps its weights for the backward pass unless they are too many.
+        tables: bytes of an n-gram prior.
     """
     trained, frozen = count_parameters(model)
     copies = (trained + frozen) * dtype.itemsize if dtype != torch.float32 else 0
@@ -70,7 +74,9 @@ def memory(model: GPT, training: TrainConfig, dtype: torch.dtype, fused: bool, s
     length = model.config.block_size
     kept = kept_bytes(model, dtype, fused, sequences)
     passing = PASSING * 4 * model.config.n_embd * dtype.itemsize
-    return Memory(4 * (trained + frozen) + copies, 4 * trained, state + working, length * (kept + passing))
+    if model.config.ngram_order:
+        passing += 4 * 4 * model.config.vocab_size  # its rows, their roots and logarithms, and the gated ones
+    return Memory(4 * (trained + frozen) + copies, 4 * trained, state + working, length * (kept + passing), tables)
 
 
 def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) -> int:
@@ -79,6 +85,8 @@ def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) 
     row = config.n_embd * size
     norm = 4 * config.n_embd + 8  # the residual stream, and the mean and deviation of its layer norm
     head = norm + row + config.vocab_size * (size if fused else 4) + 16
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return 0
     if is_trunk_frozen(model):
         return head
     weights = 0 if fused else _weights_bytes(config, dtype, sequences)

@@ -15,9 +15,12 @@ from charformer.device import autocast
 from charformer.model.freeze import is_trunk_frozen
 from charformer.model.gpt import GPT
 from charformer.training.distributed import ONE_PROCESS, World
+from charformer.training.prior import PriorRows
 from kernels import ops
 
 Split = Literal["train", "validation"]
+Kept = dict[int, tuple[Tensor, Tensor | None]]
+"""By the number of a batch's first window: what the trunk makes of the batch, and its rows of an n-gram prior."""
 
 MOST_KEPT = 64 * 2**20  # bytes of a frozen trunk's results
 
@@ -60,10 +63,18 @@ class Evaluator:
         config: of the training, for its batches.
         dtype: of matrix products, but for the score of a whole split.
         world: the processes that share the work on the fixed subset.
+        prior: the rows of a model with an n-gram prior.
     """
 
     def __init__(
-        self, model: GPT, corpus: Corpus, windows: Windows, config: TrainConfig, dtype: torch.dtype, world: World
+        self,
+        model: GPT,
+        corpus: Corpus,
+        windows: Windows,
+        config: TrainConfig,
+        dtype: torch.dtype,
+        world: World,
+        prior: PriorRows | None = None,
     ) -> None:
         self._model = model
         self._splits = {"train": corpus.train, "validation": corpus.validation}
@@ -71,14 +82,16 @@ class Evaluator:
         self._config = config
         self._dtype = dtype
         self._world = world
+        self._prior = prior
         length = model.config.block_size
         self._starts = {
             split: subset_starts(len(ids), length, config, number)
             for number, (split, ids) in enumerate(self._splits.items())
         }
-        streams = 4 * length * model.config.n_embd * sum(map(len, self._starts.values()))
+        cells = model.config.n_embd + (model.config.vocab_size if prior else 0)
+        streams = 4 * length * cells * sum(map(len, self._starts.values()))
         keeps = is_trunk_frozen(model) and streams <= MOST_KEPT
-        self._kept: dict[str, dict[int, Tensor]] | None = {split: {} for split in self._splits} if keeps else None
+        self._kept: dict[str, Kept] | None = {split: {} for split in self._splits} if keeps else None
 
     def subset_loss(self, split: Split) -> float:
         """Over at most ``eval_batches`` batches of windows from all over the split, the same ones each time.
@@ -113,7 +126,7 @@ class Evaluator:
         dtype: torch.dtype,
         world: World,
         on_progress: Callable[[int, int], None] = lambda *_: None,
-        kept: dict[int, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> float:
         """Return the mean loss over windows, given by their starts and length; all processes share them."""
         ids, batch_size = self._splits[split], self._config.batch_size // world.size
@@ -125,7 +138,13 @@ class Evaluator:
                 part = starts[first : first + batch_size]
                 batch = self._windows(ids, part, length)
                 with autocast(dtype, batch.device):
-                    logits = self._logits(batch[:, :-1], first, kept)
+                    if kept is None:
+                        logits = self._model(batch[:, :-1], None, self._rows(split, part, length))
+                    else:
+                        if first not in kept:
+                            rows = self._rows(split, part, length)
+                            kept[first] = self._model.trunk(batch[:, :-1], None, rows)[0], rows
+                        logits = self._model.logits(*kept[first])
                 total += float(mean_loss(logits, batch)) * len(part) * length
                 characters += len(part) * length
                 on_progress(characters, len(ids) - 1)
@@ -133,11 +152,5 @@ class Evaluator:
         sums = world.all_reduce_sum(torch.tensor([total, float(characters)], dtype=torch.float64))
         return float(sums[0] / sums[1])
 
-    def _logits(self, ids: Tensor, first: int, kept: dict[int, Tensor] | None) -> Tensor:
-        """(B, T, V) of (B, T) ids, of which ``kept`` has the trunk's results by ``first``, or gets them."""
-        if kept is None:
-            logits: Tensor = self._model(ids)
-            return logits
-        if first not in kept:
-            kept[first] = self._model.trunk(ids)[0]
-        return self._model.logits(kept[first])
+    def _rows(self, split: Split, starts: NDArray[np.int64], length: int) -> Tensor | None:
+        return None if self._prior is None else self._prior.within(split, starts, length)

@@ -4,6 +4,7 @@ A session is prepared from a new model, from a checkpoint and a second text, or 
 reads its folder; ``trainer.steps()`` trains; ``finish`` scores what came of it.
 """
 
+import logging
 import platform
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from charformer import __version__
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
+from charformer.data.ngram import MOST_CHARACTERS
 from charformer.data.vocab import Vocab
 from charformer.device import describe
 from charformer.errors import UserError
@@ -30,10 +32,13 @@ from charformer.sampling import sampler
 from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.kernel_check import check_kernels
+from charformer.training.prior import Tables, choose_tables, recall_tables
 from charformer.training.trainer import Trainer
 from charformer.ui.plots import Rows, plot_losses
 
 SAMPLE_CHARACTERS = 500
+
+log = logging.getLogger("charformer")
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,19 @@ class TrainingSession:
     Args:
         record: what config.json will say; its corpus, machine and versions are filled in here.
         is_resumed: whether ``open`` continues the run in the folder instead of beginning one.
+        tables: of a model with an n-gram prior, where they are not those of ``corpus`` alone.
     """
 
     def __init__(
-        self, run: RunDir, record: RunRecord, model: GPT, vocab: Vocab, corpus: Corpus, place: Place, is_resumed: bool
+        self,
+        run: RunDir,
+        record: RunRecord,
+        model: GPT,
+        vocab: Vocab,
+        corpus: Corpus,
+        place: Place,
+        is_resumed: bool,
+        tables: Tables | None = None,
     ) -> None:
         self.record = replace(
             record,
@@ -84,7 +98,7 @@ class TrainingSession:
         self.vocab = vocab
         self.is_resumed = is_resumed
         self.trainer = Trainer(
-            model.to(place.device), vocab, corpus, record.training, run, place.device, place.dtype, place.world
+            model.to(place.device), vocab, corpus, record.training, run, place.device, place.dtype, place.world, tables
         )
 
     @property
@@ -113,6 +127,11 @@ class TrainingSession:
             self.run.start()
             self.record.write(self.run)
             self.run.write_vocab(self.vocab)
+            self._write_ngram()
+
+    def _write_ngram(self) -> None:
+        if self.trainer.prior is not None:
+            self.run.write_ngram(self.trainer.prior.tables.whole)
 
     def _continue(self) -> None:
         is_main = self.trainer.world.is_main
@@ -125,6 +144,7 @@ class TrainingSession:
         if not self.trainer.is_finished and is_main:
             self._note_changes(step)
             self.record.write(self.run)
+            self._write_ngram()
 
     def _note_changes(self, step: int) -> None:
         """Add to the record which values of the training differ from those in config.json, and from which step on."""
@@ -147,6 +167,7 @@ class TrainingSession:
         trainer.drop_saves()
         self.record.write(self.run)
         self.run.write_vocab(self.vocab)
+        self._write_ngram()
         self.run.write_metrics(trainer.history)
         counters = trainer.counters
         if trainer.unwritten_best is not None:
@@ -169,7 +190,9 @@ class TrainingSession:
         val_loss = self.trainer.whole_validation_loss(on_progress)
         ids = sampler.encode_prompt(self.vocab, self.record.prompt)
         config = sampler.SamplingConfig(max_new_tokens=SAMPLE_CHARACTERS, seed=self.record.training.seed)
-        new_ids = sampler.generate(TorchEngine(self.model, self.trainer.device), ids, 1, config)
+        prior = self.trainer.prior
+        engine = TorchEngine(self.model, self.trainer.device, ngram=prior.tables.whole if prior else None)
+        new_ids = sampler.generate(engine, ids, 1, config)
         text = self.vocab.decode(np.concatenate([ids, *new_ids]))
         write_text(self.run.sample, text)
         return Result(val_loss, text)
@@ -192,6 +215,13 @@ def prepare_pretrain(
     advice = f"choose a --block-size of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
     corpus.require(shape.block_size, advice)
     vocab = Vocab.of(corpus.alphabet)
+    if shape.ngram_order and len(vocab) > MOST_CHARACTERS:
+        log.warning(
+            "training without an n-gram prior: the text has %s distinct characters, and a prior takes up to %s",
+            f"{len(vocab):,}",
+            f"{MOST_CHARACTERS:,}",
+        )
+        shape = replace(shape, ngram_order=0)
     torch.manual_seed(training.seed)
     model = GPT(replace(shape, vocab_size=len(vocab)))
     if training.zero_init:
@@ -213,6 +243,12 @@ def prepare_finetune(
     vocab = vocab.extended(corpus.alphabet)
     model.extend_vocab(len(vocab), torch.Generator().manual_seed(training.seed))
     freeze(model, frozen)
+    tables = None
+    counted = ""
+    if model.config.ngram_order:
+        counted, tables = choose_tables(source, corpus, vocab, model.config, training)
+    elif frozen == "all":
+        raise UserError("--freeze all leaves nothing to train; it is for a model with an n-gram prior")
     record = RunRecord(
         "finetune",
         preset,
@@ -222,8 +258,9 @@ def prepare_finetune(
         corpus.summary(),
         prompt=str(source.read_config().get("prompt", "")),  # so that the samples of both stages can be compared
         init_from=str(source.path),
+        counted=counted,
     )
-    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=False)
+    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=False, tables=tables)
 
 
 def prepare_resume(
@@ -242,7 +279,10 @@ def prepare_resume(
     model = GPT(shape)
     freeze(model, record.freeze)
     record = replace(record, training=replace(record.training, **changes))
-    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=True)
+    tables = None
+    if shape.ngram_order and record.counted not in ("", "new"):
+        tables = recall_tables(record.counted, RunDir(record.init_from), run, corpus, vocab, shape, record.training)
+    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=True, tables=tables)
 
 
 def is_begun(session: TrainingSession) -> bool:
@@ -250,7 +290,7 @@ def is_begun(session: TrainingSession) -> bool:
     if not (session.run.exists and session.run.state.is_file()):
         return False
     found, wanted = RunRecord.read(session.run), session.record
-    same = ("stage", "preset", "freeze", "prompt", "init_from", "model", "training", "changes")
+    same = ("stage", "preset", "freeze", "prompt", "init_from", "counted", "model", "training", "changes")
     return found.corpus.get("sha256") == wanted.corpus["sha256"] and all(
         getattr(found, name) == getattr(wanted, name) for name in same
     )

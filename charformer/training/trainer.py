@@ -27,10 +27,12 @@ from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_strea
 from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
 from charformer.training.evaluation import Evaluator, Split, mean_loss
 from charformer.training.optimizer import Optimizer, learning_rate
+from charformer.training.prior import PriorRows, Tables, count_tables
 from charformer.training.saver import Saver
 from kernels import ops
 
 PhaseName = Literal["data", "forward", "backward", "optimizer", "evaluation", "save"]
+Batch = tuple[Tensor, ...]
 PhaseHook = Callable[[PhaseName], AbstractContextManager[object]]
 
 log = logging.getLogger("charformer")
@@ -44,8 +46,10 @@ class Trainer:
         vocab: the model's; it holds every character of ``corpus``.
         dtype: of matrix products; weights and the optimizer's state stay float32.
         world: the processes of this training, each with a Trainer; only the main one writes.
+        tables: of a model with an n-gram prior; None counts those of the text.
 
     Attributes:
+        prior: the rows of a model with an n-gram prior.
         phase: returns a context for each phase of the work to be done in; a bench that times phases replaces it. A step
             that is captured in a CUDA graph has no phases but ``data``.
         unwritten_best: the best weights while no file has them.
@@ -64,6 +68,7 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         world: World = ONE_PROCESS,
+        tables: Tables | None = None,
     ) -> None:
         self.model = model
         self.world = world
@@ -78,7 +83,13 @@ class Trainer:
         self.compile_seconds = 0.0
         self._order = WindowOrder(len(corpus.train), model.config.block_size, config.seed)
         self._windows = Windows(corpus.table(vocab), device)
-        self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, world)
+        self.prior: PriorRows | None = None
+        if model.config.ngram_order:
+            tables = tables or count_tables(corpus, vocab, model.config, config)
+            self.prior = PriorRows(tables, corpus, vocab, model.config.ngram_order, device, keeps=device.type == "cuda")
+            self.counters.train_seconds = tables.seconds
+        self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, world, self.prior)
+        self._trains = any(parameter.requires_grad for parameter in model.parameters())
         self._data_parallel: nn.Module = model
         self._clock = _Clock()
         self._steps_since_evaluation = 0
@@ -90,7 +101,7 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        return self.counters.step >= self.config.max_steps
+        return self.counters.step >= self.config.max_steps or not self._trains
 
     def resume(self) -> None:
         """Continue from last.safetensors; metrics behind it are dropped. Raises UserError where that is impossible."""
@@ -127,7 +138,8 @@ class Trainer:
         Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises ProcessLostError,
         on the CPU with all steps so far saved unless an evaluation was under way.
         """
-        self._data_parallel = self.world.data_parallel(self.model)
+        if self._trains:
+            self._data_parallel = self.world.data_parallel(self.model)
         if self.counters.step == 0 and not self.history:
             first = self._evaluate(rate=0.0, speed=None)
             self.save()
@@ -171,17 +183,24 @@ class Trainer:
         self._steps_since_evaluation += 1
         return loss
 
-    def next_batch(self, out: Tensor | None = None) -> Tensor:
-        """Return this process's windows of the next step, (B, block_size + 1) int64, on the device, or in ``out``."""
-        batch_size = self.config.batch_size
+    def next_batch(self, out: Batch | None = None) -> Batch:
+        """Return what this process takes for the next step, on the device, or write it to ``out`` and return that.
+
+        That is windows, (B, block_size + 1) int64, and for a model with an n-gram prior what ``PriorRows`` gives.
+        """
+        batch_size, length = self.config.batch_size, self.model.config.block_size
         starts = self._order.starts(self.counters.step * batch_size, batch_size)[self.world.rank :: self.world.size]
         with self.phase("data"):
-            return self._windows(self.corpus.train, starts, self.model.config.block_size, out)
+            windows = self._windows(self.corpus.train, starts, length, out[0] if out else None)
+            if self.prior is None:
+                return (windows,)
+            return windows, self.prior.for_step(starts, length, out[1] if out else None)
 
-    def loss(self, windows: Tensor) -> Tensor:
-        """Return the mean loss of predicting each character of (B, T + 1) from those before it."""
+    def loss(self, windows: Tensor, prior: Tensor | None = None) -> Tensor:
+        """Return the mean loss of predicting each character of (B, T + 1) from those before it, and from the prior."""
+        rows = None if self.prior is None or prior is None else self.prior.rows(prior)
         with autocast(self.dtype, self.device), self._dropout_seeds():
-            logits = self._data_parallel(windows[:, :-1])
+            logits = self._data_parallel(windows[:, :-1], None, rows)
         return mean_loss(logits, windows)
 
     def _dropout_seeds(self) -> AbstractContextManager[None]:
@@ -197,10 +216,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def forward_backward_update(self, windows: Tensor) -> Tensor:
-        """Do all work of a step on its windows; return the loss. Nothing in it waits for the device."""
+    def forward_backward_update(self, *batch: Tensor) -> Tensor:
+        """Do all work of a step on its batch; return the loss. Nothing in it waits for the device."""
         with self.phase("forward"):
-            loss = self.loss(windows)
+            loss = self.loss(*batch)
         with self.phase("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
         with self.phase("optimizer"):
@@ -211,7 +230,7 @@ class Trainer:
         self._eager_steps += 1
         try:
             with self.world.communication(), side_stream() if self._captures else nullcontext():
-                return self.forward_backward_update(self.next_batch())
+                return self.forward_backward_update(*self.next_batch())
         except RuntimeError as error:
             if "returned nan values" not in str(error):
                 raise
@@ -226,7 +245,7 @@ class Trainer:
             try:
                 if torch.is_anomaly_enabled():
                     raise RuntimeError("--detect-anomaly looks at every operation")
-                self._captured = CapturedStep(self.forward_backward_update, [self.next_batch()])
+                self._captured = CapturedStep(self.forward_backward_update, self.next_batch())
             except RuntimeError as error:
                 self._captures = False
                 self.optimizer.zero_grad()
@@ -235,7 +254,7 @@ class Trainer:
 
     def _replay_step(self) -> Tensor:
         assert self._captured is not None
-        self.next_batch(out=self._captured.inputs[0])
+        self.next_batch(out=self._captured.inputs)
         return self._captured.replay()
 
     def _compile(self) -> None:
@@ -245,7 +264,7 @@ class Trainer:
         began = time.perf_counter()
         self._seed_dropout()
         with self.world.communication(), side_stream():
-            self.loss(self.next_batch()).backward()  # type: ignore[no-untyped-call]
+            self.loss(*self.next_batch()).backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad()
         torch.cuda.synchronize()
         self.compile_seconds += time.perf_counter() - began

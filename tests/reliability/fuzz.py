@@ -39,6 +39,7 @@ COMMANDS = {  # the ones that read a file, the quickest most often
     "config.json": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
     "vocab.json": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
     "model.safetensors": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
+    "ngram.safetensors": ("sample", "sample", "export"),
     "last.safetensors": ("train --resume",),
     "metrics.jsonl": ("train --resume",),
     "model.onnx": ("sample --onnx",),

@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data import corpus
+from charformer.data.vocab import Vocab
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from charformer.runs.record import RunRecord
 from charformer.training.optimizer import Optimizer
+from charformer.training.prior import PriorRows
 from charformer.training.session import Place, prepare_finetune, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
 from tests.kernels.marks import needs_gpu
@@ -38,21 +40,27 @@ def trainer(text_file: Path, run: Path, model: ModelConfig, training: TrainConfi
     return session.trainer
 
 
-@pytest.mark.parametrize("by_muon", [False, True])
-def test_nothing_in_the_captured_step_reads_a_number(by_muon: bool, text_file: Path, tmp_path: Path) -> None:
-    model = replace(SMALL, **MUON) if by_muon else SMALL
+@pytest.mark.parametrize(("by_muon", "ngram_order"), [(False, 0), (True, 0), (True, 3)])
+def test_nothing_in_the_captured_step_reads_a_number(
+    by_muon: bool, ngram_order: int, text_file: Path, tmp_path: Path
+) -> None:
+    model = replace(SMALL, **MUON, ngram_order=ngram_order) if by_muon else SMALL
     training = replace(TRAINING, muon_learning_rate=0.02 if by_muon else 0.0, weight_decay=0.1)
     found = trainer(text_file, tmp_path / "run", model, training, Place(torch.device("cpu")))
     # The rates are tensors, as on a GPU.
     for optimizer in (found.optimizer.adamw, found.optimizer.muon) if by_muon else (found.optimizer.adamw,):
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"])
+    if found.prior is not None:  # rows that are kept, as on a GPU
+        found.prior = PriorRows(
+            found.prior.tables, found.corpus, Vocab.of(found.corpus.alphabet), 3, found.device, keeps=True
+        )
     batch = found.next_batch()
-    found.forward_backward_update(batch)  # makes the optimizer's state
+    found.forward_backward_update(*batch)  # makes the optimizer's state
     weight = found.model.blocks[0].mlp.fc.weight
     before = weight.detach().clone()
     with NoWaiting():
-        found.forward_backward_update(batch)
+        found.forward_backward_update(*batch)
     assert not torch.equal(weight, before)
 
 

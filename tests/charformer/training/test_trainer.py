@@ -353,7 +353,7 @@ def test_a_pass_goes_once_over_the_training_split_and_no_other(tmp_path: Path) -
     cuts = set()
     for step in range(400):  # a batch is a pass: nine windows of twenty
         trainer.counters.step = step
-        windows = trainer.next_batch()
+        (windows,) = trainer.next_batch()
         assert torch.equal(windows, windows[:, :1] + torch.arange(MODEL.block_size + 1))
         text = windows[:, :-1].flatten().sort().values
         assert torch.equal(text, text[0] + torch.arange(180))
