@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from bench.harness.program import BenchParser, execute, keep, show, table
 from bench.harness.sampling import SamplingEntry, race
-from charformer.data.corpus import recall
+from charformer.data.recall import recall
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine

@@ -30,7 +30,7 @@ from bench.harness.charts import write_bars
 from bench.harness.interleave import ROOT
 from bench.harness.program import BenchParser, execute, keep, show, table
 from bench.harness.sampling import THREADS, SamplingEntry, alone, race
-from charformer.data.corpus import recall
+from charformer.data.recall import recall
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir

@@ -21,7 +21,8 @@ from bench.engines.matmuls import MatMuls
 from bench.engines.plain import PlainEngine
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Engine, Variant
-from charformer.data.corpus import Corpus, recall
+from charformer.data.corpus import Corpus
+from charformer.data.recall import recall
 from charformer.device import choose_device, memory_bytes
 
 CHECK_STEPS = 20

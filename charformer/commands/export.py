@@ -7,6 +7,7 @@ from pathlib import Path
 
 from charformer.commands.common import Parser, choose_run, execute
 from charformer.data import corpus as corpora
+from charformer.data.recall import recall
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_format import PRECISIONS
@@ -93,10 +94,8 @@ def export_run(
     from export.exporter import MOST_LOSS, export  # onnx takes a while, and most sampling does without
 
     with progress_bar(console) as on_progress:
-        if data is None:
-            corpus = corpora.recall(run.read_section("corpus"), on_progress)
-        else:
-            corpus = corpora.load(data, on_progress)
+        recorded = run.read_section("corpus")
+        corpus = corpora.load(data, on_progress) if data is not None else recall(recorded, on_progress)
     if corpus is None:
         console.print(
             f"note: {run.read_section('corpus').get('source')} is not at hand, so the file is checked on random "

@@ -4,15 +4,12 @@ A text is never held whole: it is decoded in pieces, and its ids lie in a memory
 folder, keyed by the text's hash.
 """
 
-import codecs
-import hashlib
 import io
 import json
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import platformdirs
@@ -20,13 +17,16 @@ from numpy.typing import NDArray
 
 from charformer.data import sources
 from charformer.data.download import NoConnectionError, fetch
+from charformer.data.text_files import Text, TextFile, checked_encoding, find
 from charformer.data.vocab import CODE_POINTS, Vocab, code_points, from_code_points
 from charformer.errors import UserError
 from charformer.files import atomic_path, make_folder, write_text
 
-TRAIN_FRACTION = 0.9
-PIECE_BYTES = 1 << 18  # small enough that its 32-bit code points stay in the cache
+SHARE = 0.1  # of a text, which validates unless told otherwise
+Split = Literal["tail", "blocks"]
+SPLITS = get_args(Split)
 
+Ids = NDArray[np.unsignedinteger[Any]]
 OnProgress = Callable[[str, int, int | None], None]
 """Called with (what is being done, bytes so far, bytes in all or None)."""
 
@@ -62,23 +62,34 @@ NAMES = (*DOWNLOADS, *STAND_INS)
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as ids of its own alphabet; ``table`` maps them to a model's ids."""
+    """A text as ids of its own alphabet; ``table`` maps them to a model's ids.
+
+    Its end validates, or another text does, whose ids are of the same alphabet then.
+    """
 
     name: str
-    source: str
+    source: str | list[str]
     sha256: str
     alphabet: str
-    ids: NDArray[np.unsignedinteger[Any]]
+    ids: Ids
+    encoding: str = "utf-8"
+    share: float = SHARE
+    split: Split = "tail"
+    validation_text: "Corpus | None" = None
 
     @property
-    def train(self) -> NDArray[np.unsignedinteger[Any]]:
-        """The first 90 %."""
-        return self.ids[: int(TRAIN_FRACTION * len(self.ids))]
+    def train(self) -> Ids:
+        """What there is to train on: the first 90 %, or what the share and the other text leave."""
+        return self.ids if self.validation_text else self.ids[: self._boundary]
 
     @property
-    def validation(self) -> NDArray[np.unsignedinteger[Any]]:
-        """The last 10 %."""
-        return self.ids[int(TRAIN_FRACTION * len(self.ids)) :]
+    def validation(self) -> Ids:
+        """What there is to validate on: the rest, or the other text."""
+        return self.validation_text.ids if self.validation_text else self.ids[self._boundary :]
+
+    @property
+    def _boundary(self) -> int:
+        return int((1 - self.share) * len(self.ids))
 
     def table(self, vocab: Vocab) -> NDArray[np.int64]:
         """(len(alphabet),): for each id of the alphabet, its id in ``vocab``, which must hold them all."""
@@ -96,7 +107,19 @@ class Corpus:
 
     def summary(self) -> dict[str, Any]:
         """What config.json and --json say of the text."""
-        return {"name": self.name, "source": self.source, "sha256": self.sha256, "characters": len(self.ids)}
+        values: dict[str, Any] = {
+            "name": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "characters": len(self.ids),
+        }
+        if self.encoding != "utf-8":
+            values["encoding"] = self.encoding
+        if self.validation_text:
+            values["validation"] = self.validation_text.summary()
+        elif (self.share, self.split) != (SHARE, "tail"):
+            values["validation"] = {"share": self.share, "split": self.split}
+        return values
 
 
 def cache_folder() -> Path:
@@ -104,21 +127,27 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("charformer")
 
 
-def load(data: str, on_progress: OnProgress = lambda *_: None) -> Corpus:
-    """The corpus that ``--data`` names: a name of ``NAMES``, else a file.
+def load(
+    data: str | Sequence[str],
+    on_progress: OnProgress = lambda *_: None,
+    encoding: str = "utf-8",
+    notice: Callable[[str], None] = lambda _: None,
+) -> Corpus:
+    """The text that ``--data`` names: files, folders, pipes and names of ``NAMES``, one behind the other.
 
-    Raises NoConnectionError for a download without network, UserError for a text that cannot be used.
+    ``notice`` is told which files of a folder were taken. Raises NoConnectionError for a download without network,
+    UserError for a text that cannot be used.
     """
-    if data in STAND_INS:
-        source, make = STAND_INS[data]
-        text = make().encode()
-        return _load(data, source, io.BytesIO(text), len(text), on_progress)
-    if data not in DOWNLOADS:
-        return _load_file(Path(data).name, Path(data), str(Path(data).absolute()), on_progress)
-    try:
-        return _load_download(data, on_progress)
-    except NoConnectionError as error:
-        raise NoConnectionError(f"{error}; --data {DOWNLOADS[data].stand_in} needs no network") from error
+    places = [data] if isinstance(data, str) else list(data)
+    encoding = checked_encoding(encoding)
+    files = [file for place in places for file in _files(place, on_progress, encoding, notice)]
+    if len(files) == 1:
+        name = files[0].name
+    elif len(places) == 1:
+        name = f"{Path(places[0]).resolve().name}/"
+    else:
+        name = f"{files[0].name} and {len(files) - 1:,} more"
+    return encoded(Text(name, files, encoding), on_progress)
 
 
 def load_or_stand_in(
@@ -126,125 +155,98 @@ def load_or_stand_in(
 ) -> Corpus:
     """The downloaded corpus ``name`` or, with a notice, its stand-in when there is no network."""
     try:
-        return _load_download(name, on_progress)
+        return encoded(Text(name, [_downloaded(name, on_progress)]), on_progress)
     except NoConnectionError as error:
         stand_in = DOWNLOADS[name].stand_in
         notice(f"{error}. Using {stand_in} instead ({STAND_INS[stand_in][0]})")
         return load(stand_in, on_progress)
 
 
-def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
-    """The text that a run's config.json sums up, if it is at hand: encoded in the cache, or unchanged where it lay."""
-    name, source, sha256 = (str(summary.get(key)) for key in ("name", "source", "sha256"))
-    if not re.fullmatch("[0-9a-f]{64}", sha256):  # a stranger's, and part of a path below
-        return None
-    alphabet, ids = _cached(cache_folder() / f"{sha256}.json", cache_folder() / f"{sha256}.npy")
-    if ids is not None:
-        return Corpus(name, source, sha256, alphabet, ids)
+def _files(place: str, on_progress: OnProgress, encoding: str, notice: Callable[[str], None]) -> list[TextFile]:
+    """What one --data names."""
+    if place in NAMES and encoding != "utf-8":
+        raise UserError(f"{place} is UTF-8; --encoding is for files")
+    if place in STAND_INS:
+        return [stand_in_file(place)]
     try:
-        if name in STAND_INS:
-            found = load(name, on_progress)
-            return found if found.sha256 == sha256 else None
-        for path in (cache_folder() / f"{sha256}.txt", Path(source)):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    same = _hash(file) == sha256  # before a copy of whatever it is goes to the cache
-                return _load_file(name, path, source, on_progress) if same else None
-    except (UserError, OSError, ValueError):  # ValueError: a path with NUL in it
-        pass
-    return None
+        if place in DOWNLOADS:
+            return [_downloaded(place, on_progress)]
+        return find(place, cache_folder(), encoding, notice)
+    except NoConnectionError as error:
+        raise NoConnectionError(f"{error}; --data {DOWNLOADS[place].stand_in} needs no network") from error
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no file {place}; --data takes files, folders, - (standard input), or one of: {', '.join(NAMES)}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {place}: {error.strerror or error}") from error
 
 
-def _load_download(name: str, on_progress: OnProgress) -> Corpus:
+def stand_in_file(name: str) -> TextFile:
+    """The text of a stand-in, in memory."""
+    source, make = STAND_INS[name]
+    content = make().encode()
+    return TextFile(name, source, len(content), lambda: io.BytesIO(content))
+
+
+def _downloaded(name: str, on_progress: OnProgress) -> TextFile:
     wanted = DOWNLOADS[name]
     path = cache_folder() / f"{wanted.sha256}.txt"
     if not path.is_file():
         fetch(wanted.url, wanted.sha256, path, lambda done, total: on_progress(f"downloading {name}", done, total))
-    with open(path, "rb") as file:
-        if _hash(file) != wanted.sha256:
-            raise UserError(f"the cached copy of {name} is damaged; delete {path} and try again")
-    return _load_file(name, path, wanted.url, on_progress)
+    file = TextFile.of(path)
+    if Text(name, [file]).sha256() != wanted.sha256:
+        raise UserError(f"the cached copy of {name} is damaged; delete {path} and try again")
+    return replace(file, name=name, source=wanted.url)
 
 
-def _load_file(name: str, path: Path, source: str, on_progress: OnProgress) -> Corpus:
+def encoded(text: Text, on_progress: OnProgress) -> Corpus:
+    """``text`` as a corpus, its ids in the cache. Raises UserError for a text that cannot be used."""
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; --data takes one text file")
-        with open(path, "rb") as file:
-            return _load(name, source, file, path.stat().st_size, on_progress)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}; --data takes a file or one of: {', '.join(NAMES)}") from None
+        sha256 = text.sha256()
+        alphabet, ids = cached(sha256)
+        if ids is None:
+            alphabet, ids = _write_ids(text, sha256, on_progress)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {error.filename or text.name}: {error.strerror or error}") from error
+    sources = [file.source for file in text.files]
+    return Corpus(text.name, sources[0] if len(sources) == 1 else sources, sha256, alphabet, ids, text.encoding)
 
 
-def _load(name: str, source: str, file: io.BufferedIOBase, size: int, on_progress: OnProgress) -> Corpus:
-    """``file``, a seekable stream of ``size`` bytes of UTF-8, as a corpus; encoded unless the cache has it."""
-    sha256 = _hash(file)
-    ids_path = cache_folder() / f"{sha256}.npy"
-    alphabet_path = cache_folder() / f"{sha256}.json"
-    alphabet, ids = _cached(alphabet_path, ids_path)
-    if ids is None:
-        make_folder(ids_path.parent)
+def _write_ids(text: Text, sha256: str, on_progress: OnProgress) -> tuple[str, Ids]:
+    """The alphabet of ``text`` and its ids, written to the cache."""
+    make_folder(cache_folder())
 
-        def pieces(doing: str) -> Iterator[str]:
-            return _pieces(name, file, size, lambda done: on_progress(f"{doing} {name}", done, size))
+    def pieces(doing: str) -> Iterator[str]:
+        return text.pieces(lambda done: on_progress(f"{doing} {text.name}", done, text.size))
 
-        alphabet, characters = _survey(pieces("reading"))
-        if not characters:
-            raise UserError(f"{name} is empty; --data takes a text of at least a few thousand characters")
-        with atomic_path(ids_path) as temporary:
-            _encode(pieces("encoding"), alphabet, characters, temporary)
-            if _hash(file) != sha256:
-                raise UserError(f"{name} changed while it was read; try again when nothing writes to it")
-        write_text(alphabet_path, json.dumps({"characters": characters} | Vocab(alphabet).to_dict()))
-        ids = np.load(ids_path, mmap_mode="r")
-    return Corpus(name, source, sha256, alphabet, ids)
+    alphabet, characters = _survey(pieces("reading"))
+    if not characters:
+        raise UserError(f"{text.name} is empty; --data takes a text of at least a few thousand characters")
+    with atomic_path(ids_path(sha256)) as temporary:
+        _encode(pieces("encoding"), alphabet, characters, temporary)
+        if text.sha256() != sha256:
+            raise UserError(f"{text.name} changed while it was read; try again when nothing writes to it")
+    header = {"characters": characters} | Vocab(alphabet).to_dict()
+    write_text(ids_path(sha256).with_suffix(".json"), json.dumps(header))
+    return alphabet, np.load(ids_path(sha256), mmap_mode="r")
 
 
-def _hash(file: io.BufferedIOBase) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def ids_path(name: str) -> Path:
+    """Where the cache keeps the ids of the text with this hash, or another array that ``name`` is the key of."""
+    return cache_folder() / f"{name}.npy"
 
 
-def _cached(alphabet_path: Path, ids_path: Path) -> tuple[str, NDArray[np.unsignedinteger[Any]] | None]:
+def cached(sha256: str) -> tuple[str, Ids | None]:
+    """The alphabet and the ids that the cache has of a text; None where it has none, or damaged ones."""
     try:
-        header = json.loads(alphabet_path.read_text("utf-8"))
+        header = json.loads(ids_path(sha256).with_suffix(".json").read_text("utf-8"))
         alphabet = Vocab.from_dict(header).characters
-        ids = np.load(ids_path, mmap_mode="r")
+        ids = np.load(ids_path(sha256), mmap_mode="r")
     except (OSError, EOFError, ValueError, UserError):
         return "", None
     fits = ids.shape == (header.get("characters"),) and ids.dtype == np.min_scalar_type(max(0, len(alphabet) - 1))
     return (alphabet, ids) if fits and ids.max(initial=0) < len(alphabet) else ("", None)
-
-
-def _pieces(name: str, file: io.BufferedIOBase, size: int, on_bytes: Callable[[int], None]) -> Iterator[str]:
-    """Decode ``file`` from its start, a piece at a time, without its byte-order mark and with \\n for every newline.
-
-    Newlines are Python's universal ones: a text saved on Windows gives the vocabulary, and so the model, that the
-    same text gives elsewhere. Raises UserError that names the offset of the first byte that is no UTF-8.
-    """
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    file.seek(0)
-    offset = 0
-    rest = b""
-    while True:
-        block = file.read(PIECE_BYTES)
-        try:
-            text, used = codecs.utf_8_decode(rest + block, "strict", not block)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name} is not UTF-8: byte {(rest + block)[error.start]:#04x} at offset {offset + error.start:,}; "
-                "save it as UTF-8 and try again"
-            ) from None
-        if offset == 0:
-            text = text.removeprefix("\ufeff")
-        rest = (rest + block)[used:]
-        offset += used
-        on_bytes(min(offset, size))
-        yield newlines.decode(text, final=not block)
-        if not block:
-            return
 
 
 def _survey(pieces: Iterator[str]) -> tuple[str, int]:

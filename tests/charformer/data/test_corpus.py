@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from charformer.data import corpus
+from charformer.data import corpus, text_files
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 
@@ -28,7 +28,7 @@ def test_a_file_comes_back_whatever_the_pieces(text: str, piece: int, tmp_path: 
     path = tmp_path / "text.txt"
     expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE_BYTES", piece)
+        patch.setattr(text_files, "PIECE_BYTES", piece)
         for cached in cache_folder.glob("*"):
             cached.unlink()
         data = write(path, text.encode())
@@ -77,7 +77,7 @@ def test_the_table_maps_to_another_vocabulary(tmp_path: Path) -> None:
         (b"good \xff bad", "byte 0xff at offset 5"),
         (b"cut \xf0\x9f\x98", "byte 0xf0 at offset 4"),
         ("é".encode("latin-1"), "not UTF-8"),
-        ("hello".encode("utf-16"), "not UTF-8: byte 0xff at offset 0"),
+        ("hello".encode("utf-16"), "not UTF-8 but utf-16, it seems; pass --encoding utf-16"),
     ],
 )
 def test_bad_texts_are_refused(content: bytes, named: str, tmp_path: Path) -> None:
@@ -91,10 +91,10 @@ def test_the_offset_of_a_bad_byte_counts_from_the_start_of_the_file(tmp_path: Pa
         corpus.load(write(tmp_path / "text", content + b"\x80"))
 
 
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+def test_missing_files_and_folders_without_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*tiny-shakespeare"):
         corpus.load(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="has no text file in utf-8"):
         corpus.load(str(tmp_path))
 
 
@@ -132,43 +132,6 @@ def test_a_large_text_stays_out_of_memory(tmp_path: Path) -> None:
     grown, characters = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(characters) == 100 * 32_000 * 33
     assert int(grown) < 40e6  # the text has 109 MB
-
-
-def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_folder: Path) -> None:
-    path = Path(write(tmp_path / "text.txt", b"some text " * 20))
-    summary = corpus.load(str(path)).summary()
-    again = corpus.recall(summary)
-    assert again is not None
-    assert decoded(again) == "some text " * 20
-    for file in cache_folder.iterdir():
-        file.unlink()
-    assert corpus.recall(summary) is not None  # from where it lay
-    path.write_bytes(b"another text")
-    for file in cache_folder.iterdir():
-        file.unlink()
-    assert corpus.recall(summary) is None
-    assert not list(cache_folder.iterdir())  # no copy of what was not asked for
-    (cache_folder / f"{summary['sha256']}.txt").write_bytes(b"some text " * 20)  # a download
-    assert corpus.recall(summary) is not None
-    stand_in = corpus.load("python-docs").summary()
-    assert corpus.recall(stand_in) is not None
-
-
-@pytest.mark.parametrize(
-    "summary",
-    [
-        {},
-        {"name": "x", "source": "/dev/zero", "sha256": "0" * 64},
-        {"name": "x", "source": "a\0b", "sha256": "0" * 64},
-        {"name": "x", "source": "\ud800", "sha256": "0" * 64},
-        {"name": "x", "source": "nowhere", "sha256": "../../somewhere"},
-        {"name": "python-docs", "source": "", "sha256": "0" * 64},
-        {"name": 3, "source": None, "sha256": ["0" * 64]},
-    ],
-    ids=str,
-)
-def test_a_stranger_s_summary_recalls_nothing(summary: dict[str, object]) -> None:
-    assert corpus.recall(summary) is None
 
 
 def test_a_cache_that_does_not_fit_its_alphabet_is_made_anew(tmp_path: Path, cache_folder: Path) -> None:

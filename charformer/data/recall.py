@@ -1,0 +1,61 @@
+"""The text of a run again, as its config.json sums it up."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from charformer.data import corpus as corpora
+from charformer.data.corpus import STAND_INS, Corpus, OnProgress
+from charformer.data.division import divided, validated_on
+from charformer.data.text_files import Text, TextFile, checked_encoding
+from charformer.errors import UserError
+
+
+def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
+    """The text that a run's config.json sums up, if it is at hand: encoded in the cache, or unchanged where it lay."""
+    corpus = _undivided(summary, on_progress)
+    return divided_like(corpus, summary, on_progress) if corpus else None
+
+
+def divided_like(corpus: Corpus, summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
+    """``corpus`` with the validation that a run's config.json sums up; None where another text's is not at hand."""
+    recorded = summary.get("validation")
+    if not isinstance(recorded, dict):
+        return corpus
+    if "sha256" in recorded:
+        other = _undivided(recorded, on_progress)
+        return validated_on(corpus, other) if other else None
+    share, split = recorded.get("share"), recorded.get("split")
+    if not (isinstance(share, float) and 0 < share < 1 and (split == "tail" or split == "blocks")):
+        return None
+    return divided(corpus, share, split)
+
+
+def _undivided(summary: dict[str, Any], on_progress: OnProgress) -> Corpus | None:
+    name, source, sha256 = summary.get("name"), summary.get("source"), str(summary.get("sha256"))
+    sources: list[Any] = source if isinstance(source, list) else [source]
+    if not re.fullmatch("[0-9a-f]{64}", sha256):  # a stranger's, and part of a path below
+        return None
+    if not (isinstance(name, str) and sources and all(isinstance(entry, str) for entry in sources)):
+        return None
+    try:
+        encoding = checked_encoding(str(summary.get("encoding", "utf-8")))
+        alphabet, ids = corpora.cached(sha256)
+        if ids is None:
+            text = Text(name, _files(name, sources, sha256), encoding)
+            if not text.files or text.sha256() != sha256:  # before a copy of whatever it is goes to the cache
+                return None
+            found = corpora.encoded(text, on_progress)
+            alphabet, ids = found.alphabet, found.ids
+        return Corpus(name, source if isinstance(source, list) else sources[0], sha256, alphabet, ids, encoding)
+    except (UserError, OSError, ValueError):  # ValueError: a path with NUL in it
+        return None
+
+
+def _files(name: str, sources: list[str], sha256: str) -> list[TextFile]:
+    """A text's files; none unless all of them are there and are files, which a stranger's need not be."""
+    if name in STAND_INS:
+        return [corpora.stand_in_file(name)]
+    download = corpora.cache_folder() / f"{sha256}.txt"
+    paths = [download] if download.is_file() else [Path(source) for source in sources]
+    return [TextFile.of(path) for path in paths] if all(path.is_file() for path in paths) else []
