@@ -128,7 +128,7 @@ def find(place: str, copies: Path, encoding: str, notice: Callable[[str], None])
 def checked_encoding(name: str) -> str:
     """Return Python's name of an encoding. Raises UserError where there is none, or it encodes no text."""
     with suppress(LookupError, ValueError):
-        b"".decode(name)  # refuses codecs that encode no text
+        bytes(4).decode(name)  # refuses codecs that encode no text
         # Python's own search: some package may have added one that takes any name.
         if found := encodings.search_function(encodings.normalize_encoding(name).lower()):
             return found.name
