@@ -16,7 +16,7 @@ import numpy as np
 from bench.harness import results
 from bench.harness.chromium import EXECUTABLE, Tab, chromium
 from bench.harness.program import BenchParser, execute, keep, show, table
-from charformer.data.corpus import recall
+from charformer.data.recall import recall
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charformer.config import ModelConfig, TrainConfig
-from charformer.data.corpus import Corpus, recall
+from charformer.data.corpus import Corpus
 from charformer.data.ngram import MOST_CHARACTERS, NgramTable
 from charformer.data.ngram_counts import Counts, build, count, fold_bounds, leave_one_out, longest_context, merged
+from charformer.data.recall import recall
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
