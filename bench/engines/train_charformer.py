@@ -42,6 +42,14 @@ class CharformerEngine:
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         return self._trainer.loss(*batch)
 
+    def fill(self, windows: Tensor) -> None:
+        """Write the next batch into ``windows``."""
+        self._trainer.next_batch(out=windows)
+
+    def step(self, windows: Tensor) -> Tensor:
+        """Do all work of a step on its windows; return the loss. Nothing in it waits for the device."""
+        return self._trainer.forward_backward_update(windows)
+
     def update(self) -> None:
         self._trainer.optimizer.set_learning_rate(self._course.learning_rate)
         self._trainer.update()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -43,11 +45,36 @@ class Worker:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
-            self._process.kill()
+            self.kill()
         self._process.communicate()
 
-    def ask(self, request: str) -> dict[str, Any]:
-        """Return the answer to ``request``. Raises WorkerError when there is none."""
+    def close(self) -> None:
+        """End the process at once."""
+        self.kill()
+        self._process.communicate()
+
+    def kill(self) -> None:
+        """End the process, and on POSIX those that it started."""
+        if os.name == "posix":
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
+    def ask(self, request: str, seconds: float | None = None) -> dict[str, Any]:
+        """Return the answer to ``request``. Raises WorkerError when there is none, or none within ``seconds``."""
+        timer = threading.Timer(seconds or 0, self.kill)
+        if seconds is not None:
+            timer.start()
+        try:
+            return self._ask(request)
+        except WorkerError:
+            if seconds is not None and timer.finished.is_set():
+                raise WorkerError(f"took longer than {seconds:.0f} s") from None
+            raise
+        finally:
+            timer.cancel()
+
+    def _ask(self, request: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # what it said before it ended is still there to read

@@ -6,13 +6,13 @@ folder, keyed by the text's hash.
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from charformer.data import sources
@@ -124,6 +124,10 @@ class Corpus:
 
 def cache_folder() -> Path:
     """Where downloads and ids are kept: XDG_CACHE_HOME on Linux, the system's own place elsewhere."""
+    try:
+        import platformdirs
+    except ImportError:  # an image for GPUs may have everything else
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charformer"
     return platformdirs.user_cache_path("charformer")
 
 

@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     console = Console(stderr=True)
     everything = list(cases())
-    measured = run_each(partial(_measure_apart, device=options.device), everything, options.jobs)
+    measured = run_each(partial(measure_apart, device=options.device), everything, options.jobs)
     rows: list[dict[str, Any]] = []
     complaints = []
     for case, found in track(measured, "measuring", len(everything), console=console):
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     return bool(complaints)
 
 
-def _measure_apart(case: Case, device: str) -> list[dict[str, Any]]:
+def measure_apart(case: Case, device: str) -> list[dict[str, Any]]:
     """Return ``measure`` of the case in a process of its own; FatalError where its GPU takes no more work."""
     torch.backends.cuda.matmul.allow_tf32 = False  # plain PyTorch's float32 is to be float32
     try:

@@ -1,0 +1,114 @@
+"""A card's short visit: facts, compiling, accuracy, steps, trainings, sampling, op times, in one program.
+
+    python -m bench.gpu --out bench/results/gpu --data input.txt
+    python -m bench.gpu --out visit --data input.txt --stages facts,steps --budget 100
+
+It needs no network and no pytest. Each stage has seconds of its own and its own result file, and an error or a fault of
+the GPU ends that stage alone. Without a GPU, or with --device cpu, it rehearses: every stage runs on small shapes. To
+spare the card's time, compile beforehand: python -m kernels.checks.compile --card sm_90 --cache DIR, and set
+TRITON_CACHE_DIR=DIR there.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.harness import results
+from bench.harness.interleave import Worker, WorkerError
+from bench.harness.program import BenchParser, execute
+from charformer.data import corpus as corpora
+from charformer.device import choose_device
+from charformer.errors import UserError
+from charformer.files import make_folder
+from charformer.presets import PRESETS
+
+# Seconds that each should take on an H100; a stage may take half as many more where the budget has them.
+STAGES = {
+    "facts": 10,
+    "compiling": 40,
+    "accuracy": 30,
+    "steps": 80,
+    "training": 70,
+    "sampling": 20,
+    "op_times": 25,
+    "memcheck": 75,
+    "compiled": 60,
+    "tiles": 20,
+    "tests": 50,
+}
+BUDGET = 480.0
+MAX_OVER = {"cuda": 1.5, "cpu": 10.0}  # a rehearsal may be on a busy machine
+MIN_SHARE = 0.5  # of a stage's seconds, below which it is not begun
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns the exit code, 1 where a stage failed."""
+    parser = BenchParser("gpu", __doc__, result=False)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the text to train on")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="of everything (default: %(default)g)"
+    )
+    parser.add_argument("--stages", type=_stages, default=list(STAGES), metavar="NAMES", help=f"of {','.join(STAGES)}")
+    parser.add_device()
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+    if not args.data.is_file():
+        raise UserError(f"there is no file {args.data}; --data names the text to train on")
+    device = choose_device(args.device)
+    corpora.load(str(args.data)).require(PRESETS["baseline"].model.block_size, "take a longer text")
+    make_folder(args.out)
+    options = {"device": device.type, "out": str(args.out.absolute()), "data": str(args.data.absolute())}
+    visited: list[dict[str, Any]] = []
+    worker: Worker | None = None
+    try:
+        for name in args.stages:
+            left = began + args.budget - time.monotonic()
+            if left < MIN_SHARE * STAGES[name]:
+                found = {"status": "left out", "line": f"does not fit into the {max(0.0, left):.0f} s that are left"}
+            else:
+                worker = worker or Worker("bench.gpu_stages.worker", options)
+                found = _ask(worker, name, min(left, MAX_OVER[device.type] * STAGES[name]))
+                if found["status"] == "failed":
+                    worker.close()
+                    worker = None
+            visited.append({"stage": name, **found})
+            print(f"{name:10}{found['status']:9}{found.get('seconds', 0.0):6.1f} s  {found['line']}", flush=True)
+            _write_summary(args, device.type, visited)
+    finally:
+        if worker is not None:
+            worker.close()
+    return int(any(stage["status"] == "failed" for stage in visited))
+
+
+def _ask(worker: Worker, name: str, seconds: float) -> dict[str, Any]:
+    """Return what became of a stage that may take ``seconds``."""
+    began = time.monotonic()
+    try:
+        answer, status = worker.ask(f"{name} {seconds:.1f}", seconds), "done"
+    except WorkerError as error:
+        answer, status = {"line": str(error)}, "failed"
+    return {"status": status, "seconds": time.monotonic() - began, **answer}
+
+
+def _write_summary(args: argparse.Namespace, device: str, visited: list[dict[str, Any]]) -> None:
+    rows = [results.row(**stage) for stage in visited]
+    config = {"budget": args.budget, "stages": args.stages, "device": device, "data": args.data.name}
+    results.write_result(args.out / "summary.json", results.result("gpu", config, rows))
+
+
+def _stages(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(f"{name!r} is no stage; there are {', '.join(STAGES)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

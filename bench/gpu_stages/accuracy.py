@@ -1,0 +1,39 @@
+"""Every op against float64, at the checks' shapes and at those of the presets' steps, in several processes."""
+
+import os
+from functools import partial
+
+import torch
+
+from bench.gpu_stages.compiling import preset_cases
+from bench.gpu_stages.visit import Stage, Visit
+from kernels import backend
+from kernels.checks.accuracy import GPU_PROCESSES, complaint, measure_apart
+from kernels.checks.cases import Case, cases
+from kernels.checks.workers import Failed, run_each
+
+
+def run(visit: Visit) -> Stage:
+    """Yield each result's error. Raises RuntimeError where a kernel is wrong, behind all rows."""
+    if not backend.TRITON:
+        yield {"part": "accuracy", "note": "Triton is not installed"}
+        return "Triton is not installed"
+    wanted = [*preset_cases(), *cases()]
+    processes = GPU_PROCESSES
+    if not visit.on_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+        wanted = [Case("layer_norm", torch.bfloat16, 7, 35), Case("attention", torch.float32, 33, 16, 0.2)]
+        processes = 1
+    complaints, count = [], 0
+    for case, found in run_each(partial(measure_apart, device=visit.device.type), wanted, processes):
+        if isinstance(found, Failed):
+            complaints.append(f"{case}: {found.reason}")
+            yield {"part": "accuracy", "op": case.op, "case": str(case), "error": found.reason}
+        else:
+            complaints += filter(None, map(complaint, found))
+            count += len(found)
+            for row in found:
+                yield {"part": "accuracy", **row}
+    if complaints:
+        raise RuntimeError(f"{len(complaints)} complaints: {complaints[0]}")
+    return f"{count} results of {len(wanted)} calls are right, and the same twice"

@@ -1,0 +1,34 @@
+"""The nanoGPT-like model and ours under torch.compile, at `baseline`'s shape."""
+
+import time
+
+from bench.gpu_stages.steps import SUBJECTS, about, build, eager_step, measure
+from bench.gpu_stages.visit import Stage, Visit
+from charformer.data import corpus as corpora
+from kernels import backend
+
+
+def run(visit: Visit) -> Stage:
+    """Yield a row for each; the first steps, which compile, are timed apart."""
+    corpus = corpora.load(str(visit.data))
+    shown = []
+    for name in ("nanogpt-like", "charformer", "charformer, PyTorch's ops"):
+        engine_name, ops = SUBJECTS[name]
+        variant = visit.variant("baseline", engine_name, len(corpus.alphabet))
+        row = {"part": "compiled", "kernels": ops, "compiled": True, **about(variant, name)}
+        try:
+            with backend.force(ops):
+                engine = build(variant, corpus, visit.device)
+                # On a CPU without a C++ compiler, the rehearsal stops before code is made.
+                engine.model.compile(dynamic=False, backend="inductor" if visit.on_gpu else "aot_eager")
+                step = eager_step(engine)
+                began = time.perf_counter()
+                float(step())
+                first = time.perf_counter() - began
+                found = measure(step, variant, visit)
+        except Exception as error:  # whatever a compiler may raise
+            yield row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
+            continue
+        yield row | found | {"first_step_seconds": first}
+        shown.append(f"{name} {1e3 * found['step_seconds']['p50']:.2f} ms")
+    return "; ".join(shown)

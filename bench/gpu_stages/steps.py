@@ -1,0 +1,164 @@
+"""Training steps in bf16: ours with our kernels and with PyTorch's ops, a nanoGPT-like model; eager and captured."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.engines.nanogpt_like import NanogptLikeEngine
+from bench.engines.train_charformer import CharformerEngine
+from bench.engines.variant import Variant
+from bench.gpu_stages.timing import between, marker, wait
+from bench.gpu_stages.visit import PRESETS_TIMED, Row, Stage, Visit
+from bench.harness import flops
+from bench.harness.results import percentiles
+from charformer.data import corpus as corpora
+from charformer.data.corpus import Corpus
+from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
+from kernels import backend
+
+SUBJECTS = {  # the engine, and what its ops run
+    "charformer": ("charformer", "auto"),
+    "charformer, PyTorch's ops": ("charformer", "pytorch"),
+    "nanogpt-like": ("nanogpt-like", "auto"),
+}
+STEPS = {"cuda": 40, "cpu": 2}
+PROFILED_STEPS = 3
+TOP_KERNELS = 12
+
+
+def run(visit: Visit) -> Stage:
+    """Yield a row for each preset, engine and way."""
+    corpus = corpora.load(str(visit.data))
+    medians: dict[tuple[str, str, bool], float] = {}
+    for preset in PRESETS_TIMED:
+        for name, (engine_name, ops) in SUBJECTS.items():
+            variant = visit.variant(preset, engine_name, len(corpus.alphabet))
+            with backend.force(ops):
+                engine = build(variant, corpus, visit.device)
+                for captured in (False, True):
+                    row = {"part": "steps", "kernels": ops, **about(variant, name), "captured": captured}
+                    if captured and not visit.on_gpu:
+                        yield row | {"note": "a CPU captures nothing"}
+                        continue
+                    try:
+                        found = measure(captured_step(engine) if captured else eager_step(engine), variant, visit)
+                    except RuntimeError as error:
+                        yield row | {"error": str(error).partition("\n")[0]}
+                        continue
+                    medians[preset, name, captured] = found["step_seconds"]["p50"]
+                    yield row | found
+            del engine
+    shown = [
+        f"{preset} {name} {1e3 * medians[preset, name, captured]:.2f} ms{' captured' if captured else ''}"
+        for preset, name, captured in medians
+    ]
+    return "; ".join(shown)
+
+
+def build(variant: Variant, corpus: Corpus, device: torch.device) -> Any:
+    """Return the variant's engine, which has ``batch``, ``fill`` and ``step``."""
+    torch.manual_seed(0)
+    made = CharformerEngine if variant.engine == "charformer" else NanogptLikeEngine
+    return made(variant, corpus, device)
+
+
+def about(variant: Variant, name: str) -> Row:
+    """Return what a row says of its variant."""
+    return {
+        "engine": name,
+        "preset": variant.preset,
+        "precision": variant.precision,
+        "batch": variant.batch_size,
+        "context": variant.model.block_size,
+        "dropout": variant.model.dropout,
+        "freeze": variant.freeze,
+    }
+
+
+def eager_step(engine: Any) -> Callable[[], Tensor]:
+    """Return what takes a step, launch by launch."""
+
+    def step() -> Tensor:
+        loss: Tensor = engine.step(*engine.batch())
+        return loss
+
+    return step
+
+
+def captured_step(engine: Any) -> Callable[[], Tensor]:
+    """Return what replays a step that was captured behind some eager ones."""
+    with side_stream():
+        for _ in range(EAGER_STEPS):
+            engine.step(*engine.batch())
+    captured = CapturedStep(engine.step, engine.batch())
+
+    def step() -> Tensor:
+        engine.fill(captured.inputs[0])
+        return captured.replay()
+
+    return step
+
+
+def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
+    """Return seconds by events and by the clock, the host's share of them, launches, memory and MFU."""
+    device, count = visit.device, STEPS[visit.device.type]
+    if visit.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with side_stream() if visit.on_gpu else torch.enable_grad():
+        for _ in range(EAGER_STEPS):
+            loss = step()
+        wait(device)
+        laps, enqueued = [marker(device)], []
+        began = time.perf_counter()
+        for _ in range(count):
+            start = time.perf_counter()
+            loss = step()
+            enqueued.append(time.perf_counter() - start)
+            laps.append(marker(device))
+        wait(device)
+        wall = (time.perf_counter() - began) / count
+        profiled = profile(step) if visit.on_gpu else {}
+    seconds = [between(*pair) for pair in pairwise(laps)]
+    found = percentiles(seconds)
+    assert found is not None
+    ceiling = visit.found("facts", "ceilings").get("matmul_flops_per_second", {}).get("p50")
+    work = flops.per_character(variant.model) * variant.characters
+    return {
+        "step_seconds": found,
+        "wall_seconds": wall,
+        "host_seconds": percentiles(enqueued),
+        "chars_per_second": percentiles([variant.characters / each for each in seconds]),
+        "samples": count,
+        "mfu": work / found["p50"] / ceiling if ceiling else None,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if visit.on_gpu else None,
+        "loss": float(loss),
+        **profiled,
+        "busy_share": profiled["gpu_seconds"] / found["p50"] if "gpu_seconds" in profiled else None,
+    }
+
+
+def profile(step: Callable[[], object]) -> Row:
+    """Return launches, seconds of kernels, and the longest of them, of one step, by PyTorch's profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    try:
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(PROFILED_STEPS):
+                step()
+            torch.cuda.synchronize()
+        kernels = [event for event in profiler.events() or [] if str(event.device_type).endswith("CUDA")]
+    except RuntimeError as error:  # such as CUPTI's, where another program profiles
+        return {"profiler": str(error).partition("\n")[0]}
+    micro: Counter[str] = Counter()
+    for event in kernels:
+        micro[event.name[:80]] += event.time_range.elapsed_us()
+    top = {name: us / PROFILED_STEPS for name, us in micro.most_common(TOP_KERNELS)}
+    return {
+        "launches": round(len(kernels) / PROFILED_STEPS),
+        "gpu_seconds": sum(micro.values()) / PROFILED_STEPS / 1e6,
+        "top_kernels_us": top,
+    }

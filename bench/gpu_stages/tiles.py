@@ -1,0 +1,103 @@
+"""Attention's block sizes at head width 64 in bf16: seconds of some, and whether the fastest are right."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.gpu_stages.op_times import baseline_shape, calls
+from bench.gpu_stages.timing import as_graph, cold_seconds
+from bench.gpu_stages.visit import Stage, Visit
+from bench.harness.results import percentiles
+from kernels import backend
+from kernels.checks.accuracy import complaint, measure
+from kernels.checks.cases import Case, make_inputs, op
+from kernels.checks.workers import Failed, run_each
+
+ROUNDS = {"cuda": 30, "cpu": 1}
+# Rows, columns, warps and stages, beside what the kernels take today.
+CANDIDATES = {
+    "forward": [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2)],
+    "dq": [(64, 64, 4, 2), (128, 32, 8, 2)],
+    "dkv": [(64, 32, 4, 3), (128, 32, 8, 2), (64, 64, 8, 2)],
+}
+
+Sizes = tuple[int, int, int, int]
+Trial = dict[str, Sizes]  # by kernel; those that are not named stay as they are
+
+
+def run(visit: Visit) -> Stage:
+    """Yield seconds of each trial, and the errors of the best of each kernel together."""
+    if not backend.TRITON:
+        yield {"part": "tiles", "note": "Triton is not installed"}
+        return "Triton is not installed"
+    if not visit.on_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+    shape = baseline_shape(visit)
+    width = 64 if visit.on_gpu else 16
+    case = Case("attention", torch.bfloat16, shape.time, width, 0.2, "packed", shape.batch, shape.heads)
+    trials: list[Trial] = [{}]
+    for kernel, sizes in CANDIDATES.items():
+        trials += [{kernel: size} for size in (sizes if visit.on_gpu else sizes[:1])]
+    seconds: dict[str, dict[Sizes | None, float]] = {kernel: {} for kernel in CANDIDATES}
+    # A process of its own, since one of these might take the GPU down with it.
+    for trial, found in run_each(partial(timed, case=case, device=visit.device.type), trials, 1):
+        if isinstance(found, Failed):
+            yield {"part": "tiles", "trial": trial, "error": found.reason}
+            continue
+        yield {"part": "tiles", "trial": trial, "forward_seconds": found["forward"], "both_seconds": found["both"]}
+        for kernel in trial or CANDIDATES:
+            direction = "forward" if kernel == "forward" else "both"
+            seconds[kernel][trial.get(kernel)] = found[direction]["p50"]
+    best: Trial = {}
+    for kernel, times in seconds.items():
+        fastest = min(times, key=lambda size: times[size], default=None)
+        if fastest is not None:
+            best[kernel] = fastest
+    ((_, rows),) = run_each(partial(checked, case=case, device=visit.device.type), [best], 1)
+    if isinstance(rows, Failed):
+        raise RuntimeError(f"with {best}: {rows.reason}")
+    complaints = list(filter(None, map(complaint, rows)))
+    yield {"part": "tiles", "trial": best, "fastest": True, "results": rows, "complaints": complaints}
+    if complaints:
+        raise RuntimeError(f"with {best}: {complaints[0]}")
+    return f"fastest: {best or 'those of today'}; its results are right"
+
+
+def timed(trial: Trial, case: Case, device: str) -> dict[str, Any]:
+    """Return percentiles of the seconds of attention forward, and forward and backward, with a trial's sizes."""
+    place = torch.device(device)
+    inputs = make_inputs(case, place)
+    found = {}
+    with backend.force("triton"), sizes(trial, case):
+        for name in ("forward", "both"):
+            call = as_graph(calls(case, op(case), inputs, backward=name == "both"), place)
+            found[name] = percentiles(cold_seconds(call, ROUNDS[device], place))
+    return found
+
+
+def checked(trial: Trial, case: Case, device: str) -> list[dict[str, Any]]:
+    """Return the errors of attention's results with a trial's sizes."""
+    with sizes(trial, case):
+        return measure(case, torch.device(device))
+
+
+@contextmanager
+def sizes(trial: Trial, case: Case) -> Iterator[None]:
+    """Let attention of the case's width run with a trial's block sizes, on every card."""
+    from kernels.gpu import block_sizes
+
+    keys = {(kernel, case.width, 2): block_sizes.Tile(*size) for kernel, size in trial.items()}
+    everywhere, by_card = block_sizes.ATTENTION, block_sizes.ATTENTION_BY_CARD
+    own = dict(everywhere), dict(by_card)
+    everywhere.update(keys)
+    for key in [key for key in by_card if key[1:] in keys]:
+        del by_card[key]
+    try:
+        yield
+    finally:
+        everywhere.update(own[0])
+        by_card.update(own[1])

@@ -1,0 +1,64 @@
+"""What a stage of bench.gpu is given, and what it gives.
+
+A stage is a module with ``run(visit)``, a generator of rows that returns a line for people. Its rows are written as
+they come, so that a stage which is cut off leaves what it has.
+"""
+
+import json
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.engines.variant import Variant
+from charformer.config import ModelConfig
+from charformer.presets import PRESETS
+
+Row = dict[str, Any]
+Stage = Generator[Row, None, str]
+
+TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32}  # of the models of a rehearsal
+PRESETS_TIMED = ("baseline", "fast")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A stage's part of a visit to a card, or of its rehearsal on a CPU with small shapes.
+
+    Attributes:
+        out: the folder of the results.
+        data: the text to train on.
+        seconds: that the stage may take; behind them it is ended.
+    """
+
+    device: torch.device
+    out: Path
+    data: Path
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Return whether there is a card; else everything is small."""
+        return self.device.type == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.began + self.seconds - time.monotonic()
+
+    def variant(self, preset: str, engine: str, vocab_size: int) -> Variant:
+        """Return what an engine trains: the preset's model and batch in bf16, or a tiny one."""
+        chosen = PRESETS[preset]
+        given = chosen.model.to_dict() | {"vocab_size": vocab_size} | ({} if self.on_gpu else TINY)
+        batch = chosen.pretrain.batch_size if self.on_gpu else 2
+        return Variant(engine, preset, ModelConfig.from_dict(given), batch, "bfloat16")
+
+    def found(self, stage: str, part: str) -> Row:
+        """Return the first row of a part of an earlier stage; an empty one where there is none."""
+        path = self.out / f"{stage}.json"
+        rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
+        return next((row for row in rows if row.get("part") == part), {})
