@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "triton", "reference", "pytorch")
-OPS = ("attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy")
+OPS = ("attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy", "rotary")
 TRITON = importlib.util.find_spec("triton") is not None
 OLDEST_CARD = (8, 0)  # Triton has no path to the tensor cores of older ones
 

@@ -77,21 +77,19 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("charformer::layer_norm_backward", mutates_args=())
-def layer_norm_backward(
-    d_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def layer_norm_backward(d_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     if runs_kernel(x):
         from kernels.gpu import layer_norm as kernel
 
-        d_x, _, d_weight, d_bias = kernel.backward(d_y, None, x, weight, mean, rstd, None)
-        return d_x, d_weight, d_bias
-    d_x, d_weight, d_bias = reference.layer_norm_backward(d_y, x, weight, mean, rstd)
-    return d_x.to(x.dtype), d_weight, d_bias
+        d_x, _, d_weight_bias = kernel.backward(d_y, None, x, weight, mean, rstd, None)
+        return d_x, d_weight_bias
+    d_x, d_weight_bias = reference.layer_norm_backward(d_y, x, weight, mean, rstd)
+    return d_x.to(x.dtype), d_weight_bias
 
 
 @layer_norm_backward.register_fake
-def _(_d_y: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(x), torch.empty_like(weight), torch.empty_like(weight)
+def _(_d_y: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty(x), weight.new_empty(2, len(weight))
 
 
 def _layer_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -102,7 +100,8 @@ def _layer_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _layer_norm_gradient(ctx: Any, d_y: Tensor, _d_mean: None, _d_rstd: None) -> tuple[Tensor | None, ...]:
-    return *layer_norm_backward(d_y, *ctx.saved_tensors), None
+    d_x, d_weight_bias = layer_norm_backward(d_y, *ctx.saved_tensors)
+    return d_x, d_weight_bias[0], d_weight_bias[1], None
 
 
 layer_norm.register_autograd(_layer_norm_gradient, setup_context=_layer_norm_context)
@@ -137,26 +136,24 @@ def add_dropout_layer_norm_backward(
     rstd: Tensor,
     dropout_p: float,
     seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     if runs_kernel(d_y):
         from kernels.gpu import layer_norm as kernel
 
-        d_residual, d_x, d_weight, d_bias = kernel.backward(
+        d_residual, d_x, d_weight_bias = kernel.backward(
             d_y, d_total, total, weight, mean, rstd, d_y.dtype, dropout_p, seed
         )
         assert d_x is not None
-        return d_residual, d_x, d_weight, d_bias
-    d_normed, d_weight, d_bias = reference.layer_norm_backward(d_y, total, weight, mean, rstd)
+        return d_residual, d_x, d_weight_bias
+    d_normed, d_weight_bias = reference.layer_norm_backward(d_y, total, weight, mean, rstd)
     d_residual = d_normed if d_total is None else d_normed + d_total
     d_x = reference.dropout(d_residual, dropout_p, seed)
-    return d_residual.to(total.dtype), d_x.to(d_y.dtype), d_weight, d_bias
+    return d_residual.to(total.dtype), d_x.to(d_y.dtype), d_weight_bias
 
 
 @add_dropout_layer_norm_backward.register_fake
-def _(
-    _d_total: Tensor | None, d_y: Tensor, total: Tensor, weight: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty(total), _empty(d_y), torch.empty_like(weight), torch.empty_like(weight)
+def _(_d_total: Tensor | None, d_y: Tensor, total: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(total), _empty(d_y), weight.new_empty(2, len(weight))
 
 
 def _add_dropout_layer_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -173,13 +170,57 @@ def _add_dropout_layer_norm_gradient(
     total, weight, mean, rstd, seed = ctx.saved_tensors
     if d_y is None:
         d_y = torch.zeros_like(total, dtype=ctx.y_dtype)
-    gradients = add_dropout_layer_norm_backward(d_total, d_y, total, weight, mean, rstd, ctx.dropout_p, seed)
-    return *gradients, None, None, None
+    d_residual, d_x, d_weight_bias = add_dropout_layer_norm_backward(
+        d_total, d_y, total, weight, mean, rstd, ctx.dropout_p, seed
+    )
+    return d_residual, d_x, d_weight_bias[0], d_weight_bias[1], None, None, None
 
 
 add_dropout_layer_norm.register_autograd(
     _add_dropout_layer_norm_gradient, setup_context=_add_dropout_layer_norm_context
 )
+
+
+@torch.library.custom_op("charformer::rotary", mutates_args=())
+def rotary(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_kernel(qkv):
+        from kernels.gpu import rotary as kernel
+
+        return kernel.forward(qkv, cos, sin)
+    q, k, v = reference.rotary_forward(qkv, cos, sin)
+    return layouts.as_heads(q), layouts.as_heads(k), layouts.as_heads(v).clone()
+
+
+@rotary.register_fake
+def _(qkv: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    like = qkv[:, :, 0].transpose(1, 2)
+    return layouts.empty_heads(like), layouts.empty_heads(like), layouts.empty_heads(like)
+
+
+@torch.library.custom_op("charformer::rotary_backward", mutates_args=())
+def rotary_backward(d_q: Tensor, d_k: Tensor, d_v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if runs_kernel(d_q):
+        from kernels.gpu import rotary as kernel
+
+        return kernel.backward(d_q, d_k, d_v, cos, sin)
+    return reference.rotary_backward(d_q, d_k, d_v, cos, sin)
+
+
+@rotary_backward.register_fake
+def _(d_q: Tensor, *_: Any) -> Tensor:
+    batch, heads, time, width = d_q.shape
+    return d_q.new_empty(batch, time, 3, heads, width)
+
+
+def _rotary_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _rotary_gradient(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return rotary_backward(*gradients, *ctx.saved_tensors), None, None
+
+
+rotary.register_autograd(_rotary_gradient, setup_context=_rotary_context)
 
 
 @torch.library.custom_op("charformer::cross_entropy", mutates_args=())

@@ -27,6 +27,7 @@ __all__ = [
     "draw_seeds",
     "layer_norm",
     "linear",
+    "rotary",
     "seeds_from",
 ]
 
@@ -120,6 +121,29 @@ def add_dropout_layer_norm(
         residual, x, weight, bias, dropout_p, _seed(x, dropout_p, seed), eps
     )
     return total, y
+
+
+def rotary(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take queries, keys and values apart and rotate the first two by their positions (Su et al. 2021).
+
+    Args:
+        qkv: (B, T, 3, H, D), D even.
+        cos, sin: (T, D / 2) float32, of the angle by which each position rotates each pair of channels, half of D
+            apart. They get no gradient.
+
+    Returns:
+        q, k and v, (B, H, T, D) each, in qkv's dtype.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    fits = qkv.dim() == 5 and qkv.shape[2] == 3 and qkv.shape[4] == 2 * cos.shape[1] and len(cos) == qkv.shape[1]
+    if not (fits and cos.shape == sin.shape):
+        raise ValueError(f"qkv, cos and sin do not fit: {_about(qkv)}, {_about(cos)}, {_about(sin)}")
+    if qkv.shape[4] > MAX_HEAD_WIDTH or not runs_registered_op("rotary", qkv):
+        return reference.rotary(qkv, cos, sin)
+    parts: tuple[Tensor, Tensor, Tensor] = custom_ops.rotary(qkv, cos, sin)
+    return parts
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:

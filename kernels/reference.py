@@ -8,10 +8,12 @@ Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _UINT32 = 0xFFFFFFFF
 
@@ -84,17 +86,15 @@ def layer_norm_forward(
     return y.to(dtype), mean.flatten(), rstd.flatten()
 
 
-def layer_norm_backward(
-    d_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, (..., C), in float32 or wider, and of weight and bias, (C,)."""
+def layer_norm_backward(d_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x, (..., C), in float32 or wider, and of weight and bias, (2, C)."""
     d_y, x = _wide(d_y), _wide(x)
     shape = (*x.shape[:-1], 1)
     normed = (x - mean.view(shape)) * rstd.view(shape)
     d_normed = d_y * _wide(weight)
     d_x = d_normed - d_normed.mean(-1, keepdim=True) - normed * (d_normed * normed).mean(-1, keepdim=True)
-    d_weight = (d_y * normed).flatten(0, -2).sum(0)
-    return d_x * rstd.view(shape), d_weight.to(weight.dtype), d_y.flatten(0, -2).sum(0).to(weight.dtype)
+    d_weight, d_bias = (each.flatten(0, -2).sum(0) for each in (d_y * normed, d_y))
+    return d_x * rstd.view(shape), torch.stack([d_weight, d_bias]).to(weight.dtype)
 
 
 def add_dropout_layer_norm(
@@ -122,6 +122,57 @@ def add_dropout(residual: Tensor, x: Tensor, dropout_p: float, seed: Tensor | No
 def dropout(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
     """(..., C) with the elements dropped that ``seed`` drops; its own backward, given the gradient."""
     return x * _dropout(x.numel() // x.shape[-1], x.shape[-1], dropout_p, seed, x).view_as(x)
+
+
+def rotary(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``kernels.ops.rotary``; computed in the dtype of ``qkv``."""
+    parts: tuple[Tensor, Tensor, Tensor] = _SplitRotateQKV.apply(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))  # type: ignore[no-untyped-call]
+    return parts
+
+
+class _SplitRotateQKV(torch.autograd.Function):
+    """Splits and rotates without the copies of all of ``qkv`` that indexing costs in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
+        return _packed_gradient(d_q, d_k, d_v, *ctx.saved_tensors), None, None
+
+
+def rotary_forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rotated queries and keys, and the values, (B, H, T, D), computed in float32."""
+    q, k, v = _wide(qkv).permute(2, 0, 3, 1, 4)
+    return rotate(q, cos, sin).to(qkv.dtype), rotate(k, cos, sin).to(qkv.dtype), v.to(qkv.dtype)
+
+
+def rotary_backward(d_q: Tensor, d_k: Tensor, d_v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of ``qkv``, (B, T, 3, H, D), computed in float32."""
+    return _packed_gradient(_wide(d_q), _wide(d_k), _wide(d_v), cos, sin).to(d_q.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+    """(..., D) with its pairs of channels, half of D apart, rotated by angles (..., D / 2)."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    (a, b), (rotated_a, rotated_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=rotated_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=rotated_b).addcmul_(a, sin)
+    return out
+
+
+def _packed_gradient(d_q: Tensor, d_k: Tensor, d_v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    batch, heads, time, width = d_q.shape
+    d_qkv = d_q.new_empty(batch, time, 3, heads, width)
+    q, k, v = d_qkv.permute(2, 0, 3, 1, 4)
+    rotate(d_q, cos, -sin, out=q)
+    rotate(d_k, cos, -sin, out=k)
+    v.copy_(d_v)
+    return d_qkv
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:

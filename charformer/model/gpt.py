@@ -15,6 +15,7 @@ from charformer.config import ModelConfig
 from charformer.model.ngram_prior import NgramPrior
 from charformer.model.rotary import cache_turns, turns
 from kernels import ops
+from kernels.reference import rotate
 
 
 class KVCache:
@@ -54,9 +55,8 @@ class Rotary(nn.Module):
 
     def forward(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, 3, H, D) at positions ``start``, ... -> q, k and v, (B, H, T, D) each, q and k rotated."""
-        cos, sin = (table[start : start + qkv.shape[1]].to(qkv.dtype) for table in (self.cos, self.sin))
-        parts: tuple[Tensor, Tensor, Tensor] = _TurnedHeads.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
-        return parts
+        cos, sin = (table[start : start + qkv.shape[1]] for table in (self.cos, self.sin))
+        return ops.rotary(qkv, cos, sin)
 
     def slide(self, cache: KVCache) -> None:
         """Move the last ``block_size`` - 1 positions to the front of ``cache``, their keys turned back accordingly."""
@@ -65,40 +65,9 @@ class Rotary(nn.Module):
         cos, sin = (
             torch.from_numpy(table).to(cache.keys) for table in turns(self._config, np.array(cache.length - kept))
         )
-        cache.keys[..., :kept, :] = _turned(cache.keys[..., moved, :], cos, -sin)
+        cache.keys[..., :kept, :] = rotate(cache.keys[..., moved, :], cos, -sin)
         cache.values[..., :kept, :] = cache.values[..., moved, :].clone()
         cache.length = kept
-
-
-class _TurnedHeads(torch.autograd.Function):
-    """Takes q, k and v apart and turns the first two, without the copies of the whole that indexing costs backward."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(cos, sin)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return _turned(q, cos, sin), _turned(k, cos, sin), v.contiguous()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        batch, heads, time, width = d_q.shape
-        d_qkv = d_q.new_empty(batch, time, 3, heads, width)
-        q, k, v = d_qkv.permute(2, 0, 3, 1, 4)
-        _turned(d_q, cos, -sin, out=q)
-        _turned(d_k, cos, -sin, out=k)
-        v.copy_(d_v)
-        return d_qkv, None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """(..., D) with its pairs, half of D apart, turned by angles (..., D / 2)."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=turned_b).addcmul_(a, sin)
-    return out
 
 
 class Linear(nn.Linear):

@@ -87,7 +87,7 @@ def complaint(row: dict[str, Any]) -> str | None:
 
 
 def _as_double(x: Tensor) -> Tensor:
-    return x.detach().double().requires_grad_() if x.is_floating_point() else x
+    return x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x
 
 
 def _error(value: Tensor, exact: Tensor, order: float, largest: float) -> float:

@@ -68,6 +68,8 @@ def cases() -> Iterator[Case]:
                 yield Case("add_dropout_layer_norm", dtype, 7, width, p, "last")
             if dtype != torch.float32:
                 yield Case("add_dropout_layer_norm", dtype, 7, width, 0.0, "narrow")
+        for width, heads in ((2, 3), (20, 2), (32, 3), (48, 1), (64, 6), (96, 2), (128, 17)):
+            yield Case("rotary", dtype, 5, width, heads=heads)
         for time, width in ((1, 1), (7, 15), (7, 16), (33, 65), (19, 87), (16, 96), (5, 250), (5, 256), (5, 1000)):
             yield Case("cross_entropy", dtype, time, width, batch=1)
         for time, width in ((5, 1024), (5, 5000), (2, 50304)):
@@ -83,6 +85,7 @@ def step_cases(
     vocab: int,
     dropout_p: float = 0.0,
     attention_dropout_p: float = 0.0,
+    rotary: bool = False,
 ) -> list[Case]:
     """Return the calls of one training step of a model: under autocast, where ``dtype`` has 16 bits.
 
@@ -90,8 +93,10 @@ def step_cases(
         width: of a head. vocab: distinct characters.
     """
     channels = heads * width
+    layout = "plain" if rotary else "packed"
     return [
-        Case("attention", dtype, time, width, attention_dropout_p, "packed", batch, heads),
+        *([Case("rotary", dtype, time, width, batch=batch, heads=heads)] if rotary else []),
+        Case("attention", dtype, time, width, attention_dropout_p, layout, batch, heads),
         Case("layer_norm", torch.float32, time, channels, batch=batch),
         Case("add_dropout_layer_norm", dtype, time, channels, dropout_p, batch=batch),
         Case("cross_entropy", dtype, time, vocab, batch=batch),
@@ -113,6 +118,13 @@ def make_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
         else:
             packed = draw(case.batch, case.time, 3, case.heads, case.width + (case.variant == "odd"))
             tensors = dict(zip("qkv", packed[..., : case.width].permute(2, 0, 3, 1, 4), strict=True))
+    elif case.op == "rotary":
+        angles = torch.rand(case.time, case.width // 2, generator=generator).mul_(100).to(device)
+        tensors = {
+            "qkv": draw(case.batch, case.time, 3, case.heads, case.width),
+            "cos": angles.cos(),
+            "sin": angles.sin(),
+        }
     elif case.op == "cross_entropy":
         targets = torch.randint(case.width, (rows,), generator=generator).to(device)
         targets[1::5] = -100
@@ -122,7 +134,8 @@ def make_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
         tensors = {"residual": draw(rows, case.width, dtype=stream)} if case.op == "add_dropout_layer_norm" else {}
         tensors["x"] = draw(rows, case.width)
         tensors |= {name: draw(case.width, dtype=stream) for name in ("weight", "bias")}
-    return {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in tensors.items()}
+    constant = ("cos", "sin", "targets")
+    return {name: x.detach().requires_grad_(name not in constant) for name, x in tensors.items()}
 
 
 def op(case: Case, seed: Tensor | None = None, module: ModuleType = ops) -> Op:
@@ -160,11 +173,21 @@ def plain_op(case: Case, seed: Tensor | None = None) -> Op:
         total = residual + drop(x)
         return total, F.layer_norm(total, weight.shape, weight, bias).to(x.dtype)
 
+    def rotary(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        return rotated(q, cos, sin), rotated(k, cos, sin), v
+
+    def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
     functions: dict[str, Op] = {
         "attention": attention,
         "layer_norm": layer_norm,
         "add_dropout_layer_norm": add_dropout_layer_norm,
         "cross_entropy": F.cross_entropy,
+        "rotary": rotary,
     }
     return functions[case.op]
 
@@ -173,8 +196,8 @@ def make_gradients(case: Case, outputs: tuple[Tensor, ...]) -> list[Tensor | Non
     """Return the gradients that reach the op's outputs, the same in every dtype and on every device."""
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randn(y.shape, generator=generator).to(case.dtype).to(y) for y in outputs]
-    if case.op == "attention":
-        drawn = [drawn[0].transpose(1, 2).contiguous().transpose(1, 2)]  # as the projection leaves it
+    if case.op in ("attention", "rotary"):
+        drawn = [y.transpose(1, 2).contiguous().transpose(1, 2) for y in drawn]  # as what follows leaves them
     return [None if case.variant == "last" and not number else y for number, y in enumerate(drawn)]
 
 

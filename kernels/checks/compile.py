@@ -99,7 +99,7 @@ def _is_cached(case: Case, card: str) -> list[bool]:
 
 
 def _label(case: Case) -> str:
-    letter = {"attention": "D", "cross_entropy": "V"}.get(case.op, "C")
+    letter = {"attention": "D", "rotary": "D", "cross_entropy": "V"}.get(case.op, "C")
     words = [DTYPES[case.dtype], f"{letter}{case.width}"]
     words += ["dropout"] * bool(case.dropout_p) + ["general"] * (not case.aligned)
     words += {"last": ["last"], "narrow": ["16-bit", "stream"]}.get(case.variant, [])

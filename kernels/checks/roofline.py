@@ -36,6 +36,7 @@ class Shape(NamedTuple):
     vocab: int = 87
     layers: int = 6
     dtype: str = "bf16"
+    rotary: bool = False  # positions, in place of learned ones
 
     @property
     def rows(self) -> int:
@@ -69,6 +70,7 @@ def work(shape: Shape) -> dict[tuple[str, str], Work]:
     """The work of one call, by op of ``kernels.ops`` and direction, and of a step's matrix products."""
     ops = {
         "attention": _attention(shape),
+        "rotary": _rotary(shape),
         "layer_norm": _layer_norm(shape),
         "add_dropout_layer_norm": _add_dropout_layer_norm(shape),
         "cross_entropy": _cross_entropy(shape),
@@ -78,8 +80,9 @@ def work(shape: Shape) -> dict[tuple[str, str], Work]:
 
 
 def predict(card: Card, shape: Shape) -> list[Row]:
-    """A row for every key of ``work``: what it does and how long, at least, it takes ``card``."""
+    """Return a row for every op of a step and direction: what it does and how long, at least, it takes ``card``."""
     calls = {"attention": shape.layers, "add_dropout_layer_norm": 2 * shape.layers}
+    calls["rotary"] = shape.layers if shape.rotary else 0
 
     def floor(flops: int, moved: int) -> float:
         return max(flops / card.peak(shape.dtype), moved / (card.bandwidth_gb_s * 1e9))
@@ -87,6 +90,7 @@ def predict(card: Card, shape: Shape) -> list[Row]:
     return [
         Row(op, way, calls.get(op, 1), one, floor(one.flops, one.fused_bytes), floor(one.flops, one.unfused_bytes))
         for (op, way), one in work(shape).items()
+        if calls.get(op, 1)
     ]
 
 
@@ -119,6 +123,14 @@ def _attention(shape: Shape) -> tuple[Work, Work]:
         8 * branch + scores * ((1 + 1 + 3 * 2 + 3 + 2) * size + 1),
     )
     return forward, backward
+
+
+def _rotary(shape: Shape) -> tuple[Work, Work]:
+    branch = shape.rows * shape.channels * BYTES[shape.dtype]
+    # Of the angles, a program reads what all of a position's heads share, from a cache. Unfused, each half of q and of
+    # k takes a product and a sum of a product, which read 1 + 2 halves and write 1 + 1; v is copied.
+    one = Work(0, 3 * branch + 3 * branch, 2 * 5 * branch + 2 * branch)
+    return one, one  # backward it is the same with q, k and v as inputs
 
 
 def _layer_norm(shape: Shape) -> tuple[Work, Work]:
@@ -205,6 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--card", choices=CARDS, default="rtx-3050", help="(default: %(default)s)")
     add_shape_arguments(parser)
     parser.add_argument("--layers", type=positive, default=Shape().layers, help="(default: %(default)s)")
+    parser.add_argument("--rotary", action="store_true", help="positions are rotary")
     parser.add_argument("--dtype", choices=BYTES, default=Shape().dtype, help="(default: %(default)s)")
     options = vars(parser.parse_args(arguments))
     card, shape = CARDS[options.pop("card")], Shape(**options)

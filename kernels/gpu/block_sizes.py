@@ -81,6 +81,11 @@ def layer_norm(block_c: int) -> Tile:
     return Tile(1, block_c, max(1, min(16, block_c // 256)), 1, 168 if block_c >= 2048 else None)
 
 
+def rotary(block_half: int) -> Tile:
+    """Return the tile for half heads of up to ``block_half``, a power of two: eight elements a thread of one warp."""
+    return Tile(max(1, 256 // block_half), block_half, 1, 1)
+
+
 def cross_entropy(block_v: int) -> Tile:
     """For a vocabulary of up to ``block_v`` symbols, a power of two."""
     columns = min(block_v, 4096)

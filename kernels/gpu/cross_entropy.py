@@ -23,8 +23,7 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
     tile = block_sizes.cross_entropy(triton.next_power_of_2(vocab))
     programs = triton.cdiv(rows, tile.rows)
     lse = logits.new_empty(rows, dtype=torch.float32)
-    losses = logits.new_empty(programs, dtype=torch.float32)
-    counts = torch.empty_like(losses)
+    partial_sums = logits.new_empty(2, programs, dtype=torch.float32)
     _forward_kernel.launch(
         programs,
         tile,
@@ -32,8 +31,8 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
             "logits_ptr": logits,
             "targets_ptr": targets.contiguous(),
             "lse_ptr": lse,
-            "loss_ptr": losses,
-            "count_ptr": counts,
+            "loss_ptr": partial_sums[1],
+            "count_ptr": partial_sums[0],
             "stride": logits.stride(0),
             "rows": rows,
             "vocab": vocab,
@@ -42,8 +41,8 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
             "COLUMNS": tile.columns,
         },
     )
-    count = counts.sum()
-    return losses.sum() / count, lse, count
+    count, loss = partial_sums.sum(1)
+    return loss / count, lse, count
 
 
 def backward(d_loss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignore_index: int) -> Tensor:

@@ -72,7 +72,7 @@ def backward(
     branch_dtype: torch.dtype | None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """The gradients of what was normalised, ``x``, (..., C).
 
     Args:
@@ -80,7 +80,7 @@ def backward(
         branch_dtype: of the dropped-out branch, which then gets its own gradient; None for a plain layer norm.
 
     Returns:
-        The gradients of ``x``, of the branch (or None), of weight and of bias.
+        The gradients of ``x``, of the branch (or None), and of weight and bias, (2, C).
     """
     x, d_y = x.contiguous(), d_y.contiguous()
     rows, channels = x.numel() // x.shape[-1], x.shape[-1]
@@ -88,8 +88,7 @@ def backward(
     d_branch = None if branch_dtype is None else torch.empty_like(x, dtype=branch_dtype)
     wanted = block_sizes.LAYER_NORM_PROGRAMS_PER_SM * multiprocessors(x.device)
     programs = min(rows, max(block_sizes.LAYER_NORM_PROGRAMS, wanted))
-    d_weight = x.new_empty(programs, channels, dtype=torch.float32)
-    d_bias = torch.empty_like(d_weight)
+    partial_sums = x.new_empty(2, programs, channels, dtype=torch.float32)
     tile = block_sizes.layer_norm(triton.next_power_of_2(channels))
     _backward_kernel.launch(
         programs,
@@ -104,8 +103,8 @@ def backward(
             "seed_ptr": seed,
             "d_x_ptr": d_x,
             "d_branch_ptr": d_branch,
-            "d_weight_ptr": d_weight,
-            "d_bias_ptr": d_bias,
+            "d_weight_ptr": partial_sums[0],
+            "d_bias_ptr": partial_sums[1],
             "rows": rows,
             "channels": channels,
             "threshold": dropout_threshold(dropout_p),
@@ -116,7 +115,7 @@ def backward(
             "DROPOUT": dropout_p > 0.0,
         },
     )
-    return d_x, d_branch, d_weight.sum(0).to(weight.dtype), d_bias.sum(0).to(weight.dtype)
+    return d_x, d_branch, partial_sums.sum(1).to(weight.dtype)
 
 
 @kernel("x_ptr", "residual_ptr", "total_ptr", "y_ptr", "weight_ptr", "bias_ptr", "channels")

@@ -43,7 +43,9 @@ def test_mistakes_exit_with_2(wrong: list[str], capsys: pytest.CaptureFixture[st
 
 def test_every_op_is_there_with_and_without_dropout() -> None:
     with_dropout = {(op, p) for op in ("attention", "add_dropout_layer_norm") for p in (0.0, 0.2)}
-    assert {(case.op, case.dropout_p) for case in CASES} == with_dropout | {("layer_norm", 0.0), ("cross_entropy", 0.0)}
+    assert {(case.op, case.dropout_p) for case in CASES} == with_dropout | {
+        (op, 0.0) for op in ("layer_norm", "cross_entropy", "rotary")
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)

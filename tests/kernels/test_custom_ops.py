@@ -28,6 +28,8 @@ def arguments() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "attention": (custom_ops.attention, (q, k, v, 0.2, seed)),
         "attention without dropout": (custom_ops.attention, (q, k, v, 0.0, None)),
         "attention_backward": (custom_ops.attention_backward, (out, q, k, v, out, lse, 0.2, seed)),
+        "rotary": (custom_ops.rotary, (random(2, 5, 3, 2, 16), random(5, 8), random(5, 8))),
+        "rotary backward": (custom_ops.rotary_backward, (q, k, v, random(9, 8), random(9, 8))),
         "layer_norm": (custom_ops.layer_norm, (x, weight, bias, 1e-5)),
         "layer_norm_backward": (custom_ops.layer_norm_backward, (y, x, weight, mean, rstd)),
         "joint": (custom_ops.add_dropout_layer_norm, (residual, x, weight, bias, 0.2, seed, 1e-5)),
@@ -66,7 +68,7 @@ def test_opcheck(name: str, backend_name: str) -> None:
         torch.library.opcheck(op, values)
 
 
-@pytest.mark.parametrize("op", ["attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy"])
+@pytest.mark.parametrize("op", ["attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy", "rotary"])
 def test_written_out_gradients_are_autograds(op: str) -> None:
     """The reference's own backward passes against autograd through its forward passes, in float64."""
     double = [random(2, 3, 9, 16).double() for _ in range(3)]
@@ -78,12 +80,14 @@ def test_written_out_gradients_are_autograds(op: str) -> None:
         "layer_norm": [double[0], weight, bias],
         "add_dropout_layer_norm": [*double[:2], weight, bias],
         "cross_entropy": [logits],
+        "rotary": [random(2, 5, 3, 3, 16).double()],
     }
     functions: dict[str, Callable[..., Any]] = {
         "attention": lambda q, k, v: ops.attention(q, k, v, 0.3, seed),
         "layer_norm": ops.layer_norm,
         "add_dropout_layer_norm": lambda r, x, w, b: ops.add_dropout_layer_norm(r, x, w, b, 0.3, seed),
         "cross_entropy": lambda x: ops.cross_entropy(x, targets),
+        "rotary": lambda qkv: ops.rotary(qkv, random(5, 8).double(), random(5, 8, seed=1).double()),
     }
 
     def gradients(name: str) -> list[torch.Tensor]:

@@ -28,6 +28,10 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused_on_every_backend(name: st
             ops.add_dropout_layer_norm(x, x, weight[:8], weight[:8])
         with pytest.raises(ValueError, match="residual and x"):
             ops.add_dropout_layer_norm(x[0], x, weight, weight)
+        qkv, angles = random(2, 9, 3, 2, 16), random(9, 8)
+        for wrong_qkv, cos in ((qkv[:, :5], angles), (qkv, angles[:, :4]), (qkv[:, :, :2], angles), (qkv[0], angles)):
+            with pytest.raises(ValueError, match="qkv, cos and sin"):
+                ops.rotary(wrong_qkv, cos, cos)
         for logits, wrong in ((x[0], targets), (x, targets), (random(6, 4), targets.int())):
             with pytest.raises(ValueError, match="logits and targets"):
                 ops.cross_entropy(logits, wrong)

@@ -17,7 +17,7 @@ from kernels.cpu import add_norm, attention, linear
 CASES = [
     case
     for dtype in (torch.float32, torch.bfloat16)
-    for case in step_cases(dtype, batch=2, time=37, heads=2, width=24, vocab=29)
+    for case in step_cases(dtype, batch=2, time=37, heads=2, width=24, vocab=29, rotary=True)
 ]
 
 

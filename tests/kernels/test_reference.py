@@ -35,6 +35,24 @@ def test_attention_dropout_drops_that_share_and_keeps_the_mean() -> None:
     assert first[first != 0].unique().item() == pytest.approx(4 / 3)
 
 
+def test_rotary_positions_are_multiplications_of_complex_numbers() -> None:
+    qkv = torch.randn(2, 7, 3, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    angles = torch.linspace(0, 50, 7 * 8, dtype=torch.float64).view(7, 8)
+
+    def naive(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+        x = x.permute(0, 2, 1, 3)
+        rotated = torch.complex(x[..., :8], x[..., 8:]) * turn
+        return torch.cat([rotated.real, rotated.imag], -1)
+
+    turn = torch.polar(torch.ones_like(angles), angles)
+    expected = [naive(qkv[:, :, 0], turn), naive(qkv[:, :, 1], turn), qkv[:, :, 2].transpose(1, 2)]
+    found = ops.rotary(qkv, angles.cos(), angles.sin())
+    gradients = list(torch.randn(3, *found[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    d_qkv, expected_d_qkv = (torch.autograd.grad(outputs, qkv, gradients)[0] for outputs in (found, expected))
+    for one, other in zip([*found, d_qkv], [*expected, expected_d_qkv], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
 def test_layer_norm_and_the_fused_joint() -> None:
     generator = torch.Generator().manual_seed(0)
     residual, x = torch.randn(2, 4, 7, 48, dtype=torch.float64, generator=generator)

@@ -15,7 +15,7 @@ pytestmark = NEEDS_KERNELS
 pytest.importorskip("triton")
 from kernels.gpu import attention, cross_entropy, layer_norm  # noqa: E402
 
-CASES = step_cases(torch.bfloat16, 2, 20, 2, 24, vocab=29, dropout_p=0.2, attention_dropout_p=0.1)
+CASES = step_cases(torch.bfloat16, 2, 20, 2, 24, vocab=29, dropout_p=0.2, attention_dropout_p=0.1, rotary=True)
 
 
 @pytest.fixture(autouse=True)

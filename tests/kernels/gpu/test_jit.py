@@ -22,7 +22,7 @@ from tests.kernels.stand_in_driver import launched, standing_in
 
 def main():
     card, folder, dtype, p = sys.argv[1], Path(sys.argv[2]), getattr(torch, sys.argv[3]), float(sys.argv[4])
-    cases = step_cases(dtype, 2, 33, 3, 32, 87, p, p)
+    cases = step_cases(dtype, 2, 33, 3, 32, 87, p, p, rotary=True)
     filled = [compile.fill_cache(card, folder, 2, cases) for _ in range(2)]
     found = {}
     with standing_in(card) as (launches, hits):
@@ -53,6 +53,7 @@ def test_the_jit_launches_every_kernel_from_a_cache_filled_beforehand(
         "layer_norm": ["forward_kernel", "backward_kernel"],
         "add_dropout_layer_norm": ["forward_kernel", "backward_kernel"],
         "cross_entropy": ["forward_kernel", "backward_kernel"],
+        "rotary": ["forward_kernel", "backward_kernel"],
     }
     launches = found["launches"]
     assert {op: [launch["name"] for launch in each] for op, each in launches.items()} == expected
@@ -98,7 +99,7 @@ for name, preset in PRESETS.items():
                     logits = model(ids[:, :-1])
                 ops.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
             missing = {key(launch) for launch in launches} - compiled
-            assert len(launches) >= 2 * 7 + 4, len(launches)
+            assert len(launches) >= 2 * 7 + 4 + 4 * bool(preset.model.rope_base), len(launches)
             assert not missing, (name, dtype, vocab, missing)
 """
 

@@ -63,6 +63,17 @@ def test_cross_entropy(rows: int, vocab: int) -> None:
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("time", "heads", "width"), [(1, 1, 2), (5, 3, 20), (3, 17, 128)])
+def test_rotary(time: int, heads: int, width: int) -> None:
+    qkv = at_the_edge(random(2, time, 3, heads, width))
+    cos, sin = (at_the_edge(x).detach() for x in random(2, time, width // 2))
+    with checked(), backend.force("triton"):
+        results = ops.rotary(qkv, cos, sin)
+        torch.autograd.backward(results, [at_the_edge(random(*x.shape)) for x in results])
+    assert qkv.grad is not None
+    assert qkv.grad.isfinite().all()
+
+
 @kernel("x_ptr")
 def _copy_kernel(x_ptr, y_ptr, count, shift, BLOCK: tl.constexpr):
     offsets = tl.arange(0, BLOCK)
