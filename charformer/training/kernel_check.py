@@ -11,6 +11,7 @@ from kernels import backend
 from kernels.checks.cases import step_cases
 from kernels.checks.self_check import DeviceFaultError, failures
 
+MAX_TIME = 512  # positions; what PyTorch compares with has all of their scores in memory
 BATCH = 2  # enough for every stride of a step to differ
 
 log = logging.getLogger("charformer")
@@ -27,12 +28,13 @@ def check_kernels(config: ModelConfig, device: torch.device, dtype: torch.dtype,
     cases = step_cases(
         dtype,
         BATCH,
-        config.block_size,
+        min(config.block_size, MAX_TIME),
         config.n_head,
         config.n_embd // config.n_head,
         config.vocab_size,
         config.dropout,
         config.attention_dropout,
+        rotary=bool(config.rope_base),
     )
     try:
         failed = failures(cases, device)
