@@ -85,8 +85,9 @@ class NanogptLikeEngine:
         """Return the next batch's windows, (B, T + 1)."""
         return (self._windows().to(self._device, non_blocking=True),)
 
-    def fill(self, windows: Tensor) -> None:
-        """Write the next batch into ``windows``."""
+    def fill(self, batch: tuple[Tensor, ...]) -> None:
+        """Write the next batch into ``batch``."""
+        (windows,) = batch
         windows.copy_(self._windows(), non_blocking=True)
 
     def _windows(self) -> Tensor:

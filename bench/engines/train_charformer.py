@@ -42,13 +42,13 @@ class CharformerEngine:
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         return self._trainer.loss(*batch)
 
-    def fill(self, windows: Tensor) -> None:
-        """Write the next batch into ``windows``."""
-        self._trainer.next_batch(out=windows)
+    def fill(self, batch: tuple[Tensor, ...]) -> None:
+        """Write the next batch into ``batch``."""
+        self._trainer.next_batch(out=batch)
 
-    def step(self, windows: Tensor) -> Tensor:
-        """Do all work of a step on its windows; return the loss. Nothing in it waits for the device."""
-        return self._trainer.forward_backward_update(windows)
+    def step(self, *batch: Tensor) -> Tensor:
+        """Do all work of a step on its batch; return the loss. Nothing in it waits for the device."""
+        return self._trainer.forward_backward_update(*batch)
 
     def update(self) -> None:
         self._trainer.optimizer.set_learning_rate(self._course.learning_rate)

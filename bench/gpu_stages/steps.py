@@ -98,7 +98,7 @@ def captured_step(engine: Any) -> Callable[[], Tensor]:
     captured = CapturedStep(engine.step, engine.batch())
 
     def step() -> Tensor:
-        engine.fill(captured.inputs[0])
+        engine.fill(tuple(captured.inputs))
         return captured.replay()
 
     return step

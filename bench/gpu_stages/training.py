@@ -66,6 +66,7 @@ def start(visit: Visit, name: str, flags: list[str], environment: dict[str, str]
     out = str(visit.out / "runs" / name.replace(" ", "-"))
     if "--resume" not in flags:
         flags = [*flags, "--preset", "fast", "--data", str(visit.data), "--device", visit.device.type, "--overwrite"]
+        flags += ["--ngram-order", "0"]
         flags += [] if visit.on_gpu else SMALL.split()
     command = [sys.executable, "-m", "charformer.commands.train", *flags, "--out", out, "--json"]
     return subprocess.Popen(

@@ -53,7 +53,7 @@ class Visit:
     def variant(self, preset: str, engine: str, vocab_size: int) -> Variant:
         """Return what an engine trains: the preset's model and batch in bf16, or a tiny one."""
         chosen = PRESETS[preset]
-        given = chosen.model.to_dict() | {"vocab_size": vocab_size} | ({} if self.on_gpu else TINY)
+        given = chosen.model.to_dict() | {"vocab_size": vocab_size, "ngram_order": 0} | ({} if self.on_gpu else TINY)
         batch = chosen.pretrain.batch_size if self.on_gpu else 2
         return Variant(engine, preset, ModelConfig.from_dict(given), batch, "bfloat16")
 

@@ -128,7 +128,7 @@ def test_the_nanogpt_like_model_looks_back_alone_and_learns(text_file: Path) -> 
     losses = [float(engine.step(windows)) for _ in range(20)]
     assert losses[-1] < losses[0] - 0.5
     before = windows.clone()
-    engine.fill(windows)
+    engine.fill((windows,))
     assert (windows != before).any()
 
 
