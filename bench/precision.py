@@ -59,7 +59,8 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
     split = corpus.validation
     starts = np.arange(0, len(split) - config.block_size, config.block_size)
     ids = corpus.table(vocab)[split[starts[:, None] + np.arange(config.block_size + 1)]]
-    wanted = reference_logits(config, tensors, ids[:, :-1])
+    ngram = run.read_ngram(config)
+    wanted = reference_logits(config, tensors, ids[:, :-1], ngram)
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(VARIANTS) * (3 + rounds))
 
@@ -69,7 +70,7 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
         losses, entries = [], []
         for number, (name, precision) in enumerate(VARIANTS.items()):
             file = Path(folder) / f"{number}.onnx"
-            description = Description(config, vocab, name.partition(",")[0], False, metadata["sha256"], None)
+            description = Description(config, vocab, name.partition(",")[0], False, metadata["sha256"], None, ngram)
             file.write_bytes(file_content(description, tensors, precision))
             losses.append(asdict(compare(OnnxEngine(file), ids, wanted)) | {"bytes": file.stat().st_size})
             options = {"path": str(file), "characters": CHARACTERS}

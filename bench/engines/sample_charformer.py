@@ -55,5 +55,6 @@ def _torch(path: Path, threads: int) -> tuple[Engine, Vocab]:
     from charformer.sampling.torch_engine import TorchEngine
 
     torch.set_num_threads(threads)
-    model, vocab = load_model(RunDir(path))
-    return TorchEngine(model, torch.device("cpu")), vocab
+    run = RunDir(path)
+    model, vocab = load_model(run)
+    return TorchEngine(model, torch.device("cpu"), ngram=run.read_ngram(model.config)), vocab
