@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def variants(preset: Preset) -> dict[str, dict[str, Any]]:
-    """What can be left out of ``preset``. Raises UserError where that is nothing."""
+    """Return what can be left out of ``preset``. Raises UserError where that is nothing."""
     values = preset.model.to_dict() | preset.pretrain.to_dict()
     found = {
         name: changes

@@ -127,7 +127,7 @@ def train_to(
 
 
 def _is_promising(trainer: Trainer, target: float, after: int = 0) -> bool:
-    """Whether the last step, one behind ``after``, ended in the best estimate so far, and in one at the target."""
+    """Return whether the last step, one behind ``after``, gave the best estimate so far, and one at the target."""
     counters = trainer.counters
     return counters.best_val_loss <= target and counters.best_step == counters.step > after
 

@@ -81,7 +81,7 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    """A table: the losses of every variant, beside the published ones at the same step."""
+    """Print the losses of every variant beside the published ones at the same step."""
     figures = ["step", "train", "val", "published", "chars/s", "s/step"]
     found = table("freeze", ["stage", "freeze"], figures)
     for row in rows:

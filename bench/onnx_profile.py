@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
 def _profile(
     content: bytes, description: Description, time: int, characters: int, threads: int
 ) -> list[dict[str, Any]]:
-    """Microseconds of each operator in a run of ``time`` characters, the mean over a text's positions."""
+    """Return microseconds of each operator in a run of ``time`` characters, the mean over a text's positions."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -74,7 +74,7 @@ def _steps(args: argparse.Namespace) -> list[str]:
 
 
 def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
-    """A row. Raises UserError when the training fails; it has then said why."""
+    """Return a row. Raises UserError when the training fails; it has then said why."""
     began = time.perf_counter()
     with _timed() as spent, open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         code = train.main(flags)

@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _speed(flags: list[str], processes: int, threads: int) -> float:
-    """Characters a second of a training by so many processes."""
+    """Return characters a second of a training by so many processes."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")

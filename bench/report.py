@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def markdown(contents: dict[str, Any], rows: dict[str, list[Row]], sections: list[Section]) -> str:
-    """What the results were taken on, and a table a section: a line a variant, a column a result.
+    """Return what the results were taken on, and a table for each section: a line a variant, a column a result.
 
     Args:
         contents: of the result files, by name; of one alone the tables also have ratio, MFU and memory.
@@ -76,12 +76,12 @@ def markdown(contents: dict[str, Any], rows: dict[str, list[Row]], sections: lis
 
 
 def curves(result: dict[str, Any]) -> list[Curve]:
-    """Of a result of bench.convergence: a line for each row, in the color of its preset."""
+    """Return a line for each row of a result of bench.convergence, in the color of its preset."""
     return [(f"{row['preset']}: {results.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
 
 
 def baseline_curve() -> Curve:
-    """What the baseline's page shows of its pretraining, at the characters that its code spends on a step."""
+    """Return what the baseline's page shows of its pretraining, at the characters that its code spends on a step."""
     course = PRESETS["baseline-as-coded"]
     characters = course.pretrain.batch_size * course.model.block_size
     points = PUBLISHED["pretrain", "none"].items()
@@ -90,7 +90,7 @@ def baseline_curve() -> Curve:
 
 
 def _names(files: list[Path]) -> list[str]:
-    """The files' names without their suffix; with their folders where those are the same."""
+    """Return the files' names without their suffix, or with their folders where those are the same."""
     stems = [file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
 
@@ -132,8 +132,10 @@ def _details(row: Row, yardstick: Row | None) -> list[str]:
 
 
 def _bars(rows: dict[str, list[Row]], section: Section) -> list[Bar]:
-    """A bar for each row, the fastest of a result first; frozen weights and products alone, which are far less work and
-    would dwarf the rest, are left to the tables."""
+    """Return a bar for each row, the fastest of a result first.
+
+    Frozen weights and matrix products alone are left to the tables: they are far less work, and would dwarf the rest.
+    """
     several = len(rows) > 1
     return [
         (

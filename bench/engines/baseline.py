@@ -1,4 +1,4 @@
-"""The yardstick: the baseline's model, training and sampling, written anew from its description, naive on purpose.
+"""The yardstick: the baseline's model, training and sampling, written from its description, naive on purpose.
 
 One linear a head for each of q, k and v, a mask over all of T x T, scores scaled by the width of the model instead of a
 head's, no cache: every character reads the whole prefix again. Nothing here is to be made faster.
@@ -92,7 +92,7 @@ class Baseline(nn.Module):
 
 
 def batch(ids: Tensor, batch_size: int, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random windows of a text's ids, (N,), and the characters that follow each of theirs: twice (B, T)."""
+    """Return random windows of a text's ids, (N,), and the characters that follow each of theirs: twice (B, T)."""
     offsets = torch.randint(len(ids) - block_size, (batch_size,))
     x = torch.stack([ids[offset : offset + block_size] for offset in offsets])
     y = torch.stack([ids[offset + 1 : offset + block_size + 1] for offset in offsets])
@@ -100,10 +100,10 @@ def batch(ids: Tensor, batch_size: int, block_size: int, device: torch.device) -
 
 
 def loss(model: Baseline, x: Tensor, y: Tensor) -> Tensor:
-    """The mean cross-entropy, in nats a character."""
+    """Return the mean cross-entropy, in nats a character."""
     return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
 def optimizer(model: Baseline) -> torch.optim.Optimizer:
-    """Adam with PyTorch's defaults."""
+    """Return Adam with PyTorch's defaults."""
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)

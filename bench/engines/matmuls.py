@@ -36,14 +36,14 @@ class MatMuls:
         self._scores = torch.randn(heads, min(ROWS, time), time, device=device, dtype=dtype)
 
     def step(self, mark: Callable[[], None]) -> None:
-        """Those with weights once, forward and for both gradients, then a ``mark``."""
+        """Multiply with each weight, forward and for both gradients, then ``mark``."""
         for weight in self._weights:
             wide_out, wide_in = weight.shape
             _forward_and_backward(self._rows[wide_in], weight, self._rows[wide_out])
         mark()
 
     def attention(self) -> None:
-        """Attention's own of a step: two forward and four backward, some queries at a time with the keys they see."""
+        """Do attention's own of a step: two forward, four backward, some queries at a time with the keys they see."""
         for _ in range(self._layers):
             for end in range(ROWS, self._heads.shape[1] + ROWS, ROWS):
                 seen, rows = self._heads[:, :end], self._heads[:, end - ROWS : end]
@@ -52,7 +52,7 @@ class MatMuls:
                 _ = rows @ seen.mT, scores.mT @ rows, scores.mT @ rows, scores @ seen  # of weights, v, k and q
 
     def peak(self) -> float:
-        """FLOP/s: the better of a large square product and the MLP's, with its gradients, each the best of three."""
+        """Return the most FLOP/s of a large square product and of the MLP's with its gradients, each the best of three."""
         weight = max(self._weights, key=Tensor.numel)
         x, d_y = self._rows[weight.shape[1]], self._rows[weight.shape[0]]
         square = self._square

@@ -65,7 +65,7 @@ def train(
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """A linear rise over the first steps, then a cosine down to a tenth."""
+    """Return the rate of a step: a linear rise, then a cosine down to a tenth."""
     peak = train_nanogpt.LEARNING_RATE
     if step < WARMUP_STEPS:
         return peak * (step + 1) / (WARMUP_STEPS + 1)
@@ -75,7 +75,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 @torch.inference_mode()
 def whole_validation_loss(engine: PlainEngine, corpus: Corpus) -> float:
-    """Nats a character, as ``Trainer.whole_validation_loss`` counts them."""
+    """Return nats a character, as ``Trainer.whole_validation_loss`` counts them."""
     engine.model.eval()
     ids = torch.from_numpy(corpus.validation.astype(np.int64))
     length = SHAPE.block_size
@@ -95,7 +95,7 @@ def _build(corpus: Corpus, checkout: Path) -> PlainEngine:
 
 
 def _step(engine: PlainEngine, rate: float) -> float:
-    """Train one batch at ``rate``; returns its seconds."""
+    """Train one batch at ``rate``; return its seconds."""
     began = time.perf_counter()
     engine.set_learning_rate(rate)
     engine.loss(engine.batch()).backward()  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from export.graph import PRECISIONS, fused
 
 
 def random_run(folder: Path, config: ModelConfig) -> RunDir:
-    """A run of that shape with the weights that a training would start from."""
+    """Return a run of that shape with the weights that a training would start from."""
     run = RunDir(folder)
     run.start()
     run.write_vocab(Vocab("".join(map(chr, range(0x20, 0x20 + config.vocab_size)))))
@@ -36,7 +36,7 @@ def random_run(folder: Path, config: ModelConfig) -> RunDir:
 
 
 def write_for_peers(run: RunDir, folder: Path) -> None:
-    """Weights for CTranslate2 and a folder a precision for onnxruntime-genai.
+    """Write weights for CTranslate2, and a folder for each precision of onnxruntime-genai.
 
     Both want a symbol that ends a text: they get one more, which is never picked.
     """
@@ -56,7 +56,7 @@ def write_for_peers(run: RunDir, folder: Path) -> None:
 
 
 def _for_genai(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The fused graph with the inputs that genai feeds.
+    """Return the fused graph with the inputs that genai feeds.
 
     genai's own model builder makes graphs of such operators; this one also has our folded layer norms and 8-bit
     products, so that what is compared is the runtime around one graph.

@@ -20,7 +20,7 @@ GRAD_CLIP = 1.0
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device, checkout: Path) -> PlainEngine:
-    """Its model and optimizer. Raises UserError for a folder without its model.py."""
+    """Return its model and optimizer in training. Raises UserError for a folder without its model.py."""
     module, shape = _load(checkout), variant.model
     config = module.GPTConfig(
         block_size=shape.block_size,
@@ -42,7 +42,7 @@ def build(variant: Variant, corpus: Corpus, device: torch.device, checkout: Path
 
 
 def require(checkout: Path) -> Path:
-    """Its model.py. Raises UserError where there is none."""
+    """Return its model.py. Raises UserError where there is none."""
     file = checkout / "model.py"
     if not file.is_file():
         raise UserError(f"{checkout} has no model.py; --nanogpt names a checkout of nanoGPT")

@@ -10,7 +10,7 @@ from charformer.data.corpus import Corpus
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device) -> PlainEngine:
-    """GPT2LMHeadModel of the same shape, with AdamW."""
+    """Return GPT2LMHeadModel of the same shape, with AdamW."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = variant.model

@@ -127,7 +127,7 @@ def check(engine: Engine) -> Answer:
 
 
 def _turn(step: Step, device: torch.device, seconds: float) -> list[list[float]]:
-    """Steps for about ``seconds``, behind a warm-up that is not counted, in which its memory comes back."""
+    """Take steps for about ``seconds``, behind a warm-up that is not counted, in which its memory comes back."""
     last = warm = 0.0
     while warm < WARM_SECONDS:
         last = sum(_timed(step, device, 1)[0])
@@ -136,7 +136,7 @@ def _turn(step: Step, device: torch.device, seconds: float) -> list[list[float]]
 
 
 def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
-    """Seconds of each part of ``count`` steps. A GPU is waited for only at the end, and its own time is what counts."""
+    """Return seconds of each part of ``count`` steps. A GPU is waited for at the end; its own time is what counts."""
     marks: list[Any] = []
 
     def mark() -> None:

@@ -43,18 +43,18 @@ class Engine(Protocol):
     def model(self) -> nn.Module: ...
 
     def batch(self) -> tuple[Tensor, ...]:
-        """The next batch, on the engine's device; every tensor is (B, about T)."""
+        """Return the next batch, on the engine's device; every tensor is (B, about T)."""
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """The mean loss of ``batch``."""
+        """Return the mean loss of ``batch``."""
 
     def update(self) -> None:
-        """The optimizer's step, the clearing of gradients included."""
+        """Take the optimizer's step, and clear the gradients."""
 
     def evaluate(self) -> None:
-        """The loss of one batch, in the way of the engine's own evaluation."""
+        """Compute the loss of one batch, in the way of the engine's own evaluation."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which matrix products are of ``precision``."""
+    """Return a context in which matrix products are of ``precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

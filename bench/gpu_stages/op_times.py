@@ -28,23 +28,24 @@ def run(visit: Visit) -> Stage:
     bandwidth = ceilings.get("copy_bytes_per_second", {}).get("p50")
     work = roofline.work(shape)
     medians: dict[tuple[str, float, str], float] = {}
-    for case in wanted(shape):
+    subjects = [(case, engine, side) for case in wanted(shape) for engine, side in sides(case, visit).items()]
+    # What may fail while it is captured comes last, since what follows it might fail as well.
+    for case, engine, side in sorted(subjects, key=lambda subject: subject[1] == "cudnn"):
         inputs = make_inputs(case, visit.device)
-        for engine, side in sides(case, visit).items():
-            for name, directions in {"forward": ("forward",), "both": ("forward", "backward")}.items():
-                about = {"part": "ops", "op": case.op, "dropout": case.dropout_p, "engine": engine, "pass": name}
-                try:
-                    call = as_graph(calls(case, side, inputs, backward=name == "both"), visit.device)
-                    seconds = percentiles(cold_seconds(call, rounds, visit.device))
-                except RuntimeError as error:  # such as an attention of PyTorch's that takes no dropout
-                    yield about | {"error": str(error).partition("\n")[0]}
-                    continue
-                assert seconds is not None
-                moved = sum(work[case.op, direction].fused_bytes for direction in directions)
-                share = moved / seconds["p50"] / bandwidth if bandwidth else None
-                yield about | {"seconds": seconds, "bytes": moved, "bandwidth_share": share, "samples": rounds}
-                if name == "both":
-                    medians[case.op, case.dropout_p, engine] = seconds["p50"]
+        for name, directions in {"forward": ("forward",), "both": ("forward", "backward")}.items():
+            about = {"part": "ops", "op": case.op, "dropout": case.dropout_p, "engine": engine, "pass": name}
+            try:
+                call = as_graph(calls(case, side, inputs, backward=name == "both"), visit.device)
+                seconds = percentiles(cold_seconds(call, rounds, visit.device))
+            except RuntimeError as error:  # such as an attention of PyTorch's that takes no dropout
+                yield about | {"error": str(error).partition("\n")[0]}
+                continue
+            assert seconds is not None
+            moved = sum(work[case.op, direction].fused_bytes for direction in directions)
+            share = moved / seconds["p50"] / bandwidth if bandwidth else None
+            yield about | {"seconds": seconds, "bytes": moved, "bandwidth_share": share, "samples": rounds}
+            if name == "both":
+                medians[case.op, case.dropout_p, engine] = seconds["p50"]
     ratios = []
     for name, p in dict.fromkeys(key[:2] for key in medians):
         mine = {engine: seconds for (*about, engine), seconds in medians.items() if about == [name, p]}

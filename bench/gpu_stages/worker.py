@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bench.gpu_stages.timing import wait
 from bench.gpu_stages.visit import Row, Visit
 from bench.harness import results
 
@@ -26,22 +27,30 @@ def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
             took = time.monotonic() - visit.began
             results.write_result(visit.out / f"{stage}.json", content | facts | {"took_seconds": took})
 
-        write()
-        running = importlib.import_module(f"bench.gpu_stages.{stage}").run(visit)
-        written = 0.0
-        try:
+        def collect() -> str:
+            """Run the stage, writing its rows once a second; return its line."""
+            running = importlib.import_module(f"bench.gpu_stages.{stage}").run(visit)
+            written = 0.0
             while True:
-                rows.append(results.row(**next(running)))
+                try:
+                    rows.append(results.row(**next(running)))
+                except StopIteration as end:
+                    return str(end.value)
                 if time.monotonic() - written > 1:
                     write()
                     written = time.monotonic()
-        except StopIteration as end:
-            facts = {"status": "done", "line": end.value}
+
+        write()
+        try:
+            line = collect()
+            wait(visit.device)  # a fault of the GPU is this stage's, not the next one's
+            facts = {"status": "done", "line": line}
         except Exception as error:
             facts = {"status": "failed", "line": str(error), "traceback": traceback.format_exc().splitlines()}
             raise
         finally:
             write()
-        return {"line": facts["line"], "rows": len(rows)}
+        errors = sum(isinstance(row.get("error"), str) for row in rows)
+        return {"line": line + (f"; {errors} rows are errors" if errors else ""), "rows": len(rows)}
 
     return answer

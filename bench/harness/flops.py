@@ -10,7 +10,7 @@ from charformer.config import ModelConfig
 
 
 def per_character(config: ModelConfig, freeze: str = "none") -> float:
-    """FLOPs of one character's forward and backward pass, and of its weights' gradients, that ``freeze`` leaves.
+    """Return the FLOPs that ``freeze`` leaves of a character's forward and backward pass and its weights' gradients.
 
     A product costs 2 FLOPs a weight forward, 2 for the gradient of its input and 2 for that of the weight.
     """

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def minutes(row: Row) -> float | None:
-    """Of the whole job in the way of that row's engine, from the medians of its steps and evaluations.
+    """Return the minutes of the whole job in the way of a row's engine, from the medians of its steps and evaluations.
 
     The baseline evaluates 400 batches each time; we, at the same steps, the preset's ``eval_batches`` of either split.
     """
@@ -32,7 +32,7 @@ def minutes(row: Row) -> float | None:
 
 
 def predicted_minutes(preset: str) -> float:
-    """The floor of our whole job on the card, with fused kernels and in bf16."""
+    """Return the floor of our whole job's minutes on the card, with fused kernels and in bf16."""
     shape = roofline.Shape(batch=PRESETS[preset].pretrain.batch_size, time=PRESETS[preset].model.block_size)
     rows = roofline.predict(CARDS[CARD], shape)
     step, _ = roofline.step_seconds(rows)
@@ -41,7 +41,7 @@ def predicted_minutes(preset: str) -> float:
 
 
 def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
-    """The entry of the result file for one of the baseline's shapes; None for another, or where rows are missing.
+    """Return the entry of the result file for one of the baseline's shapes; None for others, or where rows are missing.
 
     Ours is the row in the dtype that charformer-train would choose, which comes first.
     """
@@ -63,7 +63,7 @@ def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
 
 
 def times_to_loss(rows: list[Row], curves: list[Row]) -> list[dict[str, Any]]:
-    """Minutes to the baseline's validation loss on this machine: characters that it takes over characters a second.
+    """Return minutes to the baseline's validation loss on this machine: characters over characters a second.
 
     The baseline's characters are those of its code; those of a preset the median over the seeds of ``curves``, rows of
     bench.convergence. ``minutes`` is None for a preset that was not timed here or, as ``characters`` then is as well,

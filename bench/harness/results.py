@@ -39,7 +39,7 @@ PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu",
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Return what the figures are taken on."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter, those that are installed."""
+    """Return the versions of Python and of the packages that matter, where they are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the bench runs from, with "+" where tracked files differ; None elsewhere."""
+    """Return the commit of the checkout that the bench runs from, with "+" where tracked files differ, or None."""
     here = Path(__file__).parent
     try:
         described = subprocess.run(
@@ -85,7 +85,7 @@ class Speed(TypedDict):
 
 
 def percentiles(samples: list[float]) -> Speed | None:
-    """The 20th, 50th and 80th percentile; None without samples."""
+    """Return the 20th, 50th and 80th percentile; None without samples."""
     if not samples:
         return None
     p20, p50, p80 = np.percentile(samples, [20, 50, 80])
@@ -93,7 +93,7 @@ def percentiles(samples: list[float]) -> Speed | None:
 
 
 def label(row: dict[str, Any]) -> str:
-    """What tables and charts call the variant of a row."""
+    """Return what tables and charts call the variant of a row."""
     name = "matrix products alone" if row["engine"] == "matmuls" else row["engine"]
     words = [name, SHORT.get(row["precision"], row["precision"])]
     words += ["compiled"] if row.get("compiled") else []
@@ -109,7 +109,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """Of two rows' speeds: the median over the turns that both had, which holds when the machine's speed drifts."""
+    """Return the median ratio of two rows' speeds over the turns that both had, which holds when the machine drifts."""
     pairs = list(zip(row.get("turns", ()), other.get("turns", ()), strict=False))
     return float(np.median([a / b for a, b in pairs])) if pairs else None
 
@@ -136,7 +136,7 @@ def run_process(arguments: list[str]) -> dict[str, Any]:
 
 
 def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One result file's content."""
+    """Return the content of a result file."""
     return {
         "schema": SCHEMA,
         "bench": bench,
@@ -149,12 +149,12 @@ def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> di
 
 
 def row(**given: Any) -> dict[str, Any]:
-    """A row of a result file: ``given``, and null for what else every row has."""
+    """Return a row of a result file: ``given``, and null for what else every row has."""
     return dict.fromkeys(ROW) | given
 
 
 def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
-    """The row of a training of ours, from its folder, and ``more``; a sample is the speed between two evaluations."""
+    """Return the row of a run of ours, and ``more``; a sample is the speed between two evaluations."""
     config, curve = run.read_config(), run.read_metrics()
     speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
     given = {
@@ -174,7 +174,7 @@ def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What ``write_result`` wrote. Raises UserError for anything else."""
+    """Return what ``write_result`` wrote. Raises UserError for anything else."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:

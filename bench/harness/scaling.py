@@ -23,7 +23,7 @@ class Point(NamedTuple):
     value: int
 
     def variant(self, vocab_size: int, precision: str) -> Variant:
-        """What is timed at this point."""
+        """Return what is timed at this point."""
         preset = "baseline-as-coded"
         shape, batch = replace(PRESETS[preset].model, vocab_size=vocab_size), 16
         if self.axis == "context":
@@ -44,7 +44,7 @@ POINTS = [
 
 
 def fits(rows: list[Row]) -> list[dict[str, Any]]:
-    """For each engine and axis the exponent of seconds a character; those with fewer than two points are left out."""
+    """Return the exponent of seconds a character for each engine and axis that has two points at least."""
     found = []
     for axis in AXES:
         for engine in ("charformer", "baseline"):

@@ -44,7 +44,7 @@ Found = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code, 1 when a kill did harm."""
+    """Run the program; returns the exit code, 1 when a kill did harm."""
     parser = Parser("tests.reliability.kills", __doc__.partition("\n")[0], "")
     parser.add_argument("--count", type=positive, default=200, metavar="N", help="kills (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _aftermath(code: int, flags: list[str], run: RunDir, wanted: Found) -> str:
-    """What became of a killed run: it says that nothing was saved, or resumes and ends as the whole one did.
+    """Return what became of a killed run: it says that nothing was saved, or resumes and ends as the whole one did.
 
     ``code`` is how its process ended.
     """
@@ -188,7 +188,7 @@ def _on_operation(folder: Path, act: Callable[[int], None]) -> Callable[[], int]
 
 
 def _forked(child: Callable[[], int]) -> int:
-    """What ``child`` returned in a process of its own, or the negative number of the signal that ended it."""
+    """Return what ``child`` returned in a process of its own, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(_fork(child), 0)[1])
 
 

@@ -36,7 +36,7 @@ STEEPEST = 2**20  # bytes a minute; a leak of 1 MiB at each evaluation would be 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code, 1 when memory grows or something is left behind."""
+    """Run the program; returns the exit code, 1 when memory grows or something is left behind."""
     parser = Parser("tests.reliability.soak", __doc__.partition("\n")[0], "")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="X", help="(default: 30)")
     parser.add_argument("--course", default=COURSE, help="flags of charformer-train (default: %(default)s)")
