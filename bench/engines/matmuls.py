@@ -52,7 +52,7 @@ class MatMuls:
                 _ = rows @ seen.mT, scores.mT @ rows, scores.mT @ rows, scores @ seen  # of weights, v, k and q
 
     def peak(self) -> float:
-        """Return the most FLOP/s of a large square product and of the MLP's with its gradients, each the best of three."""
+        """Return the most FLOP/s of a large square product and of the MLP's, with gradients, each the best of three."""
         weight = max(self._weights, key=Tensor.numel)
         x, d_y = self._rows[weight.shape[1]], self._rows[weight.shape[0]]
         square = self._square

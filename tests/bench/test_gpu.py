@@ -65,7 +65,7 @@ def test_every_stage_rehearses_on_a_cpu(text_file: Path, tmp_path: Path) -> None
 
 def test_what_does_not_fit_is_named_and_what_fails_ends_itself_alone(text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "op_times.json").mkdir()  # which no file can replace
-    code, printed, found = visit(tmp_path, text_file, "--stages", "op_times,facts,memcheck", "--budget", "45")
+    code, printed, found = visit(tmp_path, text_file, "--stages", "op_times,facts,memcheck", "--budget", "38")
     assert code == 1, printed
     assert found["op_times"]["status"] == "failed"
     assert "op_times.json" in found["op_times"]["line"]
