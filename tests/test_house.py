@@ -15,7 +15,14 @@ SOURCES = [
 # A module imports from its own line and from those before it.
 ORDER = [
     ["kernels"],
-    ["charformer", "charformer.errors", "charformer.files", "charformer.config", "charformer.presets"],
+    [
+        "charformer",
+        "charformer.errors",
+        "charformer.files",
+        "charformer.config",
+        "charformer.packages",
+        "charformer.presets",
+    ],
     ["charformer.device"],
     ["charformer.data", "charformer.model"],
     ["charformer.runs"],
@@ -28,8 +35,8 @@ ORDER = [
 # Rooms on one line that must not know of each other.
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
-    "config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files presets "
-    "model.rotary "
+    "config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files packages "
+    "presets model.rotary "
     "runs.folder runs.lock runs.metrics runs.tensors sampling.engine sampling.onnx_engine sampling.onnx_format "
     "sampling.sampler sampling.speculation training.distributed training.signals ui.console ui.plots "
     "ui.training_display commands.export commands.sample commands.train"

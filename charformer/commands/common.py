@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from charformer.errors import UserError
+from charformer.packages import check_packages
 from charformer.runs.folder import RunDir
 from charformer.ui.console import printable
 
@@ -39,6 +40,7 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     args = parser.parse_args(argv)
     try:
+        check_packages()
         code = action(args)
         sys.stdout.flush()
         return code
