@@ -144,4 +144,4 @@ class TrainConfig(_Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.muon_learning_rate and not self.learning_rate:
-            raise UserError("muon_learning_rate follows learning_rate's rise and fall, so that must be above 0 too")
+            raise UserError("learning_rate must be above 0: Muon's rate, muon_learning_rate, rises and falls with it")

@@ -35,6 +35,9 @@ class Parser(argparse.ArgumentParser):
 def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.Namespace], int]) -> int:
     """Parse and run; the exit code is the action's, or 2 for a UserError or what the system refuses, 130 for an
     interrupt, 141 for a closed pipe and 1 for a fault of ours. Each of them is at most one line on stderr."""
+    for name in ("stdout", "stderr"):  # a service, or pythonw, has none
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -227,6 +227,8 @@ def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
 
 
 def _read_prompt(path: str) -> str:
+    if path == "-" and sys.stdin is None:
+        raise UserError("--prompt-file - reads standard input, and there is none")
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")

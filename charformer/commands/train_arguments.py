@@ -51,8 +51,21 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--data",
         metavar="FILE|NAME",
-        help=f"a UTF-8 text, or one of {', '.join(corpora.NAMES)} "
-        "(default: tiny-shakespeare; of a fine-tune: ace-attorney)",
+        nargs="+",
+        action="extend",
+        help="texts to train on, one behind the other: files, folders of text files, - for standard input, or names: "
+        f"{', '.join(corpora.NAMES)} (default: tiny-shakespeare; of a fine-tune: ace-attorney)",
+    )
+    parser.add_argument("--encoding", metavar="NAME", help="of the files, such as cp1252 or utf-16 (default: utf-8)")
+    parser.add_argument("--validation", metavar="FILE", help="validate on this text (default: on a part of --data)")
+    parser.add_argument(
+        "--validation-share", type=float, metavar="X", help="share of the text that validates (default: 0.1)"
+    )
+    parser.add_argument(
+        "--validation-split",
+        choices=corpora.SPLITS,
+        help="where that share lies: the tail of the text, or blocks spread over it, which is right where the end is "
+        "unlike the rest (default: tail)",
     )
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/pretrain or runs/finetune)")
     parser.add_argument(
@@ -130,6 +143,8 @@ def check(args: argparse.Namespace, world: World) -> None:
     """Refuse what cannot work, before anything takes time. Raises UserError."""
     if args.plan and (args.resume or world.is_launched):
         raise UserError("--plan is for a training that has not begun, by one process; leave out --resume and torchrun")
+    if args.validation is not None and (args.validation_share is not None or args.validation_split):
+        raise UserError("--validation names a text of its own; leave out --validation-share and --validation-split")
     if args.resume:
         _check_resume(args)
         return
@@ -143,7 +158,8 @@ def check(args: argparse.Namespace, world: World) -> None:
 
 
 def _check_resume(args: argparse.Namespace) -> None:
-    names = ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches"]
+    names = ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches", "even_windows"]
+    names += ["validation", "validation_share", "validation_split"]
     if fixed := [_flag(name) for name in given(args, [*MODEL_FIELDS, *names])]:
         raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
     if args.overwrite:

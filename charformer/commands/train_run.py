@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,8 @@ from charformer.commands.train_arguments import (
     stage_of,
 )
 from charformer.data import corpus as corpora
+from charformer.data.division import divided, tail_differs, validated_on
+from charformer.data.recall import divided_like, recall
 from charformer.errors import UserError, WriteError
 from charformer.model.freeze import count_parameters
 from charformer.presets import PRESETS
@@ -90,14 +91,13 @@ def _prepare(args: argparse.Namespace, world: World, console: PlainConsole, noti
     if args.resume:
         record = RunRecord.read(run)
         place = _place(args, world, str(record.machine.get("device")), str(record.machine.get("dtype")))
-        data = args.data or _recorded_data(record.corpus)
-        session = prepare_resume(run, record, changes, _load(data, stage, console, notices), place)
+        session = prepare_resume(run, record, changes, _load_again(args, record.corpus, console, notices), place)
     else:
         place = _place(args, world, "auto", "auto")
         source = source_folder(args)
         preset = args.preset or (_preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[place.device.type])
         training = replace(getattr(PRESETS[preset], stage), **changes)
-        corpus = _load(args.data, stage, console, notices)
+        corpus = _load(args, stage, console, notices)
         if stage == "finetune":
             session = prepare_finetune(run, source, training, preset, args.freeze or "none", corpus, place)
         else:
@@ -123,17 +123,49 @@ def _preset_of(source: RunDir) -> str:
     return preset
 
 
-def _load(data: str | None, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
+def _load(args: argparse.Namespace, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
+    """Load the text, and divide it into what trains and what validates."""
     with progress_bar(console) as on_progress:
-        if data is not None:
-            return corpora.load(data, on_progress)
-        return corpora.load_or_stand_in(DEFAULT_DATA[stage], on_progress, lambda text: notices.print(f"note: {text}"))
+
+        def notice(text: str) -> None:
+            notices.print(f"note: {text}")
+
+        if args.data is None:
+            corpus = corpora.load_or_stand_in(DEFAULT_DATA[stage], on_progress, notice)
+        else:
+            corpus = corpora.load(args.data, on_progress, args.encoding or "utf-8", notice)
+        if args.validation is not None:
+            return validated_on(corpus, corpora.load(args.validation, on_progress, args.encoding or "utf-8", notice))
+        if args.validation_share is None and args.validation_split is None:
+            return corpus
+        share = corpora.SHARE if args.validation_share is None else args.validation_share
+        return divided(corpus, share, args.validation_split or "tail")
 
 
-def _recorded_data(recorded: dict[str, Any]) -> str:
-    """Return what --data loads the text of a run again: a file by its path, anything else by its name."""
-    source = str(recorded.get("source"))
-    return source if Path(source).is_absolute() else str(recorded.get("name"))
+def _load_again(
+    args: argparse.Namespace, recorded: dict[str, Any], console: PlainConsole, notices: PlainConsole
+) -> corpora.Corpus:
+    """Load the text of a run: where --data says it is now, else from the cache or where it lay."""
+    with progress_bar(console) as on_progress:
+        if args.data is None:
+            if (corpus := recall(recorded, on_progress)) is not None:
+                return corpus
+            name = str(recorded.get("name"))
+            if name not in corpora.DOWNLOADS:
+                raise UserError(
+                    f"the run's text {name} is neither in the cache nor unchanged at {recorded.get('source')}; "
+                    "--data can name its new place"
+                )
+            places: list[str] = [name]
+        else:
+            places = args.data
+        encoding = args.encoding or str(recorded.get("encoding", "utf-8"))
+        corpus = corpora.load(places, on_progress, encoding, lambda text: notices.print(f"note: {text}"))
+        if corpus.sha256 != recorded.get("sha256"):
+            return corpus  # which prepare_resume refuses
+        if (corpus_as_before := divided_like(corpus, recorded, on_progress)) is None:
+            raise UserError("the text that validates the run is neither in the cache nor where it lay")
+        return corpus_as_before
 
 
 def _follow(args: argparse.Namespace, session: TrainingSession, notices: PlainConsole) -> int:
@@ -191,6 +223,12 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
             notices.print(f"saved after step {counters.step:,}; to continue: {_again(record.stage, session.run)}")
         return 128 + stop.signal
 
+    if counters.step and not counters.best_step:
+        notices.print(
+            f"warning: validation never got better than before the first step ({counters.best_val_loss:.4f}), so "
+            "the weights that are kept are those of the start. Likely causes: too high a --learning-rate, too short a "
+            "text, or an end of it that is unlike the rest (--validation-split blocks)"
+        )
     with progress_bar(console) as on_progress:
         result = session.finish(lambda done, total: on_progress("scoring the validation split", done, total))
     console.rule("sample")
@@ -221,13 +259,18 @@ def _announce(args: argparse.Namespace, session: TrainingSession, console: Plain
     console.print(
         f"{record.stage} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
         f"preset {record.preset}, into {session.run.path}\n"
-        f"{trainable:,} parameters train, {frozen:,} are frozen ({record.freeze}); "
+        f"{trainable:,} parameters train, {f'{frozen:,} are frozen ({record.freeze}); ' if frozen else ''}"
         f"{trainer.device.type}, {str(trainer.dtype).removeprefix('torch.')}"
     )
     if args.verbose:
         notices.print(backend.describe(trainer.device))
     if len(corpus.alphabet) == 1:
         notices.print("warning: the text has one distinct character; there is nothing to learn")
+    if (distance := tail_differs(corpus)) is not None:
+        notices.print(
+            f"warning: the end of {corpus.name}, which validates, is unlike the rest: {distance:.0%} of its characters "
+            "are out of proportion; --validation-split blocks takes blocks from all over the text"
+        )
 
 
 def _again(stage: str, run: RunDir) -> str:

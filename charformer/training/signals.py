@@ -1,6 +1,7 @@
 """Requests to stop a training, which it grants after its step."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -24,7 +25,8 @@ class StopRequest:
 def stop_signals(notify: Callable[[str], None], is_patient: bool) -> Iterator[StopRequest]:
     """Let SIGINT, SIGTERM and SIGHUP ask to stop while this lasts; a second signal takes its usual course.
 
-    A signal that our parent process had ignored, as nohup does, stays ignored.
+    In another thread than the main one they keep their course. A signal that our parent process had ignored, as nohup
+    does, stays ignored.
 
     Args:
         notify: called with a line for the user when the first signal comes.
@@ -32,6 +34,9 @@ def stop_signals(notify: Callable[[str], None], is_patient: bool) -> Iterator[St
             sent them already, and kills those that do not end in time.
     """
     stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield stop
+        return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
     before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}

@@ -56,6 +56,9 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "text.txt", "--out", "."], "files that are no run"),
         (["--data", "text.txt", "--out", ".", "--overwrite"], "files that are no run"),
         (["--data", "text.txt", "--prompt", "é"], "U+00E9"),
+        (["--data", "text.txt", "--encoding", "none-such"], "no encoding that Python knows"),
+        (["--data", "text.txt", "--validation-share", "1"], "must lie between 0 and 1"),
+        (["--data", "text.txt", "--validation", "text.txt", "--validation-split", "tail"], "a text of its own"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -98,6 +101,7 @@ def test_fine_tuning(
         (["--overwrite"], "choose one"),
         (["--data", "changed.txt"], "is not the text that the run began with"),
         (["--data", "gone.txt"], "no file gone.txt"),
+        (["--validation-share", "0.2"], "--validation-share is fixed"),
     ],
 )
 def test_resuming(
