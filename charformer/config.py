@@ -16,7 +16,7 @@ class _Config:
             value = getattr(self, item.name)
             least, most = item.metadata["least"], item.metadata["most"]
             if not least <= value <= most:
-                raise UserError(f"{item.name} is {value}; it must be from {least} to {most}")
+                raise UserError(f"`{item.name}` is {value}; it must be from {least} to {most}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,9 +71,9 @@ class ModelConfig(_Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_embd % self.n_head:
-            raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one of them")
+            raise UserError(f"`n_embd` {self.n_embd} is not a multiple of `n_head` {self.n_head}; change one of them")
         if self.rope_base and (self.rope_base < 1 or self.n_embd // self.n_head % 2):
-            raise UserError("rotary positions want a rope_base of at least 1 and heads of an even width")
+            raise UserError("rotary positions want a `rope_base` of at least 1 and heads of an even width")
 
     @property
     def cache_size(self) -> int:
@@ -144,4 +144,4 @@ class TrainConfig(_Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.muon_learning_rate and not self.learning_rate:
-            raise UserError("learning_rate must be above 0: Muon's rate, muon_learning_rate, rises and falls with it")
+            raise UserError("`learning_rate` must be above 0: `muon_learning_rate` rises and falls with it")

@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
     Raises UserError for a GPU that is not there, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no CUDA GPU here; pass --device cpu, or install a CUDA build of torch")
+        raise UserError("PyTorch finds no CUDA GPU here; pass `device` cpu, or install a CUDA build of torch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     # NVIDIA's images do so by an environment variable; but a score is float32's, and so is --dtype float32.

@@ -44,14 +44,18 @@ class Export:
         return self.on_text and self.comparison.loss - self.comparison.checkpoint_loss > MOST_LOSS
 
 
-def export(run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpus | None) -> Export:
-    """Write the best model of ``run`` to ``out``, checked on ``corpus``, or on random ids where there is none.
+def export(
+    run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpus | None, which: str = "best"
+) -> Export:
+    """Write the model of ``run``, with its best or last weights, to ``out``, checked on ``corpus``.
+
+    Without a corpus, random ids serve.
 
     Raises UserError when the run cannot be read, ``out`` cannot be written, or the file is not what the checkpoint is;
     the previous file then stays.
     """
     config, vocab = run.read_shape()
-    tensors, metadata = run.read_weights(config)
+    tensors, metadata = run.read_weights(config, which)
     ngram = run.read_ngram(config)
     if corpus is not None and min(len(corpus.train), len(corpus.validation)) < 2:
         raise UserError(f"{corpus.name} is too short to check an export on; take a text of some hundred characters")

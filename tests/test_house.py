@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [
     path for room in ("kernels", "charformer", "export", "bench") for path in sorted((ROOT / room).rglob("*.py"))
 ]
+FRONT = ROOT / "charformer" / "__init__.py"  # names what is in charformer.api, and imports it when it is asked for
 # A module imports from its own line and from those before it.
 ORDER = [
     ["kernels"],
@@ -29,16 +30,17 @@ ORDER = [
     ["charformer.sampling", "charformer.ui"],
     ["charformer.training"],
     ["export"],
-    ["charformer.commands"],
+    ["charformer.api", "charformer.commands"],
     ["bench"],
 ]
 # Rooms on one line that must not know of each other.
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
-    "config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files packages "
-    "presets model.rotary "
-    "runs.folder runs.lock runs.metrics runs.tensors sampling.engine sampling.onnx_engine sampling.onnx_format "
-    "sampling.sampler sampling.speculation training.distributed training.signals ui.console ui.plots "
+    "api config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files packages "
+    "presets model.rotary runs.folder runs.listing runs.lock runs.metrics runs.tensors "
+    "sampling.engine sampling.onnx_engine sampling.onnx_format "
+    "sampling.sampler sampling.scoring sampling.speculation sampling.stopping "
+    "training.distributed training.signals ui.console ui.plots "
     "ui.training_display commands.export commands.sample commands.train"
 )
 
@@ -60,7 +62,9 @@ def place(module: str) -> tuple[int, str] | None:
     return max(rooms, key=lambda found: len(found[1])) if rooms else None
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path != FRONT], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_nothing_reaches_up(path: Path) -> None:
     line, room = place(".".join(path.relative_to(ROOT).with_suffix("").parts))
     for module in imports(path):
@@ -74,6 +78,14 @@ def test_sampling_and_mistakes_do_without_torch() -> None:
     modules += [f"export.{path.stem}" for path in (ROOT / "export").glob("*.py")]
     script = "import sys; [__import__(name) for name in sys.argv[1:]]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script, *modules], cwd=ROOT).returncode == 0
+
+
+def test_the_front_page_imports_nothing() -> None:
+    script = "import sys; before = set(sys.modules); import charformer; print(*(set(sys.modules) - before))"
+    shown = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {name for name in shown.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names} == {
+        "charformer"
+    }
 
 
 def test_no_pickle_is_ever_read() -> None:

@@ -1,18 +1,21 @@
 """What the commands share: a parser whose errors are one line, and exit codes."""
 
 import argparse
+import difflib
 import io
+import logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from charformer.errors import UserError
 from charformer.packages import check_packages
 from charformer.runs.folder import RunDir
-from charformer.ui.console import printable
-
-DEFAULT_RUNS = ("runs/finetune", "runs/pretrain")
+from charformer.runs.listing import RUNS, find_runs
+from charformer.ui.console import PlainConsole, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +32,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
+        """Leave with one line; a mistyped flag gets the nearest one that there is."""
+        if stranger := re.match("unrecognized arguments: (--[^ =]+)", message):
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            if near := difflib.get_close_matches(stranger[1], flags, n=1):
+                message += f"; did you mean {near[0]}?"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def flag_of(self, field: str) -> str:
+        """Return the flag that sets an argument of the library: ``--steps`` of ``max_steps``."""
+        flags = [action.option_strings for action in self._actions if action.dest == field]
+        return flags[0][-1] if flags and flags[0] else "--" + field.replace("_", "-")
 
 
 def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.Namespace], int]) -> int:
@@ -57,7 +70,7 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
         if args.debug:
             raise
         if isinstance(error, UserError):
-            return _end(parser, str(error), 2)
+            return _end(parser, error.with_flags(parser.flag_of), 2)
         if _out_of_memory(error):
             advice = "take a smaller batch, context or model, or fewer samples at once"
             return _end(parser, f"out of memory; {advice}", 2)
@@ -67,16 +80,34 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
         return _end(parser, f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
+@contextmanager
+def logs_to(notices: PlainConsole) -> Iterator[None]:
+    """Print what the library logs, warnings marked as such, as notices of the command."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            with suppress(OSError):
+                notices.print(prefix + record.getMessage())
+
+    handler, log = Handler(), logging.getLogger("charformer")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
 def choose_run(given: str | None) -> RunDir:
-    """The run that --run names, or the first of DEFAULT_RUNS that has weights. Raises UserError without any."""
+    """The run that --run names, or the one under runs/ whose weights were written last. Raises UserError if none."""
     if given is not None:
         return RunDir(given)
-    for path in DEFAULT_RUNS:
-        if RunDir(path).weights.is_file():
-            return RunDir(path)
-    raise UserError(
-        "there is no run in runs/finetune or runs/pretrain; `charformer-train` makes one, --run names another"
-    )
+    if runs := find_runs(RUNS):
+        return runs[0]
+    raise UserError(f"there is no run under {RUNS}/; `charformer-train` makes one, --run names another")
 
 
 def _end(parser: Parser, message: str, code: int) -> int:

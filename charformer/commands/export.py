@@ -5,19 +5,18 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from charformer.api import DEFAULT_PRECISION
 from charformer.commands.common import Parser, choose_run, execute
 from charformer.data import corpus as corpora
 from charformer.data.recall import recall
 from charformer.errors import UserError
-from charformer.runs.folder import RunDir
+from charformer.runs.folder import WEIGHTS
 from charformer.sampling.onnx_format import PRECISIONS
 from charformer.ui.console import PlainConsole, progress_bar
 
-DEFAULT_PRECISION = "int8"
-
 EXAMPLES = """\
 examples:
-  charformer-export                            runs/finetune, else runs/pretrain, in 8 bits, to its model.onnx
+  charformer-export                            the newest run under runs/ in 8 bits, to its model.onnx
   charformer-export --precision fp32           the same numbers as the checkpoint's
   charformer-export --precision fp16           for an NVIDIA GPU
   charformer-export --portable --out web.onnx  standard operators alone, for another runtime
@@ -33,7 +32,13 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("charformer-export", "Write a run's model as one .onnx file, which is enough to sample.", EXAMPLES)
     parser.add_argument(
-        "--run", metavar="DIR", help="the run to export (default: runs/finetune if there, else runs/pretrain)"
+        "--run", metavar="DIR", help="the run to export (default: the one under runs/ that was written last)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="best",
+        help="those that were best on validation, or those that the training saved last (default: best)",
     )
     parser.add_argument("--out", metavar="FILE", help="where to write (default: model.onnx in the run)")
     parser.add_argument(
@@ -73,38 +78,22 @@ def _run(args: argparse.Namespace) -> int:
         from export.html import check_page
 
         check_page(page, args.precision, args.portable)
-    export_run(run, out, args.precision, args.portable, args.data, PlainConsole(), args.json, page)
-    return 0
-
-
-def export_run(
-    run: RunDir,
-    out: Path,
-    precision: str,
-    portable: bool,
-    data: str | None,
-    console: PlainConsole,
-    as_json: bool = False,
-    page: Path | None = None,
-) -> None:
-    """Export, to a page too where there is a path for it, and say how it went.
-
-    Raises what ``export.exporter.export`` and ``export.html.write_page`` do.
-    """
-    from export.exporter import MOST_LOSS, export  # onnx takes a while, and most sampling does without
-
+    console = PlainConsole()
     with progress_bar(console) as on_progress:
         recorded = run.read_section("corpus")
-        corpus = corpora.load(data, on_progress) if data is not None else recall(recorded, on_progress)
+        corpus = corpora.load(args.data, on_progress) if args.data is not None else recall(recorded, on_progress)
     if corpus is None:
         console.print(
             f"note: {run.read_section('corpus').get('source')} is not at hand, so the file is checked on random "
             "characters and has no table for speculative sampling; --data names a text"
         )
-    done = export(run, out, precision, portable, corpus)
+    from export.exporter import MOST_LOSS, export  # onnx takes a while
+
+    precision = args.precision
+    done = export(run, out, precision, args.portable, corpus, args.weights)
     found = done.comparison
     size = f"{done.bytes / 1e6:,.2f} MB"
-    console.print(f"{out}: {precision}{', portable' if portable else ''}, {size}")
+    console.print(f"{out}: {precision}{', portable' if args.portable else ''}, {size}")
     console.print(f"checked on {found.characters:,} {done.text}:")
     console.print(f"  largest error of a logit  {found.max_logit_error:.1e}")
     console.print(f"  KL divergence             {found.kl:.1e} nats a character")
@@ -125,12 +114,13 @@ def export_run(
             f"{page}: {written.bytes / 1e6:,.2f} MB, of which model and table {written.model_bytes / 1e6:,.2f} MB and "
             f"ONNX Runtime Web {written.runtime_bytes / 1e6:,.2f} MB"
         )
-    if as_json:
+    if args.json:
         values = {"run": str(run.path)} | asdict(done) | asdict(found) | {"path": str(out)}
         del values["comparison"]
         if page is not None:
             values["html"] = asdict(written) | {"path": str(page)}
         print(json.dumps(values))
+    return 0
 
 
 if __name__ == "__main__":

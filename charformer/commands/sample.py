@@ -4,22 +4,20 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from charformer.commands.common import Parser, choose_run, execute
-from charformer.data.vocab import Vocab, describe
+from charformer import api
+from charformer.commands.common import Parser, choose_run, execute, logs_to
+from charformer.data.vocab import Vocab, describe, universal_newlines
 from charformer.errors import UserError
-from charformer.runs.folder import RunDir
-from charformer.sampling import sampler
-from charformer.sampling.engine import Ids
-from charformer.ui.console import PlainConsole, printable
-
-if TYPE_CHECKING:
-    from charformer.sampling.onnx_engine import OnnxEngine
+from charformer.runs.folder import WEIGHTS
+from charformer.runs.listing import RUNS, find_runs
+from charformer.sampling.sampler import encode_prompt
+from charformer.ui.console import PlainConsole, age, printable
 
 BETWEEN_SAMPLES = "\n---\n"
 RUNS_OWN = "\0"  # what --onnx means without a file; no file has that name
@@ -28,21 +26,15 @@ MOST_SAMPLES = 1_000_000
 
 EXAMPLES = """\
 examples:
-  charformer-sample                                     500 characters from runs/finetune, else runs/pretrain
+  charformer-sample                                     500 characters from the newest run under runs/
   charformer-sample --prompt "ROMEO:" --temperature 0.8
-  charformer-sample --prompt-file - < opening.txt       the prompt from standard input
+  charformer-sample --prompt $'ROMEO:\\n' --stop $'\\n\\n'   one speech
+  charformer-sample --interactive                       type, read on, type again
+  charformer-sample --score letter.txt                  how well the model predicts a text
   charformer-sample --num-samples 3 --seed 7            three texts, the same ones every time
   charformer-sample --onnx                              the fast way; exports the run first where needed
   charformer-sample --onnx model.onnx                   from a file alone
 """
-
-
-class Source(NamedTuple):
-    """What there is to sample from, and the steps that continue a prompt."""
-
-    named: dict[str, Any]
-    vocab: Vocab
-    continued: Callable[[Ids, sampler.SamplingConfig], Iterator[Ids]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,11 +45,24 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("charformer-sample", "Continue a prompt with a trained model, as it is made.", EXAMPLES)
     parser.add_argument(
-        "--run", metavar="DIR", help="the run to sample from (default: runs/finetune if there, else runs/pretrain)"
+        "--run", metavar="DIR", help="the run to sample from (default: the one under runs/ that was written last)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="best",
+        help="those that were best on validation, or those that the training saved last (default: best)",
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a newline)")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file, or from stdin: -")
+    prompt.add_argument("--prompts", metavar="FILE", help="a prompt a line; prints a JSON document a line")
+    prompt.add_argument(
+        "--interactive",
+        action="store_true",
+        help="ask for a prompt again and again; an empty line goes on with the text",
+    )
+    prompt.add_argument("--score", metavar="FILE", help="sample nothing: say what each character of a text costs")
     parser.add_argument(
         "--on-unknown",
         choices=("error", "skip"),
@@ -68,9 +73,18 @@ def _parser() -> Parser:
         "--max-new-tokens", type=int, default=500, metavar="N", help="how many characters to make (default: 500)"
     )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy (default: 1.0)")
-    parser.add_argument("--top-k", type=int, metavar="N", help="pick among the N likeliest characters (default: off)")
     parser.add_argument(
-        "--top-p", type=float, metavar="X", help="pick among the likeliest that together have X (default: off)"
+        "--top-k", type=int, default=0, metavar="N", help="pick among the N likeliest characters (default: 0, off)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="pick among the likeliest that together have X (default: 1, off)",
+    )
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; several --stop end at the first of them"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the noise that picks (default: a new one each time)")
     parser.add_argument(
@@ -108,44 +122,40 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     if not 1 <= args.num_samples <= MOST_SAMPLES:
-        raise UserError(f"--num-samples is {args.num_samples}; it must be from 1 to {MOST_SAMPLES:,}")
+        raise UserError(f"`num_samples` is {args.num_samples}; it must be from 1 to {MOST_SAMPLES:,}")
     if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
-        raise UserError(f"--threads is {args.threads}; it must be from 1 to {MOST_THREADS}")
+        raise UserError(f"`threads` is {args.threads}; it must be from 1 to {MOST_THREADS}")
     if args.onnx == "":
-        raise UserError("--onnx was given an empty name; leave it out to take the run's model.onnx")
+        raise UserError("`onnx` was given an empty name; leave it out to take the run's model.onnx")
+    if args.interactive and (args.json or args.num_samples > 1):
+        raise UserError("`interactive` makes one text at a time; leave out --json and --num-samples")
     _check_group(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    config = sampler.SamplingConfig(args.max_new_tokens, args.temperature, args.top_k, args.top_p, seed)
-    prompt = args.prompt or "" if args.prompt_file is None else _read_prompt(args.prompt_file)
-    source = _pytorch(args) if args.onnx is None else _onnx(args)
-    vocab = source.vocab
-    if unknown := vocab.unknown(prompt):
-        if args.on_unknown == "error":
-            raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip")
-        print(f"skipping {describe(unknown)}", file=sys.stderr)
-        prompt = "".join(character for character in prompt if character in vocab)
-    ids = sampler.encode_prompt(vocab, prompt)
-    if args.seed is None:
-        print(f"seed {seed}", file=sys.stderr)
-
-    made: list[Ids] = []
-    opening = vocab.decode(ids)
-    if not args.json:
-        _write(opening)
-    for step in source.continued(ids, config):
-        if args.json or args.num_samples > 1:  # a single text may be longer than memory
-            made.append(step)
-        if not args.json:
-            _write(vocab.decode(step[:1]))
-    texts = [vocab.decode(row) for row in _rows(made, args.num_samples)]
-    if args.json:
-        print(json.dumps({**source.named, "prompt": opening, "seed": seed, "samples": texts}))
+    options = api.SamplingOptions(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=seed,
+        stop=args.stop or (),
+    )
+    api.check(options)  # PyTorch takes seconds: mistakes are said before
+    text = _text(args)
+    notices = PlainConsole(stderr=True)
+    with logs_to(notices):
+        model = _load(args)
+    text = _known(model.vocab, text, args)
+    notices.print(_source(model, args, None if args.score else seed))
+    if args.score is not None:
+        return _score(model, text, args)
+    if args.interactive:
+        return _converse(model, options, args)
+    if args.prompts is not None:
+        for prompt in text.removesuffix("\n").split("\n"):
+            texts = model.generate_batch(prompt, args.num_samples, **options)
+            _write(_document(model, prompt, seed, texts, args) + "\n")
         return 0
-    for text in texts[1:]:
-        _write(BETWEEN_SAMPLES + opening + text)
-    if sys.stdout.isatty():
-        _write("\n")
-    return 0
+    return _sample(model, text, options, args)
 
 
 def _check_group(args: argparse.Namespace) -> None:
@@ -156,89 +166,142 @@ def _check_group(args: argparse.Namespace) -> None:
     else:
         strangers = {"--device": args.device, "--dtype": args.dtype}
         reason = "does not go with --onnx"
-        if args.onnx != RUNS_OWN and args.run:
-            strangers, reason = {"--run": args.run}, "does not go with --onnx FILE, which is enough; leave one out"
+        if args.onnx != RUNS_OWN and (args.run or args.weights == "last"):
+            strangers = {"--run": args.run, "--weights": args.weights == "last"}
+            reason = "does not go with --onnx FILE, which is enough; leave one out"
     for flag, value in strangers.items():
         if value:
             raise UserError(f"{flag} {reason}")
 
 
-def _pytorch(args: argparse.Namespace) -> Source:
-    run = choose_run(args.run)
-
-    # Imported once the arguments are known to be good: torch takes seconds.
-    import torch
-
-    from charformer.device import choose_device
-    from charformer.runs.checkpoint import load_model
-    from charformer.sampling.torch_engine import TorchEngine
-
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    model, vocab = load_model(run)
-    ngram = run.read_ngram(model.config)
-    engine = TorchEngine(model, choose_device(args.device or "auto"), getattr(torch, args.dtype or "float32"), ngram)
-    named = {"run": str(run.path)}
-    return Source(named, vocab, lambda ids, config: sampler.generate(engine, ids, args.num_samples, config))
-
-
-def _onnx(args: argparse.Namespace) -> Source:
-    from charformer.sampling.speculation import speculate
-
-    run = choose_run(args.run) if args.onnx == RUNS_OWN else None
-    path = Path(args.onnx) if run is None else run.onnx
-    engine = _engine(path, args) if run is None else _up_to_date(run, args)
-    named = {"run": str(run.path) if run else None, "onnx": str(path)}
-    vocab, draft = engine.description.vocab, engine.description.draft
-    if draft is None or args.no_speculative or args.num_samples > 1:
-        return Source(named, vocab, lambda ids, config: sampler.generate(engine, ids, args.num_samples, config))
-    return Source(named, vocab, lambda ids, config: speculate(engine, draft, ids, config))
-
-
-def _engine(path: Path, args: argparse.Namespace) -> "OnnxEngine":
-    from charformer.sampling.onnx_engine import OnnxEngine
-
-    return OnnxEngine(path, args.threads, args.provider or "auto")
-
-
-def _up_to_date(run: RunDir, args: argparse.Namespace) -> "OnnxEngine":
-    """An engine on the run's model.onnx, exported first unless it is there and of the weights that are there."""
-    from charformer.commands.export import DEFAULT_PRECISION, export_run
-    from charformer.sampling.onnx_format import OutdatedError
-
-    weights = run.weights_sha256()
-    precision, portable = "fp16" if args.provider == "cuda" else DEFAULT_PRECISION, False
-    reason = "there is no such file yet"
-    if run.onnx.exists():
-        try:
-            engine = _engine(run.onnx, args)
-            found = engine.description
-            if found.weights_sha256 == weights:
-                return engine
-            precision, portable = found.precision, found.portable
-            reason = "the run has other weights by now"
-        except OutdatedError as error:
-            precision, portable = error.precision, error.portable
-            reason = "an earlier version wrote it"
-    notices = PlainConsole(stderr=True)
-    notices.print(f"exporting {run.onnx}: {reason}")
-    export_run(run, run.onnx, precision, portable, data=None, console=notices)
-    return _engine(run.onnx, args)
-
-
-def _read_prompt(path: str) -> str:
+def _text(args: argparse.Namespace) -> str:
+    """Return the prompt, the prompts or the text to score."""
+    path = args.prompt_file or args.prompts or args.score
+    if path is None:
+        return universal_newlines(args.prompt or "")
     if path == "-" and sys.stdin is None:
-        raise UserError("--prompt-file - reads standard input, and there is none")
+        raise UserError("- reads standard input, and there is none")
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return universal_newlines(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompt from {path}: {error}") from error
+        what = "the text" if args.score else "the prompt"
+        raise UserError(f"cannot read {what} from {path}: {error}") from error
 
 
-def _rows(made: list[Ids], samples: int) -> Iterator[Ids]:
-    """The steps, each (samples,), as one array of ids a sample."""
-    return iter(np.stack(made, axis=1) if made else np.zeros((samples, 0), np.int64))
+def _load(args: argparse.Namespace) -> api.Model:
+    path = args.onnx if args.onnx not in (None, RUNS_OWN) else choose_run(args.run).path
+    return api.load(
+        path,
+        engine="torch" if args.onnx is None else "onnx",
+        weights=args.weights,
+        device=args.device or "auto",
+        dtype=args.dtype or "float32",
+        provider=args.provider or "auto",
+        threads=args.threads,
+        speculative=not args.no_speculative,
+    )
+
+
+def _source(model: api.Model, args: argparse.Namespace, seed: int | None) -> str:
+    """Return what is sampled from: ``runs/finetune (3 hours old), int8, seed 7``."""
+    file = model.path if model.run is None else model.run.state if model.weights == "last" else model.run.weights
+    about = age(time.time() - file.stat().st_mtime)
+    if model.run is not None and args.run is None and (count := len(find_runs(RUNS))) > 1:
+        about += f", the newest of {count} runs"
+    facts = [f"{model.path} ({about})", *(["the last weights"] if model.weights == "last" else []), model.precision]
+    return ", ".join(facts if seed is None else [*facts, f"seed {seed}"])
+
+
+def _known(vocab: Vocab, text: str, args: argparse.Namespace) -> str:
+    """Return ``text``, if need be without what the vocabulary lacks. Raises UserError where that is not asked for."""
+    unknown = vocab.unknown(text)
+    if not unknown:
+        return text
+    if args.on_unknown == "error":
+        hint = ", and a newline is written $'...\\n'" if "\\" in unknown and "\\n" in text else ""
+        raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip{hint}")
+    print(f"skipping {describe(unknown)}", file=sys.stderr)
+    return "".join(character for character in text if character in vocab)
+
+
+def _sample(model: api.Model, prompt: str, options: api.SamplingOptions, args: argparse.Namespace) -> int:
+    """Write the texts, the first one as it is made."""
+    opening = model.vocab.decode(encode_prompt(model.vocab, prompt))
+    if not args.json:
+        _write(opening)
+    made: list[tuple[str, ...]] = []
+    for pieces in model.stream_batch(prompt, args.num_samples, **options):
+        if args.json or args.num_samples > 1:  # a single text may be longer than memory
+            made.append(pieces)
+        if not args.json:
+            _write(pieces[0])
+    texts = ["".join(pieces) for pieces in zip(*made, strict=True)] or [""] * args.num_samples
+    if args.json:
+        print(_document(model, opening, options["seed"], texts, args))
+        return 0
+    for text in texts[1:]:
+        _write(BETWEEN_SAMPLES + opening + text)
+    if sys.stdout.isatty():
+        _write("\n")
+    return 0
+
+
+def _converse(model: api.Model, options: api.SamplingOptions, args: argparse.Namespace) -> int:
+    """Ask for a prompt, write a text that continues it, and so on until the input ends."""
+    text, seed = "", options["seed"] or 0
+    for line in _lines():
+        try:
+            added = _known(model.vocab, line, args)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        text = added or text  # an empty line goes on
+        _write(added)
+        options["seed"] = seed % 2**64
+        seed += 1  # else each answer would be picked by the same noise
+        with suppress(KeyboardInterrupt):  # which ends the answer alone
+            for piece in model.stream(text, **options):
+                text += piece
+                _write(piece)
+        _write("\n")
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    """Return the lines that the user types, or that come in a pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  input() then edits its line
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
+
+
+def _score(model: api.Model, text: str, args: argparse.Namespace) -> int:
+    """Print what the characters of ``text`` cost."""
+    if not text:
+        raise UserError(f"{args.score} is empty; there is nothing to score")
+    found = model.score(text)
+    means = {"nats": found.nats, "bits": found.bits, "perplexity": found.perplexity}
+    if args.json:
+        values = means | {"characters": len(found.per_character), "per_character": found.per_character.tolist()}
+        print(json.dumps(_named(model, args) | values))
+        return 0
+    print("".join(f"{name:>12}  {value:.4f}\n" for name, value in means.items()), end="")
+    print(f"  characters  {len(found.per_character):,}")
+    return 0
+
+
+def _named(model: api.Model, args: argparse.Namespace) -> dict[str, Any]:
+    run = {"run": str(model.run.path) if model.run else None}
+    return run if args.onnx is None else run | {"onnx": str(model.run.onnx if model.run else model.path)}
+
+
+def _document(model: api.Model, prompt: str, seed: int | None, texts: list[str], args: argparse.Namespace) -> str:
+    return json.dumps(_named(model, args) | {"prompt": prompt, "seed": seed, "samples": texts})
 
 
 def _write(text: str) -> None:

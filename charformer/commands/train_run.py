@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import logging
 import shlex
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from charformer import device as machine
+from charformer.commands.common import logs_to
 from charformer.commands.plan import show_plan
 from charformer.commands.train_arguments import (
     DEFAULT_DATA,
@@ -56,7 +55,7 @@ def run_training(args: argparse.Namespace, world: World) -> int:
     Raises ProcessLostError where another process has failed.
     """
     console, notices = PlainConsole(quiet=not world.is_main), PlainConsole(stderr=True, quiet=not world.is_main)
-    with _warnings_to(notices), ExitStack() as held:
+    with logs_to(notices), ExitStack() as held:
         if args.plan:
             return show_plan(args, _prepare(args, world, console, notices), console)
         session = world.main_first(lambda: _open(args, world, held, console, notices))
@@ -305,20 +304,3 @@ def _print_summary(summary: dict[str, Any], session: TrainingSession, console: P
     }
     for name, value in lines.items():
         console.print(f"{name:>16}  {value}")
-
-
-@contextmanager
-def _warnings_to(notices: PlainConsole) -> Iterator[None]:
-    """Print what the library warns of as notices of the command."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            with suppress(OSError):
-                notices.print(f"{record.levelname.lower()}: {record.getMessage()}")
-
-    handler, log = Handler(), logging.getLogger("charformer")
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)

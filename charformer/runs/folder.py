@@ -22,6 +22,8 @@ from charformer.runs.tensors import (
 )
 
 FORMAT = 1
+WEIGHTS = ("best", "last")  # on validation, and when the training was saved last
+MODEL = "model."  # begins the name of a weight in last.safetensors
 PLOTTED = ("step", "characters", "train_loss", "val_loss")
 
 
@@ -55,6 +57,11 @@ class RunDir:
         """Whether there is a run in the folder."""
         return self.config.is_file()
 
+    @property
+    def written(self) -> float:
+        """When the weights were written, in seconds since the epoch. Raises OSError where there are none."""
+        return self.weights.stat().st_mtime
+
     def check_free(self, overwrite: bool) -> None:
         """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run.
 
@@ -63,15 +70,16 @@ class RunDir:
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise UserError(f"{self.path} is not a folder; choose another --out")
+            raise UserError(f"{self.path} is not a folder; choose another `out`")
         if self.exists:
             self.read_config()  # other programs have a config.json too: theirs must not be taken for a run
             if not overwrite:
                 raise UserError(
-                    f"{self.path} holds a run: --resume continues it, --overwrite replaces it, --out goes elsewhere"
+                    f"{self.path} holds a run: `resume` continues it, `overwrite` replaces it, "
+                    "another `out` goes elsewhere"
                 )
         elif set(self.path.iterdir()) - {*self._left_over(), self.lock}:
-            raise UserError(f"{self.path} holds files that are no run; choose another --out")
+            raise UserError(f"{self.path} holds files that are no run; choose another `out`")
 
     def start(self) -> None:
         """Make the folder, and remove the files of a run that it held. Raises UserError where that is impossible."""
@@ -111,13 +119,18 @@ class RunDir:
             raise UserError(f"{self.vocab} has {len(vocab)} characters, {self.config} says {config.vocab_size}")
         return config, vocab
 
-    def read_weights(self, config: ModelConfig) -> tuple[Tensors, dict[str, str]]:
-        """The tensors of model.safetensors and their metadata.
+    def read_weights(self, config: ModelConfig, which: str = "best") -> tuple[Tensors, dict[str, str]]:
+        """Return the weights, best or last, and their metadata, of which the hash is always there.
 
         Raises UserError when there are none yet, or they are damaged, not finite, or not of a model of that shape.
         """
         self._require_weights()
-        tensors, metadata = read_tensors(self.weights)
+        if which == "last":
+            state = read_tensors(self.state)[0]
+            tensors = {name.removeprefix(MODEL): array for name, array in state.items() if name.startswith(MODEL)}
+            metadata = {"sha256": tensors_sha256(tensors)}
+        else:
+            tensors, metadata = read_tensors(self.weights)
         if any(array.dtype != np.float32 for array in tensors.values()):
             raise UserError(f"the weights in {self.path} are not float32, as charformer-train writes them")
         shapes = {name: array.shape for name, array in tensors.items()}
@@ -126,14 +139,16 @@ class RunDir:
         require_finite(tensors, self.weights)
         return tensors, metadata
 
-    def weights_sha256(self) -> str:
-        """The hash of the model: of its weights and, where it has one, of its n-gram table, as their files state them.
+    def weights_sha256(self, which: str = "best") -> str:
+        """The hash of the model: of its weights, best or last, and, where it has one, of its n-gram table.
 
-        Raises UserError where there is none. The tensors stay unread.
+        Raises UserError where there is none. Files state the hash of the best weights and of the table, which stay
+        unread.
         """
         self._require_weights()
-        weights = _stated_sha256(self.weights)
-        has_table = ModelConfig.from_dict(self.read_section("model")).ngram_order
+        config = ModelConfig.from_dict(self.read_section("model"))
+        weights = self.read_weights(config, which)[1]["sha256"] if which == "last" else _stated_sha256(self.weights)
+        has_table = config.ngram_order
         return joint_sha256(weights, _stated_sha256(self.ngram) if has_table else None)
 
     def write_ngram(self, table: NgramTable) -> None:
@@ -158,7 +173,7 @@ class RunDir:
     def _require_weights(self) -> None:
         self.read_config()  # whose error says that there is no run at all
         if not self.weights.is_file():
-            raise UserError(f"the run in {self.path} has saved no weights yet; start it anew with --overwrite")
+            raise UserError(f"the run in {self.path} has saved no weights yet; start it anew with `overwrite`")
 
     def write_vocab(self, vocab: Vocab) -> None:
         write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")

@@ -53,7 +53,7 @@ def _held(run: RunDir) -> BinaryIO:
             file.close()
             raise UserError(
                 f"{run.path} is being written by another training, process {holder}; "
-                "wait for it, stop it, or choose another --out"
+                "wait for it, stop it, or choose another `out`"
             )
         if _is_there(file, run):  # else its last holder has removed it between our two calls
             file.seek(0)

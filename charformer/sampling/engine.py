@@ -12,6 +12,12 @@ Logits = NDArray[np.floating[Any]]
 class Engine(Protocol):
     """Next-character logits of B texts of one length, which grow together. Logits are good until the next call."""
 
+    def read(self, ids: Ids, before: Ids | None = None) -> Logits:
+        """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V).
+
+        ``before``, (B, any T), is what comes before them, which an n-gram prior alone sees.
+        """
+
     def start(self, ids: Ids) -> Logits:
         """Begin with ``ids``, (B, T), of which the last ``block_size`` count; return logits (B, V)."""
 

@@ -1,10 +1,11 @@
 """Next-character logits from a .onnx file that charformer-export wrote, by onnxruntime."""
 
+import copy
 import io
 import os
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,15 @@ class OnnxEngine:
             raise UserError(f"cannot use {path}: {error}") from error
         self._session = session
         self._config = self.description.config
+        self._forget()
+
+    def sibling(self) -> Self:
+        """Return an engine on the same session, for a text of its own."""
+        other = copy.copy(self)
+        other._forget()
+        return other
+
+    def _forget(self) -> None:
         self._context = np.zeros((0, 0), np.int64)
         self._cache: _Cache | None = None
         self._length = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from charformer.data.vocab import Vocab
+from charformer.data.vocab import Vocab, universal_newlines
 from charformer.errors import UserError
 from charformer.sampling.engine import Engine, Ids, Logits
 
@@ -16,33 +16,36 @@ GREEDY_BELOW = 1e-280  # temperatures at which float64 would overflow, and no no
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How characters are picked. Raises UserError for values that mean nothing."""
+    """How characters are picked: of the ``top_k`` likeliest (0: of all), of those that together have ``top_p``.
+
+    Raises UserError for values that mean nothing.
+    """
 
     max_new_tokens: int = 500
     temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    top_k: int = 0
+    top_p: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
-            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it must be 0 or more")
+            raise UserError(f"`max_new_tokens` is {self.max_new_tokens}; it must be 0 or more")
         if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"--temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"--top-k is {self.top_k}; it must be 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
+            raise UserError(f"`temperature` is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"`top_k` is {self.top_k}; it must be 1 or more, or 0 for all")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1, which is off")
         if not 0 <= self.seed < 2**64:
-            raise UserError(f"--seed is {self.seed}; it must be from 0 to 2**64 - 1")
+            raise UserError(f"`seed` is {self.seed}; it must be from 0 to 2**64 - 1")
 
 
 def encode_prompt(vocab: Vocab, prompt: str) -> Ids:
     """Ids of ``prompt``, (T,) with T >= 1; an empty one means a newline, or id 0 in a vocabulary without it.
 
-    Raises UserError for characters that the vocabulary lacks.
+    Any system's newlines are read as \\n. Raises UserError for characters that the vocabulary lacks.
     """
-    return vocab.encode(prompt or ("\n" if "\n" in vocab else vocab.characters[0]))
+    return vocab.encode(universal_newlines(prompt) or ("\n" if "\n" in vocab else vocab.characters[0]))
 
 
 def gumbel_noise(seed: int, sample: int, position: int, count: int, vocab_size: int) -> NDArray[np.float64]:
@@ -80,14 +83,14 @@ class Noise:
         return self._rows[:, start : start + count]
 
 
-def filter_logits(logits: NDArray[np.float64], top_k: int | None, top_p: float | None) -> NDArray[np.float64]:
+def filter_logits(logits: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.float64]:
     """(N, V) logits, with -inf for what top-k and then top-p (Holtzman et al. 2020) leave out."""
     vocab_size = logits.shape[1]
-    if top_k is not None and top_k < vocab_size:
+    if 0 < top_k < vocab_size:
         order = np.argsort(-logits, axis=-1, kind="stable")
         logits = logits.copy()
         np.put_along_axis(logits, order[:, top_k:], -np.inf, axis=-1)
-    if top_p is not None and top_p < 1:
+    if top_p < 1:
         order = np.argsort(-logits, axis=-1, kind="stable")
         ranked = np.take_along_axis(logits, order, axis=-1)
         weights = np.exp(ranked - ranked[:, :1])

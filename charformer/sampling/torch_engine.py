@@ -31,13 +31,20 @@ class TorchEngine:
         self._cache: KVCache | None = None
         self._prior = GrowingPrior(ngram) if ngram is not None else None
 
-    def start(self, ids: Ids) -> Logits:
-        first = max(0, ids.shape[1] - self.model.config.block_size)
-        self._context = ids[:, first:]
+    def read(self, ids: Ids, before: Ids | None = None) -> Logits:
+        """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V).
+
+        ``before``, (B, any T), is what comes before them, which an n-gram prior alone sees.
+        """
+        self._context = ids
         self._cache = KVCache(self.model.config, len(ids), self.device, self.dtype)
         if self._prior is not None:
-            self._prior.begin(ids[:, :first])
-        return self._logits(self._context, self._cache)
+            self._prior.begin(ids[:, :0] if before is None else before)
+        return self._logits(ids, self._cache)
+
+    def start(self, ids: Ids) -> Logits:
+        first = max(0, ids.shape[1] - self.model.config.block_size)
+        return self.read(ids[:, first:], ids[:, :first])[:, -1]
 
     def extend(self, ids: Ids) -> Logits:
         assert self._cache is not None, "start comes first"
@@ -45,25 +52,21 @@ class TorchEngine:
         config, cache = self.model.config, self._cache
         if cache.length == config.cache_size:
             if self.model.rotary is None:
-                return self._read_again(ids)[:, None]
+                return self._read_again(ids)
             self.model.rotary.slide(cache)
         if self.model.rotary is None:
             self._context = np.concatenate([self._context, ids], axis=1)
-        return self._logits(ids, cache)[:, None]
+        return self._logits(ids, cache)
 
     def _read_again(self, ids: Ids) -> Logits:
         """Begin with the later half of the context and ``ids``, (B, 1); an n-gram prior still sees what came before."""
         config = self.model.config
         half = config.block_size - config.block_size // 2
         before, kept = self._context[:, :half], self._context[:, half:]
-        self._context = np.concatenate([kept, ids], axis=1)
-        self._cache = KVCache(config, len(ids), self.device, self.dtype)
-        if self._prior is not None:
-            self._prior.begin(before)
-        return self._logits(self._context, self._cache)
+        return self.read(np.concatenate([kept, ids], axis=1), before)[:, -1:]
 
     @torch.inference_mode()
     def _logits(self, ids: Ids, cache: KVCache) -> Logits:
         prior = None if self._prior is None else torch.from_numpy(self._prior.extend(ids)).to(self.device)
-        logits = self.model(torch.from_numpy(ids).to(self.device), cache, prior)[:, -1]
+        logits = self.model(torch.from_numpy(ids).to(self.device), cache, prior)
         return logits.float().cpu().numpy()

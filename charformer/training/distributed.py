@@ -27,7 +27,7 @@ class ProcessLostError(UserError):
     def __init__(self) -> None:
         super().__init__(
             "another process of this training has ended; "
-            "--resume continues it, and torchrun's --max-restarts does so by itself"
+            "`resume` continues it, and torchrun's --max-restarts does so by itself"
         )
 
 
@@ -57,7 +57,7 @@ class World:
         """Raise UserError for a batch that cannot be split, or for fewer GPUs (None on a CPU) than processes."""
         if batch_size % self.size:
             raise UserError(
-                f"{self.size} processes cannot split a batch of {batch_size}; take a multiple as --batch-size"
+                f"{self.size} processes cannot split a batch of {batch_size}; take a multiple as `batch_size`"
             )
         if gpus is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus:
             raise UserError(f"more processes than the {gpus} GPUs of this machine; lower torchrun's --nproc-per-node")

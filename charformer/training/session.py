@@ -140,7 +140,7 @@ class TrainingSession:
         self.trainer.resume()
         step = self.trainer.counters.step
         if step > self.record.training.max_steps:
-            raise UserError(f"{self.run.path} is at step {step:,} already; --steps must be at least that")
+            raise UserError(f"{self.run.path} is at step {step:,} already; `max_steps` must be at least that")
         if not self.trainer.is_finished and is_main:
             self._note_changes(step)
             self.record.write(self.run)
@@ -212,7 +212,7 @@ def prepare_pretrain(
 ) -> TrainingSession:
     """Return a session that trains a new model on ``corpus``. Raises UserError for a text that is too short."""
     longest = min(len(corpus.train), len(corpus.validation)) - 1
-    advice = f"choose a --block-size of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
+    advice = f"choose a `block_size` of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
     corpus.require(shape.block_size, advice)
     vocab = Vocab.of(corpus.alphabet)
     if shape.ngram_order and len(vocab) > MOST_CHARACTERS:
@@ -238,7 +238,7 @@ def prepare_finetune(
     Raises UserError when ``source`` has no model, or the text is too short for it.
     """
     model, vocab = checkpoint.load_model(source)
-    corpus.require(model.config.block_size, "take a longer text, or pretrain with a smaller --block-size")
+    corpus.require(model.config.block_size, "take a longer text, or pretrain with a smaller `block_size`")
     torch.manual_seed(training.seed)
     vocab = vocab.extended(corpus.alphabet)
     model.extend_vocab(len(vocab), torch.Generator().manual_seed(training.seed))

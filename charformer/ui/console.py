@@ -49,6 +49,14 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int | None], 
         yield update
 
 
+def age(seconds: float) -> str:
+    """Return ``just made``, or how old in words: ``3 hours old``."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if count := int(seconds / length):
+            return f"{count:,} {unit}{'s' if count > 1 else ''} old"
+    return "just made"
+
+
 def duration(seconds: float) -> str:
     """As minutes:seconds, behind hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)

@@ -35,12 +35,12 @@ def test_configs_survive_their_dicts() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"n_embd": 100, "n_head": 3}, "n_embd 100 is not a multiple of n_head 3"),
-        ({"n_layer": 0}, "n_layer is 0"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"dropout": -0.1}, "dropout is -0.1"),
-        ({"dropout": float("nan")}, "dropout is nan"),
-        ({"block_size": -3}, "block_size is -3"),
+        ({"n_embd": 100, "n_head": 3}, "`n_embd` 100 is not a multiple of `n_head` 3"),
+        ({"n_layer": 0}, "`n_layer` is 0"),
+        ({"dropout": 1.0}, "`dropout` is 1.0"),
+        ({"dropout": -0.1}, "`dropout` is -0.1"),
+        ({"dropout": float("nan")}, "`dropout` is nan"),
+        ({"block_size": -3}, "`block_size` is -3"),
     ],
 )
 def test_impossible_models_are_refused(change: dict[str, float], named: str) -> None:
@@ -57,7 +57,7 @@ def test_impossible_switches_are_refused(change: dict[str, float]) -> None:
 
 
 def test_muon_without_a_rate_to_follow_is_refused() -> None:
-    with pytest.raises(UserError, match="above 0 too"):
+    with pytest.raises(UserError, match="`learning_rate` must be above 0"):
         TrainConfig(muon_learning_rate=0.02, learning_rate=0.0)
 
 
@@ -68,7 +68,7 @@ def test_muon_without_a_rate_to_follow_is_refused() -> None:
         ({"n_layer": 6.0}, "right kind"),
         ({"n_layer": True}, "right kind"),
         ({"surprise": 1}, "unknown field 'surprise'"),
-        ({"n_layer": 10**400}, "n_layer is 1000"),
+        ({"n_layer": 10**400}, "`n_layer` is 1000"),
     ],
 )
 def test_a_stranger_s_config_is_checked(broken: dict[str, object], named: str) -> None:

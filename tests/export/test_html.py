@@ -176,7 +176,7 @@ def test_characters_are_picked_as_numpy_picks_them(tmp_path: Path) -> None:
     ):
         settings = {"temperature": temperature, "topK": top_k, "topP": top_p}
         found = in_node(tmp_path, code, {"logits": logits.tolist(), "noise": noise.tolist(), "settings": settings})
-        assert found == pick(logits, noise, SamplingConfig(1, temperature, top_k, top_p)).tolist()
+        assert found == pick(logits, noise, SamplingConfig(1, temperature, top_k or 0, top_p or 1.0)).tolist()
 
 
 @needs_node

@@ -93,7 +93,7 @@ def test_a_folder_is_free_only_for_a_run(tmp_path: Path) -> None:
     run.start()
     run.check_free(overwrite=False)
     run.write_config({})
-    with pytest.raises(UserError, match=r"--resume .* --overwrite"):
+    with pytest.raises(UserError, match=r"`resume` .* `overwrite`"):
         run.check_free(overwrite=False)
     run.check_free(overwrite=True)
     strange = tmp_path / "home"

@@ -1,0 +1,299 @@
+"""charformer as a library: load a model, and generate, score and export with it.
+
+    import charformer
+
+    model = charformer.load("runs/novel")                # or a .onnx file
+    print(model.generate("ROMEO:", max_new_tokens=200, temperature=0.8, seed=1))
+    print(model.score("some text").bits)                 # a character
+
+Nothing is printed; what may interest a person goes to the logger ``charformer``.
+Several threads may use one model.
+"""
+
+import importlib.util
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, Unpack
+
+import numpy as np
+
+from charformer.config import ModelConfig
+from charformer.data import corpus as corpora
+from charformer.data.recall import recall
+from charformer.data.vocab import Vocab, universal_newlines
+from charformer.errors import UserError
+from charformer.runs.folder import WEIGHTS, RunDir
+from charformer.sampling.engine import Engine, Ids
+from charformer.sampling.sampler import SamplingConfig, encode_prompt, generate
+from charformer.sampling.scoring import Score, score
+from charformer.sampling.stopping import StopText
+
+if TYPE_CHECKING:
+    from charformer.sampling.onnx_engine import OnnxEngine
+    from charformer.sampling.speculation import Draft
+    from export.exporter import Export
+
+__all__ = ["Model", "SamplingOptions", "Score", "load"]
+
+DEFAULT_PRECISION = "int8"
+
+log = logging.getLogger("charformer")
+log.addHandler(logging.NullHandler())  # else Python prints warnings that nobody asked for
+
+
+class SamplingOptions(TypedDict):
+    """How characters are picked, and how many.
+
+    Attributes:
+        max_new_tokens: characters to make at most (default: 500).
+        temperature: 0 is greedy (default: 1.0).
+        top_k: pick among the so many likeliest characters; None or 0 among all (default).
+        top_p: pick among the likeliest that together have this probability; None or 1 among all (default).
+        seed: the same one gives the same text; None takes a new one (default).
+        stop: a text, or several, that ends a sample, and is not part of it (default: none).
+    """
+
+    max_new_tokens: NotRequired[int]
+    temperature: NotRequired[float]
+    top_k: NotRequired[int | None]
+    top_p: NotRequired[float | None]
+    seed: NotRequired[int | None]
+    stop: NotRequired[str | Sequence[str]]
+
+
+def check(options: SamplingOptions) -> tuple[SamplingConfig, list[str]]:
+    """Return how to pick characters, and the texts to stop at. Raises UserError for what means nothing."""
+    stop = options.get("stop", ())
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stops:
+        raise UserError("`stop` is an empty text, which is everywhere; leave it out")
+    given: dict[str, Any] = {name: value for name, value in options.items() if name != "stop" and value is not None}
+    return SamplingConfig(**({"seed": secrets.randbits(32)} | given)), stops
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, from a run's folder or a .onnx file; ``load`` makes one.
+
+    Attributes:
+        path: the folder or the file.
+        run: the folder of the run; None for a file alone.
+        weights: ``best`` or ``last``.
+        precision: ``float32`` or ``bfloat16`` on PyTorch; ``fp32``, ``fp16``, ``int8`` or ``int4`` on onnxruntime.
+        config: the shape of the model.
+        vocab: its characters.
+        new_engine: makes an engine with a context of its own.
+        draft: a table of guesses, for speculative sampling.
+    """
+
+    path: Path
+    run: RunDir | None
+    weights: str
+    precision: str
+    config: ModelConfig
+    vocab: Vocab
+    new_engine: Callable[[], Engine]
+    draft: "Draft | None" = None
+
+    def generate(self, prompt: str = "", **options: Unpack[SamplingOptions]) -> str:
+        """Return a text that continues ``prompt``, without it; an empty prompt means a newline.
+
+        Raises UserError for options that mean nothing, and for characters that the model does not know.
+        """
+        return "".join(self.stream(prompt, **options))
+
+    def stream(self, prompt: str = "", **options: Unpack[SamplingOptions]) -> Iterator[str]:
+        """Return what ``generate`` does in pieces, as they are made: mostly a character each, none of them empty."""
+        return (pieces[0] for pieces in self.stream_batch(prompt, 1, **options) if pieces[0])
+
+    def generate_batch(self, prompt: str, num_samples: int, **options: Unpack[SamplingOptions]) -> list[str]:
+        """Return several texts that continue ``prompt``, which are made together."""
+        texts = [""] * num_samples
+        for pieces in self.stream_batch(prompt, num_samples, **options):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts
+
+    def stream_batch(
+        self, prompt: str, num_samples: int, **options: Unpack[SamplingOptions]
+    ) -> Iterator[tuple[str, ...]]:
+        """Return the pieces of several texts, (num_samples,) at each step, of which some may be empty."""
+        if num_samples < 1:
+            raise UserError(f"`num_samples` is {num_samples}; it must be 1 or more")
+        config, stops = check(options)
+        steps = self._steps(encode_prompt(self.vocab, prompt), num_samples, config)
+        return self._pieces(steps, [StopText(stops) for _ in range(num_samples)])
+
+    def _steps(self, ids: Ids, num_samples: int, config: SamplingConfig) -> Iterator[Ids]:
+        """Return the next ids of all samples, (num_samples,), step by step."""
+        engine = self.new_engine()
+        if self.draft is None or num_samples > 1:
+            return generate(engine, ids, num_samples, config)
+        from charformer.sampling.onnx_engine import OnnxEngine
+        from charformer.sampling.speculation import speculate
+
+        assert isinstance(engine, OnnxEngine), "others cannot forget"
+        return speculate(engine, self.draft, ids, config)
+
+    def _pieces(self, steps: Iterable[Ids], texts: list[StopText]) -> Iterator[tuple[str, ...]]:
+        for ids in steps:
+            yield tuple(text.push(character) for text, character in zip(texts, self.vocab.decode(ids), strict=True))
+            if all(text.is_reached for text in texts):
+                return
+        yield tuple(text.finish() for text in texts)
+
+    def score(self, text: str, prompt: str = "") -> Score:
+        """Return what each character of ``text`` costs behind ``prompt`` and the characters before it.
+
+        ``Score`` has the mean in nats and in bits, the perplexity, and the nats of each character. Raises UserError for
+        characters that the model does not know.
+        """
+        before, ids = encode_prompt(self.vocab, prompt), self.vocab.encode(universal_newlines(text))
+        return score(self.new_engine(), np.concatenate([before, ids]), len(before), self.config.block_size)
+
+    def export(
+        self, out: str | Path, precision: str = DEFAULT_PRECISION, portable: bool = False, data: str | None = None
+    ) -> "Export":
+        """Write the model to a .onnx file, checked against its checkpoint; return how the two compare.
+
+        Args:
+            out: where to write; a file of that name is replaced once the new one has passed.
+            precision: of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
+            portable: keep to standard operators, which are slower here, for other runtimes.
+            data: the text to check the file on and to make its table of guesses from: a file or a name; by default the
+                one that the run was trained on.
+
+        Raises:
+            UserError: when the model came from a .onnx file, or the file cannot be written or is not what the
+                checkpoint is.
+        """
+        if self.run is None:
+            raise UserError(f"{self.path} is an export already; load the folder of its run to export it anew")
+        return _export(self.run, Path(out), precision, portable, data, self.weights)
+
+
+def load(
+    path: str | Path,
+    *,
+    engine: Literal["auto", "torch", "onnx"] = "auto",
+    weights: Literal["best", "last"] = "best",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    provider: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+    speculative: bool = True,
+) -> Model:
+    """Return the model of a run's folder or of a .onnx file.
+
+    Args:
+        path: the folder or the file.
+        engine: ``torch``; ``onnx``, which takes a run's model.onnx and exports it first where it is missing or out of
+            date; or ``auto``: ``onnx`` for a file, and for a folder where PyTorch is not installed.
+        weights: those that were best on validation, or those that the training saved last.
+        device: of PyTorch; ``auto`` takes a GPU where there is one.
+        dtype: of the weights on PyTorch.
+        provider: of onnxruntime; ``auto`` takes a GPU for a 16-bit file.
+        threads: of the processor; PyTorch's are the whole process's. None takes the engine's default.
+        speculative: let onnxruntime check several guesses in one run where one text is made; in 8 and 4 bits the text
+            of a seed is another one without.
+
+    Raises:
+        UserError: when there is no model, its files are damaged, or an engine or a device is not there.
+    """
+    path = Path(path)
+    _require("engine", engine, ("auto", "torch", "onnx"))
+    _require("weights", weights, WEIGHTS)
+    _require("device", device, ("auto", "cpu", "cuda"))
+    _require("dtype", dtype, ("float32", "bfloat16"))
+    _require("provider", provider, ("auto", "cpu", "cuda"))
+    is_file = path.suffix == ".onnx" or path.is_file()
+    has_torch = importlib.util.find_spec("torch") is not None
+    if is_file:
+        if engine == "torch" or weights == "last":
+            raise UserError(f"{path} is one file for onnxruntime; `engine` torch and `weights` last are for a run")
+        return _onnx_model(path, None, _open(path, threads, provider), weights, speculative)
+    if engine == "onnx" or (engine == "auto" and not has_torch):
+        run = RunDir(path)
+        return _onnx_model(path, run, _up_to_date(run, weights, threads, provider), weights, speculative)
+    if not has_torch:
+        raise UserError("`engine` torch needs PyTorch, which is not installed; `engine` onnx does without")
+    return _torch_model(path, weights, device, dtype, threads)
+
+
+def _require(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"`{name}` is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _torch_model(path: Path, weights: str, device: str, dtype: str, threads: int | None) -> Model:
+    run = RunDir(path)
+    run.read_config()  # before PyTorch, which takes seconds
+    import torch
+
+    from charformer.device import choose_device
+    from charformer.runs.checkpoint import load_model
+    from charformer.sampling.torch_engine import TorchEngine
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, vocab = load_model(run, weights)
+    ngram = run.read_ngram(model.config)
+    place, kind = choose_device(device), getattr(torch, dtype)
+    return Model(
+        path, run, weights, dtype, model.config, vocab, new_engine=lambda: TorchEngine(model, place, kind, ngram)
+    )
+
+
+def _onnx_model(path: Path, run: RunDir | None, engine: "OnnxEngine", weights: str, speculative: bool) -> Model:
+    found = engine.description
+    draft = found.draft if speculative else None
+    return Model(path, run, weights, found.precision, found.config, found.vocab, engine.sibling, draft)
+
+
+def _open(path: Path, threads: int | None, provider: str) -> "OnnxEngine":
+    from charformer.sampling.onnx_engine import OnnxEngine
+
+    return OnnxEngine(path, threads, provider)
+
+
+def _up_to_date(run: RunDir, weights: str, threads: int | None, provider: str) -> "OnnxEngine":
+    """Return an engine on the run's model.onnx, exported first unless it is there and of these weights."""
+    from charformer.sampling.onnx_format import OutdatedError
+
+    sha256 = run.weights_sha256(weights)
+    precision, portable = "fp16" if provider == "cuda" else DEFAULT_PRECISION, False
+    reason = "there is no such file yet"
+    if run.onnx.exists():
+        try:
+            engine = _open(run.onnx, threads, provider)
+            found = engine.description
+            if found.weights_sha256 == sha256:
+                return engine
+            precision, portable = found.precision, found.portable
+            reason = "the run has other weights by now" if weights == "best" else "it is not of the last weights"
+        except OutdatedError as error:
+            precision, portable = error.precision, error.portable
+            reason = "an earlier version wrote it"
+    log.info("exporting %s: %s", run.onnx, reason)
+    _export(run, run.onnx, precision, portable, None, weights)
+    return _open(run.onnx, threads, provider)
+
+
+def _export(run: RunDir, out: Path, precision: str, portable: bool, data: str | None, weights: str) -> "Export":
+    from charformer.sampling.onnx_format import PRECISIONS
+    from export.exporter import export  # onnx takes a while, and most sampling does without
+
+    _require("precision", precision, PRECISIONS)
+    corpus = corpora.load(data) if data is not None else recall(run.read_section("corpus"))
+    if corpus is None:
+        source = run.read_section("corpus").get("source")
+        log.warning("%s is not there, so %s is checked on random characters and cannot guess ahead", source, out)
+    done = export(run, out, precision, portable, corpus, weights)
+    found = done.comparison
+    size, kind = f"{done.bytes / 1e6:,.2f} MB", f"{precision}{', portable' if portable else ''}"
+    log.info("%s: %s, %s; a logit is off by %.1e at most", out, kind, size, found.max_logit_error)
+    if done.costs_too_much:
+        log.warning("%s costs %.4f nats a character", precision, found.loss - found.checkpoint_loss)
+    return done
