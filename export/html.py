@@ -56,6 +56,13 @@ def check_page(out: Path, precision: str, portable: bool) -> None:
         raise UserError(f"{out} is no file; --html takes the name of one")
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for the page")
+    if out.exists() and not _is_html(out):
+        raise UserError(f"{out} is there and no page; take another --html")
+
+
+def _is_html(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(100).lower().startswith(b"<!doctype html")
 
 
 def write_page(run: RunDir, done: Export, out: Path) -> Page:
@@ -129,8 +136,13 @@ def _description(run: RunDir, description: Description) -> dict[str, Any]:
         "codePoints": description.vocab.to_dict()["code_points"],
         "draft": guesses,
         "ngram": counted,
-        "losses": [{key: row[name] for key, name in LOSSES.items()} for row in run.read_metrics()],
+        "losses": [{key: row[name] for key, name in LOSSES.items()} for row in _evaluations(run)],
     }
+
+
+def _evaluations(run: RunDir) -> list[dict[str, Any]]:
+    """The rows of the run's metrics whose numbers JSON can hold: a training that diverged has others too."""
+    return [row for row in run.read_metrics() if all(math.isfinite(row[name]) for name in LOSSES.values())]
 
 
 def _parameters(config: ModelConfig) -> int:
@@ -148,7 +160,8 @@ def _lead(config: ModelConfig) -> str:
 def _facts(run: RunDir, description: Description, done: Export) -> str:
     """Rows of the page's list."""
     values, corpus, config = run.read_config(), run.read_section("corpus"), description.config
-    facts = {"Text": f"{corpus.get('name')}, {corpus.get('characters', 0):,} characters"}
+    length = corpus.get("characters")
+    facts = {"Text": f"{corpus.get('name')}" + (f", {length:,} characters" if isinstance(length, int) else "")}
     if values.get("preset"):
         facts["Preset"] = f"{values['preset']}"
     if values.get("stage") == "finetune":
@@ -160,7 +173,7 @@ def _facts(run: RunDir, description: Description, done: Export) -> str:
     if description.ngram is not None:
         facts["Counts"] = f"{len(description.ngram):,} n-grams of up to {description.ngram.order + 1} characters"
     facts["Parameters"] = f"{_parameters(config):,}"
-    if rows := run.read_metrics():
+    if rows := _evaluations(run):
         best = min(rows, key=lambda row: row["val_loss"])
         facts["Trained"] = f"{best['step']:,} steps, {best['characters']:,} characters"
         facts["Validation"] = f"{best['val_loss']:.3f} nats a character, estimated"

@@ -109,6 +109,27 @@ def test_what_cannot_be_made_is_said_before_the_work(
         assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / "m.html"), *flags]) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "letter.txt").write_text("Dear", encoding="utf-8")
+    assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / "letter.txt")]) == 2
+    assert "is there and no page" in capsys.readouterr().err
+    assert (tmp_path / "letter.txt").read_text("utf-8") == "Dear"
+
+
+def test_a_run_that_diverged_or_says_little(trained_run: Path, tmp_path: Path) -> None:
+    copy = RunDir(tmp_path / "run")
+    shutil.copytree(trained_run, copy.path)
+    values = json.loads(copy.config.read_text("utf-8"))
+    values["corpus"] = {"name": 3, "characters": "many"}
+    del values["preset"], values["stage"]
+    copy.config.write_text(json.dumps(values), encoding="utf-8")
+    rows = copy.read_metrics()
+    rows[1]["val_loss"] = float("nan")
+    copy.write_metrics(rows)
+    for _ in range(2):  # the second replaces the first
+        assert command.main(["--run", str(copy.path), "--html", str(tmp_path / "m.html")]) == 0
+    page = (tmp_path / "m.html").read_text("utf-8")
+    assert [row["step"] for row in json.loads(element(page, "description"))["losses"]] == [0, 40]
+    assert "<dt>Text</dt><dd>3</dd>" in page
 
 
 def test_json_has_the_sizes(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
