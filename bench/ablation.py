@@ -2,7 +2,7 @@
 
     python -m bench.ablation --preset nano        each ingredient of nano, some twenty minutes on two cores
 
-Every variant takes the preset's whole course with the same seed and the same batches. Its loss is that of the best
+Every variant takes the preset's whole pretraining with the same seed and the same batches. Its loss is that of the best
 weights over the whole validation split; its sampling speed that of the exported 8-bit model, all variants in turn.
 """
 
@@ -109,11 +109,11 @@ def variants(preset: Preset) -> dict[str, dict[str, Any]]:
 
 def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
     """``preset`` with other values for fields of its model and its pretraining."""
-    model, course = (
+    model, training = (
         {item.name: value for item in fields(config) if (value := changes.get(item.name)) is not None}
         for config in (ModelConfig, TrainConfig)
     )
-    return replace(preset, model=replace(preset.model, **model), pretrain=replace(preset.pretrain, **course))
+    return replace(preset, model=replace(preset.model, **model), pretrain=replace(preset.pretrain, **training))
 
 
 def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:

@@ -151,17 +151,18 @@ def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
 def _open(args: argparse.Namespace, preset: str, number: int, corpus: Corpus, place: Place) -> TrainingSession:
     """Return a session of the preset's pretraining with its seed + ``number``, at its start or where it was stopped.
 
-    Raises UserError for a run there that took another course.
+    Raises UserError for a run there that was trained otherwise.
     """
-    course = PRESETS[preset].pretrain
-    changes = {"max_steps": args.steps, "eval_interval": args.eval_interval, "seed": course.seed + number}
-    course = replace(course, **{name: value for name, value in changes.items() if value is not None})
-    run = RunDir(args.runs / f"{preset}-{course.seed}")
+    train_config = PRESETS[preset].pretrain
+    changes = {"max_steps": args.steps, "eval_interval": args.eval_interval, "seed": train_config.seed + number}
+    train_config = replace(train_config, **{name: value for name, value in changes.items() if value is not None})
+    run = RunDir(args.runs / f"{preset}-{train_config.seed}")
     if not run.state.is_file():
-        session = prepare_pretrain(run, PRESETS[preset].model, course, preset, corpus, place)
+        session = prepare_pretrain(run, PRESETS[preset].model, train_config, preset, corpus, place)
     else:
         record = RunRecord.read(run)
-        if (record.preset, record.training, record.machine) != (preset, course, describe(place.device, place.dtype)):
+        asked = (preset, train_config, describe(place.device, place.dtype))
+        if (record.preset, record.training, record.machine) != asked:
             raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
         session = prepare_resume(run, record, {}, corpus, place)
     session.open()

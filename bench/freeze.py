@@ -3,7 +3,7 @@
     python -m bench.freeze --json bench/results/freeze.json
 
 Each variant is a `charformer-train` in a process of its own. Runs that are there already are resumed, so that a
-stopped bench goes on where it was.
+stopped bench continues where it was.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: list[str]) -> dict[str, Any]:
-    """Train, or finish, one variant; returns its row. Raises UserError for a run there that took another course."""
+    """Train, or finish, one variant; returns its row. Raises UserError for a run there that was trained otherwise."""
     began = run.state.is_file()
     command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
     if began:
@@ -69,8 +69,8 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
             raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
         command.append("--resume")
     else:
-        course = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
-        command += [*flags, *course, "--overwrite"]
+        given = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
+        command += [*flags, *given, "--overwrite"]
     summary = results.run_process(command)
     return results.training_row(
         run,

@@ -82,8 +82,8 @@ def curves(result: dict[str, Any]) -> list[Curve]:
 
 def baseline_curve() -> Curve:
     """Return what the baseline's page shows of its pretraining, at the characters that its code spends on a step."""
-    course = PRESETS["baseline-as-coded"]
-    characters = course.pretrain.batch_size * course.model.block_size
+    preset = PRESETS["baseline-as-coded"]
+    characters = preset.pretrain.batch_size * preset.model.block_size
     points = PUBLISHED["pretrain", "none"].items()
     line = [{"characters": step * characters, "val_loss": validation} for step, (_, validation) in points]
     return "the baseline's page, steps as coded", "baseline", line

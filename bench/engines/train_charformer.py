@@ -24,15 +24,15 @@ class CharformerEngine:
 
     def __init__(self, variant: Variant, corpus: Corpus, device: torch.device) -> None:
         keep_freed_memory()
-        course = PRESETS[variant.preset].pretrain.to_dict() | {"batch_size": variant.batch_size, "eval_batches": 1}
-        self._course = TrainConfig.from_dict(course)
+        values = PRESETS[variant.preset].pretrain.to_dict() | {"batch_size": variant.batch_size, "eval_batches": 1}
+        self._config = TrainConfig.from_dict(values)
         model = GPT(variant.model)
         freeze(model, variant.freeze)
         vocab = Vocab.of(corpus.alphabet)
         vocab = vocab.extended(map(chr, range(PRIVATE_USE, PRIVATE_USE + variant.model.vocab_size - len(vocab))))
         nowhere = RunDir(Path("never written"))
         dtype = DTYPES[variant.precision]
-        self._trainer = Trainer(model.to(device), vocab, corpus, self._course, nowhere, device, dtype)
+        self._trainer = Trainer(model.to(device), vocab, corpus, self._config, nowhere, device, dtype)
         self.model: nn.Module = model
         train_mode(model)
 
@@ -51,7 +51,7 @@ class CharformerEngine:
         return self._trainer.forward_backward_update(*batch)
 
     def update(self) -> None:
-        self._trainer.optimizer.set_learning_rate(self._course.learning_rate)
+        self._trainer.optimizer.set_learning_rate(self._config.learning_rate)
         self._trainer.update()
         self._trainer.counters.step += 1  # which the next batch follows
 

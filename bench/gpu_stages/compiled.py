@@ -10,7 +10,7 @@ from kernels import backend
 
 def run(visit: Visit) -> Stage:
     """Yield a row for each; the first steps, which compile, are timed apart."""
-    corpus = corpora.load(str(visit.data))
+    corpus = corpora.load(visit.data)
     shown = []
     for name in ("nanogpt-like", "charformer", "charformer, PyTorch's ops"):
         engine_name, ops = SUBJECTS[name]

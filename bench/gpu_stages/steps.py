@@ -33,7 +33,7 @@ TOP_KERNELS = 12
 
 def run(visit: Visit) -> Stage:
     """Yield a row for each preset, engine and way."""
-    corpus = corpora.load(str(visit.data))
+    corpus = corpora.load(visit.data)
     medians: dict[tuple[str, str, bool], float] = {}
     for preset in PRESETS_TIMED:
         for name, (engine_name, ops) in SUBJECTS.items():

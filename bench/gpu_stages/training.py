@@ -65,7 +65,7 @@ def start(visit: Visit, name: str, flags: list[str], environment: dict[str, str]
     """Start a training in a folder of its own, or continue it."""
     out = str(visit.out / "runs" / name.replace(" ", "-"))
     if "--resume" not in flags:
-        flags = [*flags, "--preset", "fast", "--data", str(visit.data), "--device", visit.device.type, "--overwrite"]
+        flags = [*flags, "--preset", "fast", "--data", visit.data, "--device", visit.device.type, "--overwrite"]
         flags += ["--ngram-order", "0"]
         flags += [] if visit.on_gpu else SMALL.split()
     command = [sys.executable, "-m", "charformer.commands.train", *flags, "--out", out, "--json"]

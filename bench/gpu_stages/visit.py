@@ -30,13 +30,13 @@ class Visit:
 
     Attributes:
         out: the folder of the results.
-        data: the text to train on.
+        data: the text to train on, a file or a name.
         seconds: that the stage may take; behind them it is ended.
     """
 
     device: torch.device
     out: Path
-    data: Path
+    data: str
     seconds: float
     began: float = field(default_factory=time.monotonic)
 

@@ -18,7 +18,7 @@ def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
     """Return what answers "STAGE SECONDS" with {line, rows}, behind the stage's result file."""
 
     def answer(stage: str, seconds: str) -> dict[str, Any]:
-        visit = Visit(torch.device(device), Path(out), Path(data), float(seconds))
+        visit = Visit(torch.device(device), Path(out), data, float(seconds))
         rows: list[Row] = []
         facts: dict[str, Any] = {"status": "unfinished"}
 

@@ -12,21 +12,20 @@ import json
 import os
 import signal
 import sys
-from contextlib import redirect_stdout
 
 
 def main() -> None:
     """Build the engine, then answer each line of stdin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench answers a Ctrl-C, and ends its workers
     module, options = sys.argv[1:]
-    answers = sys.stdout
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # for what an engine prints
-        try:
-            handle = importlib.import_module(module).handler(**json.loads(options))
-            for line in sys.stdin:
-                print(json.dumps(handle(*line.split())), file=answers, flush=True)
-        except Exception as error:
-            print(json.dumps({"error": in_short(error)}), file=answers, flush=True)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what an engine prints, or a process that it starts
+    try:
+        handle = importlib.import_module(module).handler(**json.loads(options))
+        for line in sys.stdin:
+            print(json.dumps(handle(*line.split())), file=answers, flush=True)
+    except Exception as error:
+        print(json.dumps({"error": in_short(error)}), file=answers, flush=True)
 
 
 def in_short(error: Exception) -> str:

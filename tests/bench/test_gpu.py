@@ -85,7 +85,8 @@ def test_a_stage_that_fails_keeps_its_rows_and_says_where(tmp_path: Path) -> Non
 
 
 def test_a_worker_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "slow.py").write_text("import time\ndef handler(): return lambda: time.sleep(60)\n", "utf-8")
+    code = "import os, time\ndef handler(): os.system('echo no answer'); return lambda: time.sleep(60)\n"
+    (tmp_path / "slow.py").write_text(code, "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     began = time.monotonic()
     with Worker("slow", {}) as slow, pytest.raises(WorkerError, match="took longer than 1 s"):
@@ -133,7 +134,7 @@ def test_the_nanogpt_like_model_looks_back_alone_and_learns(text_file: Path) -> 
 
 
 def test_a_stage_reads_what_an_earlier_one_found(tmp_path: Path) -> None:
-    here = Visit(CPU, tmp_path, tmp_path, 10.0)
+    here = Visit(CPU, tmp_path, "text.txt", 10.0)
     assert here.found("facts", "ceilings") == {}
     (tmp_path / "facts.json").write_text(
         json.dumps({"rows": [{"part": "card"}, {"part": "ceilings", "x": 1}]}), "utf-8"

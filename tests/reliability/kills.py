@@ -1,4 +1,4 @@
-"""Kill a training at random moments; see that its folder survives, and that it goes on as if nothing had happened.
+"""Kill a training at random moments; see that its folder survives, and that it continues as if nothing had happened.
 
     python -m tests.reliability.kills --count 200 --json bench/results/kills.json
 
@@ -35,8 +35,8 @@ from charformer.runs.folder import RunDir
 from charformer.runs.tensors import read_tensors
 from kernels.checks.cli import positive, writable_file
 
-COURSE = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --dropout 0.1 --attention-dropout 0.1"
-COURSE += " --steps 24 --eval-interval 4 --save-interval 3 --eval-batches 1 --dtype float32 --preset nano"
+FLAGS = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --dropout 0.1 --attention-dropout 0.1"
+FLAGS += " --steps 24 --eval-interval 4 --save-interval 3 --eval-batches 1 --dtype float32 --preset nano"
 OPERATIONS = ("open", "os.rename", "os.remove")
 BEHIND = 0.002  # seconds within which a kill follows its file operation
 
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         os.environ["XDG_CACHE_HOME"] = str(home / "cache")
         data = home / "text.txt"
         data.write_text(sources.python_docs()[:20_000], encoding="utf-8", newline="")
-        flags = [*COURSE.split(), "--data", str(data)]
+        flags = [*FLAGS.split(), "--data", str(data)]
         _finish(flags, home / "warm")  # fills the cache of encoded texts
         began = time.monotonic()
         operations = _finish(flags, home / "whole")
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     ]
     _print(kinds)
     if args.json:
-        config = {"count": args.count, "seed": args.seed, "course": COURSE, "file_operations": operations}
+        config = {"count": args.count, "seed": args.seed, "course": FLAGS, "file_operations": operations}
         results.write_result(args.json, results.result("kills", config, rows))
     fine = {"identical", "nothing saved", "ended before"}
     return int(any(set(found) - fine for found in kinds.values()))
