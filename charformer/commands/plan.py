@@ -12,6 +12,7 @@ from charformer.training.session import TrainingSession
 from charformer.ui.console import PlainConsole, duration, progress_bar
 
 MIB = 2**20
+USEFUL_BATCH = 4096  # sequences; nobody asks for more of them in a step
 
 
 def show_plan(args: argparse.Namespace, session: TrainingSession, console: PlainConsole) -> int:
@@ -55,8 +56,10 @@ def _lines(content: dict[str, Any], preset: str, text: str, about: str) -> dict[
     if content["fits"] is not None:
         verdict = "fits" if content["fits"] else "does not fit"
         most = content["largest_batch"]
-        hint = f"--batch-size {most:,} is the most that does" if most else "not even one sequence does"
-        lines["here"] = f"{verdict} into the {content['available_bytes'] / 2**30:.1f} GiB that are there; {hint}"
+        hint = f"; --batch-size {most:,} is the most that does" if most else "; not even one sequence does"
+        if content["fits"] and most > USEFUL_BATCH:
+            hint = ""
+        lines["here"] = f"{verdict} into the {content['available_bytes'] / 2**30:.1f} GiB that are there{hint}"
     cards = [f"{size}: {_card(most, batch)}" for size, most in content["largest_batch_on_card"].items()]
     lines["on a GPU"] = f"in bfloat16, computed: {'; '.join(cards)}"
     if content["chars_per_second"] is not None:

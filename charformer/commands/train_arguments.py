@@ -98,6 +98,13 @@ def build_parser() -> Parser:
         help="of matrix products; auto takes bfloat16 where the processor has it (default: auto)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
+    parser.add_argument(
+        "--score-characters",
+        type=int,
+        default=2_000_000,
+        metavar="N",
+        help="of a longer validation split, score a subset of about N characters at the end (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="find the operation whose gradient is nan first; slow"
@@ -145,6 +152,8 @@ def check(args: argparse.Namespace, world: World) -> None:
         raise UserError("--plan is for a training that has not begun, by one process; leave out --resume and torchrun")
     if args.validation is not None and (args.validation_share is not None or args.validation_split):
         raise UserError("--validation names a text of its own; leave out --validation-share and --validation-split")
+    if args.score_characters < 1:
+        raise UserError(f"--score-characters is {args.score_characters}; it must be at least 1")
     if args.resume:
         _check_resume(args)
         return

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 import shlex
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -35,15 +37,16 @@ from charformer.sampling import sampler
 from charformer.training.distributed import ProcessLostError, World
 from charformer.training.session import (
     Place,
+    Result,
     TrainingSession,
     is_begun,
     prepare_finetune,
     prepare_pretrain,
     prepare_resume,
 )
-from charformer.training.signals import stop_signals
+from charformer.training.signals import StoppedError, stop_signals
 from charformer.ui.console import PlainConsole, printable, progress_bar
-from charformer.ui.training_display import TrainingDisplay
+from charformer.ui.training_display import PLAIN_SECONDS, TrainingDisplay
 from kernels import backend
 
 CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
@@ -228,14 +231,14 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
             "the weights that are kept are those of the start. Likely causes: too high a --learning-rate, too short a "
             "text, or an end of it that is unlike the rest (--validation-split blocks)"
         )
-    with progress_bar(console) as on_progress:
-        result = session.finish(lambda done, total: on_progress("scoring the validation split", done, total))
+    result = _finish(args, session, console, notices)
     console.rule("sample")
     console.print(printable(result.sample.strip("\n")))
     console.rule()
     trainable, frozen = count_parameters(session.model)
     summary = {
         "val_loss": result.val_loss,
+        "scored_characters": result.scored_characters,
         **{key: vars(counters)[key] for key in ("best_step", "characters", "train_seconds", "eval_seconds")},
         "compile_seconds": trainer.compile_seconds,
         "steps": counters.step,
@@ -249,6 +252,32 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _finish(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> Result:
+    """Score the best weights, which a signal cuts short, and let them write a sample."""
+    trainer = session.trainer
+    said = time.monotonic()
+
+    def leave(_: str) -> None:
+        notices.print("the training is complete and saved; it is left without a score")
+
+    with stop_signals(leave, is_patient=trainer.world.is_launched) as stop, progress_bar(console) as show:
+        console.print(
+            f"scoring the best weights, those of step {trainer.counters.best_step:,}, on "
+            f"{trainer.scored_characters(args.score_characters):,} characters of the validation split"
+        )
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal said
+            if stop:
+                raise StoppedError
+            show("scoring the validation split", done, total)
+            if not console.is_interactive and time.monotonic() - said >= PLAIN_SECONDS:
+                said = time.monotonic()
+                console.print(f"scored {done:,} of {total:,} characters")
+
+        return session.finish(on_progress, args.score_characters)
 
 
 def _announce(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> None:
@@ -293,9 +322,14 @@ def _rescued(session: TrainingSession) -> str:
 def _print_summary(summary: dict[str, Any], session: TrainingSession, console: PlainConsole) -> None:
     run = session.run
     seconds = f"{summary['train_seconds']:.1f} s for {summary['characters']:,} characters"
+    loss, scored = summary["val_loss"], summary["scored_characters"]
+    score = "not scored"
+    if loss is not None:
+        is_whole = scored == session.trainer.scored_characters(None)
+        score = f"{loss:.4f} nats, {loss / math.log(2):.3f} bits a character, "
+        score += "whole split" if is_whole else f"{scored:,} characters of the split"
     lines = {
-        "validation loss": f"{summary['val_loss']:.4f} nats a character, whole split, best weights "
-        f"(step {summary['best_step']:,})",
+        "validation loss": f"{score}, best weights (step {summary['best_step']:,})",
         "fine-tuning" if session.record.stage == "finetune" else "training": f"{seconds}, and "
         f"{summary['eval_seconds']:.1f} s of evaluation on the way",
         "curves": str(run.plot),

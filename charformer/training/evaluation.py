@@ -107,16 +107,24 @@ class Evaluator:
         pieces = [(np.zeros(1, np.int64), self._model.config.block_size)]
         return self._mean("train", pieces, self._dtype, ONE_PROCESS)
 
-    def whole_loss(self, on_progress: Callable[[int, int], None]) -> float:
-        """Over all of the validation split, in windows of ``block_size``, by this process alone.
-
-        In float32 whatever the run's dtype, so that it is the same on every machine, to rounding.
-        """
+    def score_pieces(self, most: int | None) -> list[tuple[NDArray[np.int64], int]]:
+        """Return the windows that ``whole_loss`` takes: the starts of those of each length, and that length."""
         length, characters = self._model.config.block_size, len(self._splits["validation"])
-        starts = np.arange(0, characters - length, length)
+        if most is not None and characters - 1 > most:
+            count = max(1, most // length)
+            places = np.arange(count) + np.random.default_rng(0).random(count)
+            return [((places * ((characters - length) / count)).astype(np.int64), length)]
         rest = (characters - 1) % length
         tail = [(np.array([characters - 1 - rest]), rest)] if rest else []
-        return self._mean("validation", [(starts, length), *tail], torch.float32, ONE_PROCESS, on_progress)
+        return [(np.arange(0, characters - length, length), length), *tail]
+
+    def whole_loss(self, on_progress: Callable[[int, int], None], most: int | None = None) -> float:
+        """Over all of the validation split, in windows of ``block_size``, by this process alone.
+
+        In float32 whatever the run's dtype, so that it is the same on every machine, to rounding. Of a split of more
+        than ``most`` characters a fixed subset of about as many is taken, one window at a random place of each stratum.
+        """
+        return self._mean("validation", self.score_pieces(most), torch.float32, ONE_PROCESS, on_progress)
 
     @torch.inference_mode()
     def _mean(
@@ -132,7 +140,7 @@ class Evaluator:
         ids, batch_size = self._splits[split], self._config.batch_size // world.size
         was_training = self._model.training
         self._model.eval()
-        total, characters = 0.0, 0
+        total, characters, wanted = 0.0, 0, sum(len(starts) * length for starts, length in pieces)
         for starts, length in pieces:
             for first in range(world.rank * batch_size, len(starts), world.size * batch_size):
                 part = starts[first : first + batch_size]
@@ -147,7 +155,7 @@ class Evaluator:
                         logits = self._model.logits(*kept[first])
                 total += float(mean_loss(logits, batch)) * len(part) * length
                 characters += len(part) * length
-                on_progress(characters, len(ids) - 1)
+                on_progress(characters, wanted)
         self._model.train(was_training)
         sums = world.all_reduce_sum(torch.tensor([total, float(characters)], dtype=torch.float64))
         return float(sums[0] / sums[1])

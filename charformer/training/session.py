@@ -8,6 +8,7 @@ import logging
 import platform
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.kernel_check import check_kernels
 from charformer.training.prior import Tables, choose_tables, recall_tables
+from charformer.training.signals import StoppedError
 from charformer.training.trainer import Trainer
 from charformer.ui.plots import Rows, plot_losses
 
@@ -57,9 +59,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Result:
-    """The loss of the best weights over the whole validation split, and a text that they wrote."""
+    """The loss of the best weights over the validation split, and a text that they wrote.
 
-    val_loss: float
+    Attributes:
+        scored_characters: that the loss is the mean over; None, like the loss, where the scoring was stopped.
+    """
+
+    val_loss: float | None
+    scored_characters: int | None
     sample: str
 
 
@@ -181,13 +188,17 @@ class TrainingSession:
         trainer.join_saves()
         return self.run
 
-    def finish(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> Result:
+    def finish(self, on_progress: Callable[[int, int], None] = lambda *_: None, most: int | None = None) -> Result:
         """Score the best weights, which the model then holds, and write a sample of theirs to sample.txt.
 
         The sample is a function of the weights, the run's prompt and its seed. ``on_progress`` is called with the
-        characters scored so far and in all.
+        characters scored so far and in all, and may raise StoppedError. Of a validation split of more than ``most``
+        characters a fixed subset is scored.
         """
-        val_loss = self.trainer.whole_validation_loss(on_progress)
+        val_loss: float | None = None
+        with suppress(StoppedError):
+            val_loss = self.trainer.whole_validation_loss(on_progress, most)
+        scored = None if val_loss is None else self.trainer.scored_characters(most)
         ids = sampler.encode_prompt(self.vocab, self.record.prompt)
         config = sampler.SamplingConfig(max_new_tokens=SAMPLE_CHARACTERS, seed=self.record.training.seed)
         prior = self.trainer.prior
@@ -195,7 +206,7 @@ class TrainingSession:
         new_ids = sampler.generate(engine, ids, 1, config)
         text = self.vocab.decode(np.concatenate([ids, *new_ids]))
         write_text(self.run.sample, text)
-        return Result(val_loss, text)
+        return Result(val_loss, scored, text)
 
     def plot(self) -> None:
         """Draw loss.png: the losses of this run and, of a fine-tune, those of the run that it came from."""

@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
+class StoppedError(Exception):
+    """Somebody asked to stop what is under way."""
+
+
 class StopRequest:
     """Whether a training should stop after its step, and the number of the signal that asked for it first."""
 

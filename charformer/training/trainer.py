@@ -348,13 +348,20 @@ class Trainer:
         """Return the mean loss over at most ``eval_batches`` batches of windows, the same ones each time."""
         return self._evaluator.subset_loss(split)
 
-    def whole_validation_loss(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> float:
+    def whole_validation_loss(
+        self, on_progress: Callable[[int, int], None] = lambda *_: None, most: int | None = None
+    ) -> float:
         """Return the loss of the best weights over all of the validation split, in float32 whatever the run's dtype.
 
-        ``on_progress`` is called with the characters so far and in all.
+        Of a split of more than ``most`` characters, over a fixed subset. ``on_progress`` is called with the characters
+        so far and in all.
         """
         checkpoint.load_weights(self.run, self.model)
-        return self._evaluator.whole_loss(on_progress)
+        return self._evaluator.whole_loss(on_progress, most)
+
+    def scored_characters(self, most: int | None) -> int:
+        """Return over how many characters ``whole_validation_loss`` is the mean."""
+        return sum(len(starts) * length for starts, length in self._evaluator.score_pieces(most))
 
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):

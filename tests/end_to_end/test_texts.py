@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -98,3 +99,26 @@ def test_without_standard_streams(text_file: Path, tmp_path: Path) -> None:
     assert corpus_of(done.stdout)["name"] == "standard input"
     assert os.listdir(tmp_path) == ["runs"]  # noqa: PTH208
     assert sample.main(["--run", str(tmp_path / "runs" / "pretrain"), "--max-new-tokens", "3"]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_cuts_the_score_short(name: str, english: str, tmp_path: Path) -> None:
+    (tmp_path / "long").write_text(english * 100, encoding="utf-8")
+    command = [sys.executable, "-m", "charformer.commands.train", "--data", "long", *SHORT]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("scoring"):
+                break
+        process.send_signal(getattr(signal, name))
+        summary = json.loads(process.stdout.read().splitlines()[-1])
+        said = process.stderr.read()
+    assert process.returncode == 0
+    assert said == "the training is complete and saved; it is left without a score\n"
+    assert (summary["val_loss"], summary["scored_characters"], summary["steps"]) == (None, None, 3)
+    assert (tmp_path / "runs" / "pretrain" / "sample.txt").is_file()

@@ -141,3 +141,16 @@ def test_a_subset_that_is_too_large_is_not_kept(text_file: Path, monkeypatch: py
         first = len(counted)
         evaluator.subset_loss("train")
         assert (len(counted) == first) == kept
+
+
+def test_a_long_split_is_scored_on_a_fixed_subset(text_file: Path) -> None:
+    evaluator = evaluator_of(frozen_model(text_file, "none"), text_file)
+    seen: list[tuple[int, int]] = []
+    whole = evaluator.whole_loss(lambda *_: None)
+    part = evaluator.whole_loss(lambda *counts: seen.append(counts), most=2000)
+    assert seen[-1] == (2000, 2000)
+    assert part == evaluator.whole_loss(lambda *_: None, most=2000) != whole
+    assert part == pytest.approx(whole, abs=0.02)
+    assert evaluator.whole_loss(lambda *_: None, most=1_000_000) == whole
+    ((starts, length),) = evaluator.score_pieces(2000)
+    assert (starts[0] < 40, starts[-1] > 3900, length) == (True, True, 20)
