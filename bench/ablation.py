@@ -38,6 +38,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "a start from zero (PyTorch's)": {"zero_init": 0},
     "the rate's fall (constant)": {"decay_fraction": 0.0},
     "weight decay": {"weight_decay": 0.0},
+    "the n-gram prior": {"ngram_order": 0},
 }
 
 
@@ -100,7 +101,7 @@ def variants(preset: Preset) -> dict[str, dict[str, Any]]:
     found = {
         name: changes
         for name, changes in WITHOUT.items()
-        if not changes or any(values[field] != value for field, value in changes.items())
+        if not changes or any(values.get(field, 0) != value for field, value in changes.items())
     }
     if len(found) == 1:
         raise UserError("this preset has none of the ingredients; choose another --preset")

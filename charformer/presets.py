@@ -34,13 +34,13 @@ PRESETS: dict[str, Preset] = {
     "baseline": _baseline(batch_size=32, block_size=384),
     "baseline-as-coded": _baseline(batch_size=34, block_size=128),
     "nano": Preset(
-        replace(_MODERN, n_layer=4, n_head=4, n_embd=256),
-        pretrain=replace(_MUON, max_steps=780, eval_interval=156, zero_init=1),
+        replace(_MODERN, n_layer=2, n_head=4, n_embd=256, ngram_order=7),
+        pretrain=replace(_MUON, learning_rate=6e-3, max_steps=450, eval_interval=90, zero_init=1),
         finetune=_FINETUNE,
     ),
     "fast": Preset(
-        _MODERN,
-        pretrain=replace(_MUON, max_steps=560, eval_interval=140, zero_init=1),
+        replace(_MODERN, ngram_order=7),
+        pretrain=replace(_MUON, max_steps=300, eval_interval=75, zero_init=1),
         finetune=_FINETUNE,
     ),
     "best": Preset(

@@ -17,6 +17,7 @@ from charformer.data import sources
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "24", "--batch-size", "8"]
+TINY += ["--ngram-order", "0"]  # tests of the n-gram prior make their own runs
 
 
 @pytest.fixture(autouse=True)

@@ -154,7 +154,7 @@ class PriorRows:
     ) -> None:
         self.tables = tables
         self._splits = {"train": corpus.train, "validation": corpus.validation}
-        self._to_vocab = corpus.table(vocab)
+        self.to_vocab = corpus.table(vocab)
         self._order = max(1, longest_context(order, len(vocab)))
         self._device = device
         self._fold_ends = np.array([end for _, end in fold_bounds(len(corpus.train), len(tables.folds))])
@@ -199,7 +199,7 @@ class PriorRows:
         starts = np.linspace(0, len(ids) - length - 1, min(SCORED // length, len(ids) // length)).astype(np.int64)
         places = starts[:, None] + np.arange(length)
         rows = self._looked_up("train", places, np.zeros_like(places))
-        targets = self._to_vocab[ids[places + 1]][..., None]
+        targets = self.to_vocab[ids[places + 1]][..., None]
         return -float(np.log(np.take_along_axis(rows, targets, axis=2), dtype=np.float64).mean())
 
     def bytes(self) -> int:
@@ -212,7 +212,7 @@ class PriorRows:
         """Return the characters up to each of ``places`` and from ``first`` on, (places.size, K); -1 where none is."""
         ids = self._splits[split]
         wanted = places.reshape(-1, 1) + np.arange(1 - self._order, 1)
-        characters = self._to_vocab[ids[np.maximum(wanted, 0)]]
+        characters = self.to_vocab[ids[np.maximum(wanted, 0)]]
         return np.where(wanted < first.reshape(-1, 1), -1, characters)
 
     def _looked_up(self, split: str, places: Positions, first: Positions) -> NDArray[np.float32]:

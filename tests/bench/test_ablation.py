@@ -17,7 +17,7 @@ def test_each_ingredient_is_left_out_of_the_same_course(
     assert ablation.main([*flags, "--json", str(tmp_path / "r.json")]) == 0
     rows = results.read_result(tmp_path / "r.json")["rows"]
     assert [row["changes"] for row in rows] == [{}, {"rope_base": 0.0}, {"relu_power": 1}]
-    assert len({row["val_loss"] for row in rows}) == 3
+    assert len({row["curve"][-1]["val_loss"] for row in rows}) == 3
     assert all(row["characters"] == 4 * 8 * 256 and row["sampling"]["chars_per_second"]["p50"] > 0 for row in rows)
     assert "each ingredient left out" in capsys.readouterr().out
 
