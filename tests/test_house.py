@@ -23,6 +23,7 @@ ORDER = [
         "charformer.config",
         "charformer.packages",
         "charformer.presets",
+        "charformer.threads",
     ],
     ["charformer.device"],
     ["charformer.data", "charformer.model"],
@@ -36,8 +37,8 @@ ORDER = [
 # Rooms on one line that must not know of each other.
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
-    "api config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files packages "
-    "presets model.rotary runs.folder runs.listing runs.lock runs.metrics runs.tensors "
+    "api threads config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files "
+    "packages presets model.rotary runs.folder runs.listing runs.lock runs.metrics runs.tensors "
     "sampling.engine sampling.onnx_engine sampling.onnx_format "
     "sampling.sampler sampling.scoring sampling.speculation sampling.stopping "
     "training.distributed training.signals ui.console ui.plots "

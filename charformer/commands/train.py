@@ -4,6 +4,7 @@ import argparse
 
 from charformer.commands.common import execute
 from charformer.commands.train_arguments import build_parser, check
+from charformer.threads import LoadProbe
 from charformer.training.distributed import ProcessLostError, connected_world
 
 
@@ -16,9 +17,10 @@ def _run(args: argparse.Namespace) -> int:
     with connected_world() as world:
         try:
             world.main_first(lambda: check(args, world))
+            load = LoadProbe()
             from charformer.commands.train_run import run_training  # PyTorch takes seconds: mistakes are said before
 
-            return run_training(args, world)
+            return run_training(args, world, load)
         except ProcessLostError:
             if world.is_main:
                 raise

@@ -14,6 +14,7 @@ from charformer.training.distributed import World
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
 DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
+MAX_THREADS = 1024
 MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
 TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
 
@@ -97,6 +98,13 @@ def build_parser() -> Parser:
         default="auto",
         help="of matrix products; auto takes bfloat16 where the processor has it (default: auto)",
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="processor threads (default: a thread for each processor that other programs leave idle; of a resumed run: "
+        "what it began with, so that it continues bit for bit)",
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
     parser.add_argument(
         "--score-characters",
@@ -148,6 +156,8 @@ def source_folder(args: argparse.Namespace) -> RunDir:
 
 def check(args: argparse.Namespace, world: World) -> None:
     """Refuse what cannot work, before anything takes time. Raises UserError."""
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise UserError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
     if args.plan and (args.resume or world.is_launched):
         raise UserError("--plan is for a training that has not begun, by one process; leave out --resume and torchrun")
     if args.validation is not None and (args.validation_share is not None or args.validation_split):

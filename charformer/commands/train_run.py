@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import time
 from contextlib import ExitStack, suppress
@@ -34,6 +35,7 @@ from charformer.runs.folder import RunDir
 from charformer.runs.lock import locked
 from charformer.runs.record import RunRecord
 from charformer.sampling import sampler
+from charformer.threads import LoadProbe
 from charformer.training.distributed import ProcessLostError, World
 from charformer.training.session import (
     Place,
@@ -52,29 +54,36 @@ from kernels import backend
 CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
 
 
-def run_training(args: argparse.Namespace, world: World) -> int:
+def run_training(args: argparse.Namespace, world: World, load: LoadProbe) -> int:
     """Train as ``args`` say, in one process of ``world``; return the exit code.
+
+    ``load`` has measured what other programs take of the processors since the command began.
 
     Raises ProcessLostError where another process has failed.
     """
     console, notices = PlainConsole(quiet=not world.is_main), PlainConsole(stderr=True, quiet=not world.is_main)
     with logs_to(notices), ExitStack() as held:
         if args.plan:
-            return show_plan(args, _prepare(args, world, console, notices), console)
-        session = world.main_first(lambda: _open(args, world, held, console, notices))
+            return show_plan(args, _prepare(args, world, load, console, notices), console)
+        session = world.main_first(lambda: _open(args, world, load, held, console, notices))
         code = _train(args, session, console, notices) if world.is_main else _follow(args, session, notices)
         world.barrier()
         return code
 
 
 def _open(
-    args: argparse.Namespace, world: World, held: ExitStack, console: PlainConsole, notices: PlainConsole
+    args: argparse.Namespace,
+    world: World,
+    load: LoadProbe,
+    held: ExitStack,
+    console: PlainConsole,
+    notices: PlainConsole,
 ) -> TrainingSession:
     """Lock the folder until ``held`` ends, prepare the session, and open it."""
     run = folder(args)
     if world.is_main:
         held.enter_context(locked(run))
-    session = _prepare(args, world, console, notices)
+    session = _prepare(args, world, load, console, notices)
     gpus = torch.cuda.device_count() if session.trainer.device.type == "cuda" else None
     world.check(session.record.training.batch_size, gpus)
     machine.keep_freed_memory()
@@ -87,14 +96,18 @@ def _open(
     return session
 
 
-def _prepare(args: argparse.Namespace, world: World, console: PlainConsole, notices: PlainConsole) -> TrainingSession:
+def _prepare(
+    args: argparse.Namespace, world: World, load: LoadProbe, console: PlainConsole, notices: PlainConsole
+) -> TrainingSession:
     """Load the text, and make or load the model."""
     stage, run, changes = stage_of(args), folder(args), given(args, TRAIN_FIELDS)
     if args.resume:
         record = RunRecord.read(run)
+        _choose_threads(args, load, record.machine.get("threads"), notices)
         place = _place(args, world, str(record.machine.get("device")), str(record.machine.get("dtype")))
         session = prepare_resume(run, record, changes, _load_again(args, record.corpus, console, notices), place)
     else:
+        _choose_threads(args, load, None, notices)
         place = _place(args, world, "auto", "auto")
         source = source_folder(args)
         preset = args.preset or (_preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[place.device.type])
@@ -109,6 +122,24 @@ def _prepare(args: argparse.Namespace, world: World, console: PlainConsole, noti
         sampler.encode_prompt(session.vocab, args.prompt)  # now, not at the end of a long training
         session.record.prompt = args.prompt
     return session
+
+
+def _choose_threads(args: argparse.Namespace, load: LoadProbe, recorded: object, notices: PlainConsole) -> None:
+    """Compute with as many threads as are asked for, as the run began with, or as the load of the machine leaves.
+
+    Sums depend on them to rounding, so a run keeps what it began with.
+    """
+    most = torch.get_num_threads()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    elif isinstance(recorded, int) and 1 <= recorded <= (os.cpu_count() or 1):
+        torch.set_num_threads(recorded)
+    elif "OMP_NUM_THREADS" not in os.environ and (threads := load.threads(most)) < most:
+        torch.set_num_threads(threads)
+        notices.print(
+            f"note: other programs keep processors busy, so this trains with {threads} of {most} threads; "
+            f"--threads {most} takes all"
+        )
 
 
 def _place(args: argparse.Namespace, world: World, device_name: str, dtype_name: str) -> Place:
