@@ -102,7 +102,7 @@ def build_parser() -> Parser:
         "--threads",
         type=int,
         metavar="N",
-        help="processor threads (default: a thread for each processor that other programs leave idle; of a resumed run: "
+        help="processor threads (default: one for each processor that other programs leave idle; of a resumed run: "
         "what it began with, so that it continues bit for bit)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
