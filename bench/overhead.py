@@ -31,6 +31,7 @@ from charformer.training.trainer import PhaseName, Trainer
 from charformer.ui.training_display import TrainingDisplay
 
 PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
+TRAINING_FREEZES = [freeze for freeze in FREEZES if freeze != "all"]  # which takes no step
 PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; the others are a step's
 ASIDE = ("data", "evaluation", "display")  # of a training, what its share is asked of
 
@@ -54,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
             source = Path(folder) / preset
             flags = ["--preset", preset, "--device", "cpu", "--out", str(source), "--data", args.pretrain_data]
             rows.append(_measure(RunDir(source), [*flags, *_steps(args)]))
-            for freeze in FREEZES:
+            for freeze in TRAINING_FREEZES:
                 run = RunDir(source.with_name(f"{preset}-{freeze}"))
                 flags = ["--stage", "finetune", "--device", "cpu", "--init-from", str(source), "--out", str(run.path)]
                 flags += ["--freeze", freeze] if freeze != "none" else []

@@ -14,9 +14,9 @@ def bench(name: str, *arguments: str) -> str:
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
+def text(english: str, tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text("to be or not to be that is the question\n" * 400, "utf-8")
+    path.write_text(english[:16_000], "utf-8")
     return path
 
 

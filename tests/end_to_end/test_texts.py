@@ -13,6 +13,7 @@ import pytest
 from charformer.commands import sample, train
 
 TINY = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--block-size", "8", "--batch-size", "4"]
+TINY += ["--ngram-order", "0"]
 SHORT = [*TINY, "--steps", "3", "--eval-interval", "3", "--json"]
 
 
