@@ -18,6 +18,7 @@ from charformer.files import make_folder, write_text
 from charformer.runs.folder import RunDir
 
 SCHEMA = 1
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # of the instructions that PyTorch and oneDNN may use
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 NOISY = 1.15  # between the slowest and the fastest turn of one variant, by their medians
 # What every row has; null where it does not apply.
@@ -46,6 +47,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": total_memory(torch.device("cpu")),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "os": platform.platform(),
+        "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
     }
 
 
