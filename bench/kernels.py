@@ -109,8 +109,8 @@ def check(case: Case, device: torch.device) -> float:
     Raises WrongResultError where ``kernels.checks.accuracy`` would complain.
     """
     rows = accuracy.measure(case, device)
-    for complaint in filter(None, map(accuracy.complaint, rows)):
-        raise WrongResultError(complaint)
+    for violation in filter(None, map(accuracy.violation, rows)):
+        raise WrongResultError(violation)
     return max(float(row["rms_error"]) for row in rows)
 
 

@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-LEAST_SECONDS = 0.2  # the system counts in hundredths of a second
+MIN_SECONDS = 0.2  # the system counts in hundredths of a second
 
 
 class LoadProbe:
@@ -24,7 +24,7 @@ class LoadProbe:
 
         It waits until some tenths of a second have passed since the creation.
         """
-        time.sleep(max(0.0, self._began + LEAST_SECONDS - time.perf_counter()))
+        time.sleep(max(0.0, self._began + MIN_SECONDS - time.perf_counter()))
         seconds = time.perf_counter() - self._began
         others = (_busy_seconds() - self._all) - (time.process_time() - self._own)
         idle = (os.cpu_count() or 1) - others / seconds

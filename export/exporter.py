@@ -17,13 +17,13 @@ from charformer.runs.tensors import Tensors
 from charformer.sampling.engine import Ids
 from charformer.sampling.onnx_engine import OnnxEngine
 from charformer.sampling.onnx_format import Description, sealed
-from charformer.sampling.speculation import MOST_CHARACTERS, Draft
+from charformer.sampling.speculation import MAX_CHARACTERS, Draft
 from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
 from export.verify import CHARACTERS, Comparison, compare, reference_logits
 
-MOST_LOGIT_ERROR = 1e-4  # of a fp32 file
-MOST_LOSS = 0.01  # nats a character that a smaller file may cost without a warning
+MAX_LOGIT_ERROR = 1e-4  # of a fp32 file
+MAX_LOSS = 0.01  # nats a character that a smaller file may cost without a warning
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Export:
     @property
     def costs_too_much(self) -> bool:
         """Whether the file's loss is worth a warning; that on random characters is not."""
-        return self.on_text and self.comparison.loss - self.comparison.checkpoint_loss > MOST_LOSS
+        return self.on_text and self.comparison.loss - self.comparison.checkpoint_loss > MAX_LOSS
 
 
 def export(
@@ -65,7 +65,7 @@ def export(
             raise UserError(
                 f"{corpus.name} has characters that the run has not: {describe(unknown)}; take another text"
             )
-        draft = Draft.of(corpus.table(vocab)[corpus.train[:MOST_CHARACTERS]], len(vocab))
+        draft = Draft.of(corpus.table(vocab)[corpus.train[:MAX_CHARACTERS]], len(vocab))
     sha256 = joint_sha256(metadata["sha256"], table_sha256(ngram))
     description = Description(config, vocab, precision, portable, sha256, draft, ngram)
     with atomic_path(out) as temporary, np.errstate(all="ignore"):  # what overflows is found by the comparison
@@ -76,9 +76,9 @@ def export(
         comparison = compare(OnnxEngine(temporary), ids, wanted)
         if not math.isfinite(comparison.max_logit_error):
             raise UserError(f"{precision} is too coarse for these weights: logits overflow; take --precision fp32")
-        if precision == "fp32" and comparison.max_logit_error > MOST_LOGIT_ERROR:
+        if precision == "fp32" and comparison.max_logit_error > MAX_LOGIT_ERROR:
             raise UserError(
-                f"the file's logits are off by {comparison.max_logit_error:.1e}, more than {MOST_LOGIT_ERROR:.0e}; "
+                f"the file's logits are off by {comparison.max_logit_error:.1e}, more than {MAX_LOGIT_ERROR:.0e}; "
                 f"{out} was not written"
             )
         size = temporary.stat().st_size

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from charformer.config import ModelConfig
-from charformer.model.rotary import cache_turns
+from charformer.model.rotary import rotary_cache
 from charformer.runs.tensors import Tensors
 from charformer.sampling.onnx_format import padded_width
 from export.quantize import quantize
@@ -22,7 +22,7 @@ from export.quantize import quantize
 OPSET = 21  # the first with scales for blocks of a matrix
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
-MOST_SAFE = 64  # of 127: two products with 8-bit activations then fit the 16 bits in which older processors add them
+MAX_SAFE = 64  # of 127: two products with 8-bit activations then fit the 16 bits in which older processors add them
 EPSILON = 1e-5  # of PyTorch's layer norms
 
 
@@ -130,7 +130,7 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     rotation, rotates = [], dict[str, int]()
     if config.rope_base:
         missing = (padded - width) // 2
-        tables = zip(("cos", "sin"), cache_turns(config), strict=True)
+        tables = zip(("cos", "sin"), rotary_cache(config), strict=True)
         rotation = [g.constant(name, np.pad(table, ((0, 0), (0, missing)))) for name, table in tables]
         rotates = {"do_rotary": 1, "local_window_size": config.block_size}
     for layer in range(config.n_layer):
@@ -263,7 +263,7 @@ def _linear(
         return y if bias is None else g.node("Add", [y, g.constant(f"{name}.bias", bias)], f"{name}.sum")
     biases = ["", g.constant(f"{name}.bias", bias)] if bias is not None else []
     if bits == 8:
-        matrix = quantize(weight, inputs, MOST_SAFE)
+        matrix = quantize(weight, inputs, MAX_SAFE)
         parts = [
             g.constant(f"{name}.weight", matrix.columns(inputs)),
             g.constant(f"{name}.scales", matrix.scales[:, 0]),

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from charformer.config import ModelConfig
-from charformer.model.rotary import cache_turns
+from charformer.model.rotary import rotary_cache
 from charformer.runs.tensors import Tensors
 from export.graph import EPSILON, GraphBuilder, Precision, corrected, embedded, embedding, prior_input, relu
 from export.quantize import quantize
@@ -72,7 +72,7 @@ def _mask(g: GraphBuilder, config: ModelConfig, positions: str) -> str:
 
 def _rotation(g: GraphBuilder, config: ModelConfig, positions: str) -> list[str]:
     """Cosines and sines of the new characters' positions, (T, D / 2) each."""
-    tables = zip(("cos", "sin"), cache_turns(config), strict=True)
+    tables = zip(("cos", "sin"), rotary_cache(config), strict=True)
     return [embedding(g, table, positions, name) for name, table in tables]
 
 

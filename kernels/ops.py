@@ -95,7 +95,7 @@ def add_dropout_layer_norm(
     seed: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream and normalise the sum: the joint between two branches of a pre-LN block.
+    """Add a branch to the residual stream and normalise the sum, as between two branches of a pre-LN block.
 
     Args:
         residual, x: (..., C); ``x`` is the branch, dropped out with probability ``dropout_p`` before the sum. Under

@@ -8,7 +8,7 @@ import torch
 from bench.gpu_stages.compiling import preset_cases
 from bench.gpu_stages.visit import Stage, Visit
 from kernels import backend
-from kernels.checks.accuracy import GPU_PROCESSES, complaint, measure_apart
+from kernels.checks.accuracy import GPU_PROCESSES, measure_apart, violation
 from kernels.checks.cases import Case, cases
 from kernels.checks.workers import Failed, run_each
 
@@ -24,16 +24,16 @@ def run(visit: Visit) -> Stage:
         os.environ["TRITON_INTERPRET"] = "1"
         wanted = [Case("layer_norm", torch.bfloat16, 7, 35), Case("attention", torch.float32, 33, 16, 0.2)]
         processes = 1
-    complaints, count = [], 0
+    violations, count = [], 0
     for case, found in run_each(partial(measure_apart, device=visit.device.type), wanted, processes):
         if isinstance(found, Failed):
-            complaints.append(f"{case}: {found.reason}")
+            violations.append(f"{case}: {found.reason}")
             yield {"part": "accuracy", "op": case.op, "case": str(case), "error": found.reason}
         else:
-            complaints += filter(None, map(complaint, found))
+            violations += filter(None, map(violation, found))
             count += len(found)
             for row in found:
                 yield {"part": "accuracy", **row}
-    if complaints:
-        raise RuntimeError(f"{len(complaints)} complaints: {complaints[0]}")
+    if violations:
+        raise RuntimeError(f"{len(violations)} violations: {violations[0]}")
     return f"{count} results of {len(wanted)} calls are right, and the same twice"

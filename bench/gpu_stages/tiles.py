@@ -13,7 +13,7 @@ from bench.gpu_stages.timing import as_graph, cold_seconds
 from bench.gpu_stages.visit import Stage, Visit
 from bench.harness.results import percentiles
 from kernels import backend
-from kernels.checks.accuracy import complaint, measure
+from kernels.checks.accuracy import measure, violation
 from kernels.checks.cases import Case, make_inputs, op
 from kernels.checks.workers import Failed, run_each
 
@@ -60,10 +60,10 @@ def run(visit: Visit) -> Stage:
     ((_, rows),) = run_each(partial(checked, case=case, device=visit.device.type), [best], 1)
     if isinstance(rows, Failed):
         raise RuntimeError(f"with {best}: {rows.reason}")
-    complaints = list(filter(None, map(complaint, rows)))
-    yield {"part": "tiles", "trial": best, "fastest": True, "results": rows, "complaints": complaints}
-    if complaints:
-        raise RuntimeError(f"with {best}: {complaints[0]}")
+    violations = list(filter(None, map(violation, rows)))
+    yield {"part": "tiles", "trial": best, "fastest": True, "results": rows, "violations": violations}
+    if violations:
+        raise RuntimeError(f"with {best}: {violations[0]}")
     return f"fastest: {best or 'those of today'}; its results are right"
 
 

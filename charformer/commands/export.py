@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
             f"note: {run.read_section('corpus').get('source')} is not at hand, so the file is checked on random "
             "characters and has no table for speculative sampling; --data names a text"
         )
-    from export.exporter import MOST_LOSS, export  # onnx takes a while
+    from export.exporter import MAX_LOSS, export  # onnx takes a while
 
     precision = args.precision
     done = export(run, out, precision, args.portable, corpus, args.weights)
@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
         better = "fp32" if precision == "int8" else "int8"
         console.print(
             f"warning: {precision} costs {found.loss - found.checkpoint_loss:.4f} nats a character, more than "
-            f"{MOST_LOSS}; --precision {better} costs less"
+            f"{MAX_LOSS}; --precision {better} costs less"
         )
     if page is not None:
         from export.html import write_page

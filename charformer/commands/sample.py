@@ -21,8 +21,8 @@ from charformer.ui.console import PlainConsole, age, printable
 
 BETWEEN_SAMPLES = "\n---\n"
 RUNS_OWN = "\0"  # what --onnx means without a file; no file has that name
-MOST_THREADS = 1024
-MOST_SAMPLES = 1_000_000
+MAX_THREADS = 1024
+MAX_SAMPLES = 1_000_000
 
 EXAMPLES = """\
 examples:
@@ -121,10 +121,10 @@ def _parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if not 1 <= args.num_samples <= MOST_SAMPLES:
-        raise UserError(f"`num_samples` is {args.num_samples}; it must be from 1 to {MOST_SAMPLES:,}")
-    if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
-        raise UserError(f"`threads` is {args.threads}; it must be from 1 to {MOST_THREADS}")
+    if not 1 <= args.num_samples <= MAX_SAMPLES:
+        raise UserError(f"`num_samples` is {args.num_samples}; it must be from 1 to {MAX_SAMPLES:,}")
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise UserError(f"`threads` is {args.threads}; it must be from 1 to {MAX_THREADS}")
     if args.onnx == "":
         raise UserError("`onnx` was given an empty name; leave it out to take the run's model.onnx")
     if args.interactive and (args.json or args.num_samples > 1):

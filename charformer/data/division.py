@@ -10,7 +10,7 @@ from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.files import atomic_path
 
-MOST_BLOCKS = 20
+MAX_BLOCKS = 20
 BLOCK_CHARACTERS = 4096  # at least, where the text is long enough for two such blocks
 COUNTED = 100_000  # characters of each tenth of a text, to see how the tenths differ
 UNLIKE = 0.15  # total variation by which a tail differs from the rest beyond what tenths of the text usually do
@@ -62,7 +62,7 @@ def _blocks_last(corpus: Corpus, share: float) -> Ids:
     block that validates, and all of these come last."""
     characters = len(corpus.ids)
     held = characters - int((1 - share) * characters)
-    count = max(1, min(MOST_BLOCKS, held // 2, max(2, held // BLOCK_CHARACTERS)))
+    count = max(1, min(MAX_BLOCKS, held // 2, max(2, held // BLOCK_CHARACTERS)))
     ends = np.linspace(0, characters, count + 1).astype(int)[1:]
     sizes = np.diff(np.linspace(0, held, count + 1).astype(int))
     starts = np.concatenate([[0], ends[:-1]])

@@ -36,13 +36,13 @@ from charformer.errors import UserError
 
 Rows = NDArray[np.float32]
 
-MOST_CHARACTERS = 8192  # distinct, for which rows of probabilities are kept dense
+MAX_CHARACTERS = 8192  # distinct, for which rows of probabilities are kept dense
 LONGEST = 8  # characters of context
 FLOOR = 1e-12  # of a probability, whose logarithm is asked for
 BACKOFF_STEPS = 65535
 SHARE_STEPS = 16  # an octave
 DENSE_CELLS = 1 << 18  # of the rows of the shortest contexts, which are made once
-MOST_KEPT = 1 << 22  # cells of rows that a lookup of one context at a time keeps
+MAX_KEPT = 1 << 22  # cells of rows that a lookup of one context at a time keeps
 ARRAYS = {
     "characters": np.uint16,
     "children": np.uint16,
@@ -57,7 +57,7 @@ class NgramTable:
     """Probabilities of the next character behind up to ``order`` others; the module's text describes the arrays.
 
     Args:
-        vocab_size: V, at most ``MOST_CHARACTERS``.
+        vocab_size: V, at most ``MAX_CHARACTERS``.
         arrays: those of ``ARRAYS``, by name.
 
     Raises:
@@ -119,7 +119,7 @@ class NgramTable:
     def row(self, text: list[int]) -> Rows:
         """Return the probabilities behind one context, (V,) float32, as ``rows`` does; must not be written to.
 
-        ``text`` may be longer than ``order``. What was computed is kept, up to ``MOST_KEPT`` cells, for the next time.
+        ``text`` may be longer than ``order``. What was computed is kept, up to ``MAX_KEPT`` cells, for the next time.
         """
         context, path = 0, [0]
         for character in reversed(text[-self.order :] if self.order else []):
@@ -136,7 +136,7 @@ class NgramTable:
             row = row * self._backoffs[context]
             row[self._following[entries]] += self._shares[entries]
             self._kept[context] = row
-        if len(self._kept) * self.vocab_size > MOST_KEPT or len(self._children) > MOST_KEPT:
+        if len(self._kept) * self.vocab_size > MAX_KEPT or len(self._children) > MAX_KEPT:
             self._kept.clear()
             self._children.clear()
         return np.maximum(row, np.float32(FLOOR))
@@ -215,8 +215,8 @@ class NgramTable:
 
 def _check(vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise UserError unless the arrays have the right types and sizes, and their numbers point inside them."""
-    if not 1 <= vocab_size <= MOST_CHARACTERS:
-        raise UserError(f"an n-gram table takes 1 to {MOST_CHARACTERS:,} distinct characters, not {vocab_size:,}")
+    if not 1 <= vocab_size <= MAX_CHARACTERS:
+        raise UserError(f"an n-gram table takes 1 to {MAX_CHARACTERS:,} distinct characters, not {vocab_size:,}")
     types = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
     if types != {name: (np.dtype(kind), 1) for name, kind in ARRAYS.items()}:
         raise UserError("the n-gram table does not have the arrays of one")

@@ -16,7 +16,7 @@ Keys = NDArray[np.int64]
 DISCOUNTS = (0.5, 0.6, 0.8, 0.85, 0.9, 0.92, 0.95, 0.95, 0.95)  # by the length of the context
 PIECE = 1 << 22  # characters that are counted at once
 MIN_GAIN = 0.25  # nats over the whole text, for which a context is worth its place
-MOST_NGRAMS = 1 << 21  # distinct ones of the longest context that are kept of a text
+MAX_NGRAMS = 1 << 21  # distinct ones of the longest context that are kept of a text
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def count(
     vocab_size: int,
     order: int,
     table: NDArray[np.int64] | None = None,
-    most: int = MOST_NGRAMS,
+    most: int = MAX_NGRAMS,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Counts:
     """Count the strings of ``order`` + 1 characters of a text, in pieces.

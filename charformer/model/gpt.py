@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from charformer.config import ModelConfig
 from charformer.model.ngram_prior import NgramPrior
-from charformer.model.rotary import cache_turns, turns
+from charformer.model.rotary import rotary_cache, rotary_tables
 from kernels import ops
 from kernels.reference import rotate
 
@@ -48,7 +48,7 @@ class Rotary(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        cos, sin = cache_turns(config)
+        cos, sin = rotary_cache(config)
         self._config = config
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
@@ -63,7 +63,8 @@ class Rotary(nn.Module):
         kept = cache.block_size - 1
         moved = slice(cache.length - kept, cache.length)
         cos, sin = (
-            torch.from_numpy(table).to(cache.keys) for table in turns(self._config, np.array(cache.length - kept))
+            torch.from_numpy(table).to(cache.keys)
+            for table in rotary_tables(self._config, np.array(cache.length - kept))
         )
         cache.keys[..., :kept, :] = rotate(cache.keys[..., moved, :], cos, -sin)
         cache.values[..., :kept, :] = cache.values[..., moved, :].clone()
@@ -134,7 +135,7 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """Attention and MLP; each joint, the sum and the layer norm behind it, is one op, so it may span two blocks."""
+    """Attention and MLP; each sum and the layer norm behind it are one op, so it may span two blocks."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Rotary positions (Su et al. 2021): pairs of channels, half a head apart, turned by an angle for each position.
+"""Rotary positions (Su et al. 2021): pairs of channels, half a head apart, rotated by an angle for each position.
 
-A score depends on how far apart a query and a key are. So a cache may move its keys to other slots, if each is turned
+A score depends on how far apart a query and a key are. So a cache may move its keys to other slots, if each is rotated
 by as much as it moves.
 """
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from charformer.config import ModelConfig
 
 
-def turns(config: ModelConfig, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines, (..., D / 2) each, by which ``positions`` (...) turn the pairs of a head."""
+def rotary_tables(config: ModelConfig, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the cosines and sines, (..., D / 2) each, that rotate the pairs of a head at ``positions``, (...)."""
     pairs = config.n_embd // config.n_head // 2
     angles = positions[..., None] * config.rope_base ** (-np.arange(pairs) / pairs)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def cache_turns(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Those of a cache's slots, (cache_size, D / 2) each."""
-    return turns(config, np.arange(config.cache_size))
+def rotary_cache(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the tables of the slots of a cache, (cache_size, D / 2) each."""
+    return rotary_tables(config, np.arange(config.cache_size))
 
 
-def turned_back(keys: NDArray[np.floating], config: ModelConfig, slots: int) -> NDArray[np.floating]:
-    """Keys (..., T, D) as they are ``slots`` slots earlier; D may be padded with zeros behind each half."""
+def rotate_back(keys: NDArray[np.floating], config: ModelConfig, slots: int) -> NDArray[np.floating]:
+    """Return keys, (..., T, D), as they are ``slots`` slots earlier; D may be padded with zeros behind each half."""
     missing = keys.shape[-1] // 2 - config.n_embd // config.n_head // 2
-    cos, sin = (np.pad(table, (0, missing)) for table in turns(config, np.array(slots)))
+    cos, sin = (np.pad(table, (0, missing)) for table in rotary_tables(config, np.array(slots)))
     a, b = np.split(keys.astype(np.float32), 2, axis=-1)
     return np.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1).astype(keys.dtype)

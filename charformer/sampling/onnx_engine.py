@@ -16,7 +16,7 @@ import onnxruntime as ort
 from charformer.config import ModelConfig
 from charformer.data.ngram import Rows
 from charformer.errors import UserError
-from charformer.model.rotary import turned_back
+from charformer.model.rotary import rotate_back
 from charformer.sampling.engine import Ids, Logits
 from charformer.sampling.onnx_format import Description, OutdatedError, padded_width, read_metadata, unsealed
 from charformer.sampling.prior import GrowingPrior
@@ -179,7 +179,7 @@ class SharedCache:
         for name, array in self._arrays.items():
             buffer = self._buffers[name]
             last = (array if self.device == "cpu" else buffer.numpy())[:, :, length - kept : length]
-            array[:, :, :kept] = turned_back(last, self._config, length - kept) if name.startswith("keys") else last
+            array[:, :, :kept] = rotate_back(last, self._config, length - kept) if name.startswith("keys") else last
             if self.device != "cpu":
                 buffer.update_inplace(array)
 
@@ -258,7 +258,7 @@ class GrowingCache:
         first = length - (self._config.block_size - 1)
         for name, array in self._past.items():
             last = array[:, :, first:length]
-            self._past[name] = turned_back(last, self._config, first) if name.startswith("past_keys") else last
+            self._past[name] = rotate_back(last, self._config, first) if name.startswith("past_keys") else last
 
 
 def _pasts(session: ort.InferenceSession) -> list[Any]:

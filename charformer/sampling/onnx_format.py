@@ -19,7 +19,7 @@ from charformer.sampling.speculation import Draft
 
 FORMAT = 2
 PRIOR_FORMAT = 3  # of a model with an n-gram prior, which version 2 knows nothing of
-MOST_TABLE = 1 << 28  # bytes of its table
+MAX_TABLE = 1 << 28  # bytes of its table
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 # A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
@@ -186,7 +186,7 @@ def _table_to_text(table: NgramTable) -> str:
 def _table_from_text(text: str, config: ModelConfig) -> NgramTable:
     """Return the table that ``_table_to_text`` wrote. Raises UserError or ValueError for anything else."""
     try:
-        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), MOST_TABLE)
+        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), MAX_TABLE)
         arrays = safetensors.numpy.load(content)
     except (zlib.error, safetensors.SafetensorError) as error:
         raise ValueError(f"no n-gram table: {error}") from error

@@ -21,7 +21,7 @@ PROPOSALS = 4  # in 8 bits five rows cost the model less than one and a half tim
 ORDER = 3  # characters of context: more predict the text better, and the model's choice worse (docs/lab/sampling.md)
 ORDER_BYTES = 1 << 20  # of rows for each length of context; the most frequent ones are kept
 STEPS_PER_NAT = 24  # of the 8-bit log-probabilities
-MOST_CHARACTERS = 2_000_000  # of a text that are worth counting
+MAX_CHARACTERS = 2_000_000  # of a text that are worth counting
 
 
 class RewindableEngine(Engine, Protocol):

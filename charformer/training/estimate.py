@@ -19,7 +19,7 @@ from kernels.cpu import attention as cpu_attention
 PROBE_SECONDS = 10.0
 PASSING = 7  # tensors of the MLP's width that a step works with beside what it keeps, at the most that was measured
 WARM_STEPS = 2
-LEAST_STEPS = 3
+MIN_STEPS = 3
 RESERVE = {
     "cpu": 600 * 2**20,
     "cuda": 700 * 2**20,
@@ -118,7 +118,7 @@ def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[f
     config = trainer.config
     taken: list[float] = []
     began = time.perf_counter()
-    while len(taken) < WARM_STEPS + LEAST_STEPS or time.perf_counter() - began < seconds:
+    while len(taken) < WARM_STEPS + MIN_STEPS or time.perf_counter() - began < seconds:
         started = time.perf_counter()
         float(trainer.train_step(config.learning_rate))  # waits for a GPU
         taken.append(time.perf_counter() - started)

@@ -22,7 +22,7 @@ Split = Literal["train", "validation"]
 Kept = dict[int, tuple[Tensor, Tensor | None]]
 """By the number of a batch's first window: what the trunk makes of the batch, and its rows of an n-gram prior."""
 
-MOST_KEPT = 64 * 2**20  # bytes of a frozen trunk's results
+MAX_KEPT = 64 * 2**20  # bytes of a frozen trunk's results
 
 
 def mean_loss(logits: Tensor, windows: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Evaluator:
         }
         cells = model.config.n_embd + (model.config.vocab_size if prior else 0)
         streams = 4 * length * cells * sum(map(len, self._starts.values()))
-        keeps = is_trunk_frozen(model) and streams <= MOST_KEPT
+        keeps = is_trunk_frozen(model) and streams <= MAX_KEPT
         self._kept: dict[str, Kept] | None = {split: {} for split in self._splits} if keeps else None
 
     def subset_loss(self, split: Split) -> float:

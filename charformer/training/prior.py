@@ -15,14 +15,14 @@ from torch import Tensor
 
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
-from charformer.data.ngram import MOST_CHARACTERS, NgramTable
+from charformer.data.ngram import MAX_CHARACTERS, NgramTable
 from charformer.data.ngram_counts import Counts, build, count, fold_bounds, leave_one_out, longest_context, merged
 from charformer.data.recall import recall
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 
-MOST_ON_DEVICE = 2 << 30  # bytes of rows that a GPU keeps
+MAX_ON_DEVICE = 2 << 30  # bytes of rows that a GPU keeps
 ROWS_AT_ONCE = 1 << 14
 SCORED = 1 << 15  # characters by which tables of a fine-tune are compared
 
@@ -74,10 +74,10 @@ def choose_tables(
     They are those of the new text, those of both texts where that of ``source`` is there to be counted again, and else
     the table that ``source`` has. Raises UserError for more characters than a prior takes.
     """
-    if len(vocab) > MOST_CHARACTERS:
+    if len(vocab) > MAX_CHARACTERS:
         raise UserError(
             f"both texts together have {len(vocab):,} distinct characters, and an n-gram prior takes up to "
-            f"{MOST_CHARACTERS:,}; pretrain with --ngram-order 0"
+            f"{MAX_CHARACTERS:,}; pretrain with --ngram-order 0"
         )
     began = time.perf_counter()
     choices = {"new": count_tables(corpus, vocab, model, training)}
@@ -242,7 +242,7 @@ class PriorRows:
             distinct, first, inverse = np.unique(found, return_index=True, return_inverse=True)
             numbers[places] = count + inverse
             count += len(distinct)
-            if 2 * count * vocab_size > MOST_ON_DEVICE:
+            if 2 * count * vocab_size > MAX_ON_DEVICE:
                 return
             for part in np.array_split(places[first], max(1, len(first) // ROWS_AT_ONCE)):
                 rows = table.rows(self._contexts("train", part, np.zeros_like(part)))

@@ -18,7 +18,7 @@ import torch
 from charformer import __version__
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
-from charformer.data.ngram import MOST_CHARACTERS
+from charformer.data.ngram import MAX_CHARACTERS
 from charformer.data.vocab import Vocab
 from charformer.device import describe
 from charformer.errors import UserError
@@ -226,11 +226,11 @@ def prepare_pretrain(
     advice = f"choose a `block_size` of at most {longest}, or a longer text" if longest > 0 else "take a longer text"
     corpus.require(shape.block_size, advice)
     vocab = Vocab.of(corpus.alphabet)
-    if shape.ngram_order and len(vocab) > MOST_CHARACTERS:
+    if shape.ngram_order and len(vocab) > MAX_CHARACTERS:
         log.warning(
             "training without an n-gram prior: the text has %s distinct characters, and a prior takes up to %s",
             f"{len(vocab):,}",
-            f"{MOST_CHARACTERS:,}",
+            f"{MAX_CHARACTERS:,}",
         )
         shape = replace(shape, ngram_order=0)
     torch.manual_seed(training.seed)

@@ -76,7 +76,7 @@ def unwritten_is_nan() -> Iterator[None]:
         settings.fill_uninitialized_memory = before[1]
 
 
-def complaint(row: dict[str, Any]) -> str | None:
+def violation(row: dict[str, Any]) -> str | None:
     """Return what is wrong with a row; None if nothing is. NaN is always wrong."""
     dtype = getattr(torch, row["dtype"])
     rms_limit = max(2 * row["pytorch_rms_error"], ROUNDING[dtype])
@@ -108,7 +108,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for key in dict.fromkeys((row["op"], row["dtype"], row["result"]) for row in rows):
         group = [row for row in rows if (row["op"], row["dtype"], row["result"]) == key]
         worst = [f"{max(row[name] for row in group):.1e}" for name in ("error", "rms_error", "pytorch_rms_error")]
-        table.add_row(*key, *worst, style="red" if any(map(complaint, group)) else None)
+        table.add_row(*key, *worst, style="red" if any(map(violation, group)) else None)
     return table
 
 
@@ -142,22 +142,22 @@ def main(arguments: list[str] | None = None) -> int:
     everything = list(cases())
     measured = run_each(partial(measure_apart, device=options.device), everything, options.jobs)
     rows: list[dict[str, Any]] = []
-    complaints = []
+    violations = []
     for case, found in track(measured, "measuring", len(everything), console=console):
         if isinstance(found, Failed):
-            complaints.append(f"{case}: {found.reason}")
+            violations.append(f"{case}: {found.reason}")
         else:
             rows += found
-    complaints += filter(None, map(complaint, rows))
+    violations += filter(None, map(violation, rows))
     order = {str(case): number for number, case in enumerate(everything)}
     rows.sort(key=lambda row: order[row["case"]])
     where = torch.cuda.get_device_name() if device.type == "cuda" else "Triton's interpreter"
     if options.json:
         write_json(options.json, where, rows)
     Console().print(_table(rows))
-    print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)
-    print(f"{len(rows)} results on {where}, {len(complaints)} complaints")
-    return bool(complaints)
+    print(*violations, sep="\n", end="\n" if violations else "", file=sys.stderr)
+    print(f"{len(rows)} results on {where}, {len(violations)} violations")
+    return bool(violations)
 
 
 def measure_apart(case: Case, device: str) -> list[dict[str, Any]]:

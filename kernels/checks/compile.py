@@ -168,7 +168,7 @@ def blocks_per_sm(architecture: Architecture, registers: int, shared: int, num_w
     return min(by_registers, by_shared, architecture.warps_per_sm // num_warps, architecture.blocks_per_sm)
 
 
-def complaints(row: dict[str, Any]) -> list[str]:
+def violations(row: dict[str, Any]) -> list[str]:
     """Return what the gate has against a kernel; nothing if it passes."""
     found = []
     if row["local_loads"] or row["local_stores"]:
@@ -209,7 +209,7 @@ def _table(rows: list[dict[str, Any]], card: str) -> Table:
         figures = [row["registers"], row["stack"], row["local_loads"] + row["local_stores"], row["shared"]]
         figures += [row["blocks_per_sm"], f"{row['occupancy']:.0%}", row["mma"], row["wide_loads"]]
         texts = map(str, [row["op"], row["kernel"], row["variant"], *figures, row["compile_seconds"]])
-        table.add_row(*texts, style="red" if complaints(row) else None)
+        table.add_row(*texts, style="red" if violations(row) else None)
     return table
 
 
@@ -239,9 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
         Console().print(_table([row for row in found if row["card"] == card], card))
     for row in found:
         where = f"{row['card']} {row['op']} {row['kernel']} {row['variant']}"
-        failures += [f"{where}: {complaint}" for complaint in complaints(row)]
+        failures += [f"{where}: {violation}" for violation in violations(row)]
     print(*failures, sep="\n", end="\n" if failures else "", file=sys.stderr)
-    print(f"{len(found)} kernels, {len(failures)} complaints")
+    print(f"{len(found)} kernels, {len(failures)} violations")
     return bool(failures)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from kernels.checks.accuracy import complaint, measure
+from kernels.checks.accuracy import measure, violation
 from kernels.checks.cases import Case
 
 
@@ -27,7 +27,7 @@ def failures(everything: Iterable[Case], device: torch.device) -> dict[str, str]
     found: dict[str, str] = {}
     for case in everything:
         try:
-            reason = next(filter(None, map(complaint, measure(case, device))), None)
+            reason = next(filter(None, map(violation, measure(case, device))), None)
         except Exception as error:  # whatever Triton, its compiler or the driver raise
             reason = _first_line(error)
             _check_alive(case, device, reason)

@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from triton.runtime import interpreter
 
 
-def mend() -> None:
+def patch() -> None:
     """Make bfloat16 what it is on a GPU, from here on."""
     builder = interpreter.InterpreterBuilder
     cast, dot = builder.cast_impl, builder.create_dot
     if cast.__module__ == __name__:
         return
 
-    def mended_cast(self: Any, source: Any, dtype: Any) -> Any:
+    def patched_cast(self: Any, source: Any, dtype: Any) -> Any:
         if source.dtype.scalar == tl.float32 and dtype.scalar == tl.bfloat16:
             return interpreter.TensorHandle(_round_to_bfloat16(source.data), tl.bfloat16)
         return cast(self, source, dtype)
 
-    def mended_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    def patched_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         if a.dtype.scalar == tl.bfloat16:
             a, b = (interpreter.TensorHandle(_from_bfloat16(x.data), tl.float32) for x in (a, b))
         return dot(self, a, b, *rest)
 
-    builder.cast_impl, builder.create_dot = mended_cast, mended_dot
+    builder.cast_impl, builder.create_dot = patched_cast, patched_dot
 
 
 def _from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from kernels.gpu.block_sizes import Tile
 from kernels.layouts import ALIGNMENT
 
 if backend.interpreted():
-    interpreter.mend()
+    interpreter.patch()
 
 
 class Kernel:

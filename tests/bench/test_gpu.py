@@ -59,7 +59,7 @@ def test_every_stage_rehearses_on_a_cpu(text_file: Path, tmp_path: Path) -> None
     assert contents["training"]["rows"][1]["killed"]
     assert {row["batch"] for row in contents["sampling"]["rows"]} == {1, 64}
     assert contents["compiling"]["rows"][0]["misses"] == 2
-    assert all(row["complaints"] == [] for row in contents["tiles"]["rows"] if row.get("fastest"))
+    assert all(row["violations"] == [] for row in contents["tiles"]["rows"] if row.get("fastest"))
     assert all("error" not in row for name in ("op_times", "compiled") for row in contents[name]["rows"])
 
 

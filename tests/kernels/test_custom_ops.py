@@ -32,16 +32,16 @@ def arguments() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "rotary backward": (custom_ops.rotary_backward, (q, k, v, random(9, 8), random(9, 8))),
         "layer_norm": (custom_ops.layer_norm, (x, weight, bias, 1e-5)),
         "layer_norm_backward": (custom_ops.layer_norm_backward, (y, x, weight, mean, rstd)),
-        "joint": (custom_ops.add_dropout_layer_norm, (residual, x, weight, bias, 0.2, seed, 1e-5)),
-        "joint of two dtypes": (
+        "add + norm": (custom_ops.add_dropout_layer_norm, (residual, x, weight, bias, 0.2, seed, 1e-5)),
+        "add + norm of two dtypes": (
             custom_ops.add_dropout_layer_norm,
             (residual, x.bfloat16(), weight, bias, 0.2, seed, 1e-5),
         ),
-        "joint backward": (
+        "add + norm backward": (
             custom_ops.add_dropout_layer_norm_backward,
             (x, y, x, weight, mean, rstd, 0.2, seed),
         ),
-        "last joint backward": (
+        "last add + norm backward": (
             custom_ops.add_dropout_layer_norm_backward,
             (None, y, x, weight, mean, rstd, 0.2, seed),
         ),

@@ -95,7 +95,7 @@ def test_attention_drops_the_seeds_weights_forward_and_backward(name: str, p: fl
 
 
 @pytest.mark.parametrize("name", [pytest.param("triton", marks=NEEDS_KERNELS), "reference"])
-def test_joint_drops_the_seeds_elements_forward_and_backward(name: str) -> None:
+def test_add_norm_drops_the_seeds_elements_forward_and_backward(name: str) -> None:
     seed = torch.tensor([2**61])
     x = torch.ones(11, 3, 48, requires_grad=True)
     residual = torch.zeros_like(x).requires_grad_()

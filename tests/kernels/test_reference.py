@@ -53,7 +53,7 @@ def test_rotary_positions_are_multiplications_of_complex_numbers() -> None:
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
 
-def test_layer_norm_and_the_fused_joint() -> None:
+def test_layer_norm_and_the_fused_add_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     residual, x = torch.randn(2, 4, 7, 48, dtype=torch.float64, generator=generator)
     weight, bias = torch.randn(2, 48, dtype=torch.float64, generator=generator)
@@ -66,7 +66,7 @@ def test_layer_norm_and_the_fused_joint() -> None:
     torch.testing.assert_close(norm, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_joint_drops_the_branch_and_never_the_residual() -> None:
+def test_add_norm_drops_the_branch_and_never_the_residual() -> None:
     torch.manual_seed(0)
     residual, x = torch.full((200, 48), 10.0), torch.ones(200, 48)
     total, _ = ops.add_dropout_layer_norm(residual, x, torch.ones(48), torch.zeros(48), dropout_p=0.2)

@@ -71,7 +71,7 @@ def test_deep_contexts_are_looked_up_as_the_dense_ones_are(monkeypatch: pytest.M
     counts = count(ids, 9, order)
     expected = build(counts, min_gain=0)
     monkeypatch.setattr("charformer.data.ngram.DENSE_CELLS", 0)
-    monkeypatch.setattr("charformer.data.ngram.MOST_KEPT", 90)
+    monkeypatch.setattr("charformer.data.ngram.MAX_KEPT", 90)
     table = build(counts, min_gain=0)
     contexts = padded([ids[end - order : end].tolist() for end in range(order, 500)] + [[], [3], [8, 8, 8]], order)
     np.testing.assert_allclose(table.rows(contexts), expected.rows(contexts), atol=1e-6)

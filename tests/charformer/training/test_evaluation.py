@@ -133,7 +133,7 @@ def test_a_subset_that_is_too_large_is_not_kept(text_file: Path, monkeypatch: py
     text = corpus.load(str(text_file))
     windows = sum(min(24, (len(ids) - 1) // 20) for ids in (text.train, text.validation))
     for most, kept in ((4 * windows * 20 * 32, True), (4 * windows * 20 * 32 - 1, False)):
-        monkeypatch.setattr(evaluation, "MOST_KEPT", most)
+        monkeypatch.setattr(evaluation, "MAX_KEPT", most)
         model = frozen_model(text_file, "trunk")
         evaluator = evaluator_of(model, text_file)
         counted = passes(model)

@@ -85,7 +85,7 @@ def test_rows_that_are_kept_are_those_that_are_looked_up(text_file: Path) -> Non
 
 
 def test_rows_that_are_too_many_to_keep_are_looked_up(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(priors, "MOST_ON_DEVICE", 1000)
+    monkeypatch.setattr(priors, "MAX_ON_DEVICE", 1000)
     prior, *_ = rows_of(text_file, keeps=True)
     assert prior.for_step(np.array([0]), 20).dtype == torch.float32
 

@@ -22,14 +22,14 @@ INTERPRETED = [case for i, case in enumerate(CASES) if case.dtype != torch.float
 @pytest.mark.parametrize("case", INTERPRETED, ids=str)
 def test_interpreted(case: Case) -> None:
     rows = accuracy.measure(case, torch.device("cpu"))
-    assert [complaint for complaint in map(accuracy.complaint, rows) if complaint] == []
+    assert [violation for violation in map(accuracy.violation, rows) if violation] == []
 
 
 @needs_gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_on_a_gpu(case: Case) -> None:
     rows = accuracy.measure(case, torch.device("cuda"))
-    assert [complaint for complaint in map(accuracy.complaint, rows) if complaint] == []
+    assert [violation for violation in map(accuracy.violation, rows) if violation] == []
 
 
 @needs_interpreter
@@ -79,9 +79,9 @@ def test_the_command_names_a_wrong_case_and_one_that_crashes_and_writes_the_othe
         [*command, "--json", str(tmp_path / "accuracy.json")], capture_output=True, text=True, cwd=tmp_path
     )
     assert process.returncode == 1, process.stderr
-    complaints = [line for line in process.stderr.splitlines() if "7x3" in line]
-    assert complaints[0] == "layer_norm-fp32-7x37-0.0-plain: its process ended with exit code 11"
-    assert complaints[1].startswith("layer_norm-fp32-7x36-0.0-plain out0: error 1.0e-04")
+    violations = [line for line in process.stderr.splitlines() if "7x3" in line]
+    assert violations[0] == "layer_norm-fp32-7x37-0.0-plain: its process ended with exit code 11"
+    assert violations[1].startswith("layer_norm-fp32-7x36-0.0-plain out0: error 1.0e-04")
     content = json.loads((tmp_path / "accuracy.json").read_text("utf-8"))
     assert [row["result"] for row in content["rows"]] == 3 * ["out0", "d_x", "d_weight", "d_bias"]
 
@@ -106,7 +106,7 @@ def test_what_a_kernel_leaves_unwritten_and_other_bits_are_found(fault: str, mon
     monkeypatch.setattr(cross_entropy, "backward", wrong)
     if fault == "unwritten":
         rows = accuracy.measure(case, torch.device("cpu"))
-        assert [row["result"] for row in rows if accuracy.complaint(row)] == ["d_logits"]
+        assert [row["result"] for row in rows if accuracy.violation(row)] == ["d_logits"]
     else:
         with pytest.raises(RuntimeError, match="other bits"):
             accuracy.measure(case, torch.device("cpu"))
@@ -129,4 +129,4 @@ def test_a_gpu_that_is_not_there_is_named_and_nothing_is_written(
 def test_what_is_complained_about(error: float, rms_error: float, complains: bool) -> None:
     row = {"case": "case", "result": "d_q", "dtype": "float32"}
     row |= {"error": error, "rms_error": rms_error, "pytorch_rms_error": 3e-7}
-    assert (accuracy.complaint(row) is not None) == complains
+    assert (accuracy.violation(row) is not None) == complains

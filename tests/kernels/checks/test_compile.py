@@ -64,7 +64,7 @@ FAILING = """
 import dataclasses, json, sys
 import torch
 from kernels.checks.cases import Case
-from kernels.checks.compile import compile_launch, complaints, launches
+from kernels.checks.compile import compile_launch, violations, launches
 from kernels.gpu.block_sizes import Tile
 
 attention = launches(Case("attention", torch.bfloat16, 100, 64, 0.2, "packed"), "sm_86")[0]
@@ -80,10 +80,10 @@ changed = {
 found = {}
 for name, launch in changed.items():
     row = {"op": "layer_norm" if launch.kernel is norm.kernel else "attention", "variant": "bf16"}
-    found[name] = complaints(row | compile_launch(launch, "sm_86"))
+    found[name] = violations(row | compile_launch(launch, "sm_86"))
 plain = launches(Case("attention", torch.float32, 100, 32), "sm_86")[0]  # IEEE products, no tensor cores
 row = {"op": "attention", "variant": "bf16"} | compile_launch(plain, "sm_86")
-found["no matrix instruction"] = complaints(row)
+found["no matrix instruction"] = violations(row)
 json.dump(found, sys.stdout)
 """
 

@@ -28,7 +28,7 @@ def test_attention_bytes() -> None:
     assert whole == 12 * N * C * 2 + SCORES * (23 * 2 + 2)
 
 
-def test_joint_keeps_its_stream_in_float32() -> None:
+def test_add_norm_keeps_its_stream_in_float32() -> None:
     forward, backward = (STEP["add_dropout_layer_norm", way].fused_bytes for way in ("forward", "backward"))
     assert forward == N * C * (4 + 2 + 4 + 2) + 2 * N * 4 + 2 * C * 4
     assert backward == pytest.approx(N * C * (3 * 4 + 2 * 2), rel=0.03)  # and row statistics, weights, partial sums

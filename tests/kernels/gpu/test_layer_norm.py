@@ -51,7 +51,7 @@ def test_what_is_normalised_is_the_residual_as_it_was_rounded() -> None:
 
 
 def test_a_residual_that_nothing_reads_gets_no_gradient_of_its_own() -> None:
-    """As at the last joint of a model, whose sum only the norm reads."""
+    """As behind the last branch of a model, whose sum only the norm reads."""
     residual, x = (t.requires_grad_() for t in random(2, 6, 32))
     weight = torch.ones(32, requires_grad=True)
     ops.add_dropout_layer_norm(residual, x, weight, torch.zeros(32))[1].sum().backward()
