@@ -170,7 +170,7 @@ class Model:
                 checkpoint is.
         """
         if self.run is None:
-            raise UserError(f"{self.path} is an export already; load the folder of its run to export it anew")
+            raise UserError(f"{self.path} is an export already; load the folder of its run to export it again")
         return _export(self.run, Path(out), precision, portable, data, self.weights)
 
 
@@ -191,7 +191,7 @@ def load(
         path: the folder or the file.
         engine: ``torch``; ``onnx``, which takes a run's model.onnx and exports it first where it is missing or out of
             date; or ``auto``: ``onnx`` for a file, and for a folder where PyTorch is not installed.
-        weights: those that were best on validation, or those that the training saved last.
+        weights: weights that were best on validation, or that the training saved last.
         device: of PyTorch; ``auto`` takes a GPU where there is one.
         dtype: of the weights on PyTorch.
         provider: of onnxruntime; ``auto`` takes a GPU for a 16-bit file.

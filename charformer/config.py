@@ -119,22 +119,24 @@ class TrainConfig(_Config):
     zero_init: int = _number(0, "1 starts the head and the last linear of every branch from zero", most=1)
     max_steps: int = _number(5000, "optimizer steps", least=1)
     eval_interval: int = _number(500, "steps between evaluations (each also saves the run)", least=1)
-    save_interval: int = _number(0, "steps between saves beside those of the evaluations; 0 is none")
-    save_minutes: float = _number(0.0, "minutes between saves beside those of the evaluations; 0 is none")
+    save_interval: int = _number(0, "steps between further saves (each evaluation saves too); 0 is none")
+    save_minutes: float = _number(0.0, "minutes between further saves (each evaluation saves too); 0 is none")
     eval_batches: int = _number(5, "batches of each split in an evaluation's fixed subset", least=1)
     even_windows: int = _number(
-        0, "1 spaces that subset's windows evenly, as runs once did; 0 draws one of each stratum", most=1
+        0, "1 spaces the windows of that subset evenly, as early versions did; 0 draws one from each stratum", most=1
     )
     warmup_steps: int = _number(0, "steps over which the learning rate rises from 0")
-    decay_fraction: float = _number(0.0, "last share of the steps, over which the learning rate falls to 0", most=1)
-    weight_decay: float = _number(0.0, "AdamW's weight decay, on matrices alone")
+    decay_fraction: float = _number(
+        0.0, "share of the steps, at the end, in which the learning rate falls to 0", most=1
+    )
+    weight_decay: float = _number(0.0, "weight decay, of matrices only")
     beta2: float = _number(0.999, "decay of the second moment", most=0.99999)
     ngram_folds: int = _number(
         8, "parts of the text, each predicted by an n-gram table of the others", least=2, most=64
     )
     ngram_min_count: int = _number(1, "how often an n-gram must occur to be kept in the run's n-gram table", least=1)
     grad_clip: float = _number(0.0, "largest norm of the gradient; 0 is no limit")
-    seed: int = _number(1337, "of initial weights, batches and dropout", most=2**63 - 1)
+    seed: int = _number(1337, "seed of the initial weights, batches and dropout", most=2**63 - 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

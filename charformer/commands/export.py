@@ -38,19 +38,19 @@ def _parser() -> Parser:
         "--weights",
         choices=WEIGHTS,
         default="best",
-        help="those that were best on validation, or those that the training saved last (default: best)",
+        help="weights that were best on validation, or that the training saved last (default: best)",
     )
     parser.add_argument("--out", metavar="FILE", help="where to write (default: model.onnx in the run)")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=DEFAULT_PRECISION,
-        help="of the weights; fp16 is for CUDA (default: %(default)s)",
+        help="precision of the weights; fp16 is for CUDA (default: %(default)s)",
     )
     parser.add_argument(
         "--portable",
         action="store_true",
-        help="standard ONNX operators alone; slower (for onnxruntime-web, see docs/onnx.md)",
+        help="use only standard ONNX operators; slower (for onnxruntime-web, see docs/onnx.md)",
     )
     parser.add_argument(
         "--html",
@@ -62,7 +62,7 @@ def _parser() -> Parser:
         metavar="FILE|NAME",
         help="the text to check the file on, and to guess the next characters from (default: the run's own)",
     )
-    parser.add_argument("--json", action="store_true", help="end with one JSON document, in the last line of stdout")
+    parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON document")
     return parser
 
 
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         corpus = corpora.load(args.data, on_progress) if args.data is not None else recall(recorded, on_progress)
     if corpus is None:
         console.print(
-            f"note: {run.read_section('corpus').get('source')} is not at hand, so the file is checked on random "
+            f"note: {run.read_section('corpus').get('source')} is not there any more, so the file is checked on random "
             "characters and has no table for speculative sampling; --data names a text"
         )
     from export.exporter import MAX_LOSS, export  # onnx takes a while

@@ -59,7 +59,7 @@ def _lines(content: dict[str, Any], preset: str, text: str, about: str) -> dict[
         hint = f"; --batch-size {most:,} is the most that does" if most else "; not even one sequence does"
         if content["fits"] and most > USEFUL_BATCH:
             hint = ""
-        lines["here"] = f"{verdict} into the {content['available_bytes'] / 2**30:.1f} GiB that are there{hint}"
+        lines["here"] = f"{verdict} into the {content['available_bytes'] / 2**30:.1f} GiB of this machine{hint}"
     cards = [f"{size}: {_card(most, batch)}" for size, most in content["largest_batch_on_card"].items()]
     lines["on a GPU"] = f"in bfloat16, computed: {'; '.join(cards)}"
     if content["chars_per_second"] is not None:

@@ -51,7 +51,7 @@ def _parser() -> Parser:
         "--weights",
         choices=WEIGHTS,
         default="best",
-        help="those that were best on validation, or those that the training saved last (default: best)",
+        help="weights that were best on validation, or that the training saved last (default: best)",
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a newline)")
@@ -60,7 +60,7 @@ def _parser() -> Parser:
     prompt.add_argument(
         "--interactive",
         action="store_true",
-        help="ask for a prompt again and again; an empty line goes on with the text",
+        help="ask for one prompt after another; an empty line continues the text",
     )
     prompt.add_argument("--score", metavar="FILE", help="sample nothing: say what each character of a text costs")
     parser.add_argument(
@@ -86,7 +86,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; several --stop end at the first of them"
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of the noise that picks (default: a new one each time)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the noise that picks characters (default: a new one each time)"
+    )
     parser.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="texts to make, with --- between them (default: 1)"
     )
@@ -98,7 +100,7 @@ def _parser() -> Parser:
     )
     pytorch = parser.add_argument_group("with PyTorch")
     pytorch.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there (default: auto)")
-    pytorch.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32)")
+    pytorch.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of the weights (default: float32)")
     fast = parser.add_argument_group("with onnxruntime")
     fast.add_argument(
         "--onnx",

@@ -42,7 +42,9 @@ def build_parser() -> Parser:
         "charformer-train", "Pretrain a character-level GPT, or fine-tune one.", EXAMPLES.format(presets=presets)
     )
     parser.add_argument(
-        "--stage", choices=DEFAULT_DATA, help="pretrain starts anew, finetune from --init-from (default: pretrain)"
+        "--stage",
+        choices=DEFAULT_DATA,
+        help="pretrain starts from nothing, finetune from --init-from (default: pretrain)",
     )
     parser.add_argument(
         "--preset",
@@ -54,10 +56,12 @@ def build_parser() -> Parser:
         metavar="FILE|NAME",
         nargs="+",
         action="extend",
-        help="texts to train on, one behind the other: files, folders of text files, - for standard input, or names: "
+        help="texts to train on, one after the other: files, folders of text files, - for standard input, or names: "
         f"{', '.join(corpora.NAMES)} (default: tiny-shakespeare; of a fine-tune: ace-attorney)",
     )
-    parser.add_argument("--encoding", metavar="NAME", help="of the files, such as cp1252 or utf-16 (default: utf-8)")
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="encoding of the files, such as cp1252 or utf-16 (default: utf-8)"
+    )
     parser.add_argument("--validation", metavar="FILE", help="validate on this text (default: on a part of --data)")
     parser.add_argument(
         "--validation-share", type=float, metavar="X", help="share of the text that validates (default: 0.1)"
@@ -96,7 +100,7 @@ def build_parser() -> Parser:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of matrix products; auto takes bfloat16 where the processor has it (default: auto)",
+        help="dtype of matrix products; auto takes bfloat16 where the processor has it (default: auto)",
     )
     parser.add_argument(
         "--threads",
@@ -111,7 +115,7 @@ def build_parser() -> Parser:
         type=int,
         default=2_000_000,
         metavar="N",
-        help="of a longer validation split, score a subset of about N characters at the end (default: %(default)s)",
+        help="score at most about N characters of the validation split at the end (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
     parser.add_argument(

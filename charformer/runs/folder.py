@@ -79,7 +79,7 @@ class RunDir:
                     "another `out` goes elsewhere"
                 )
         elif set(self.path.iterdir()) - {*self._left_over(), self.lock}:
-            raise UserError(f"{self.path} holds files that are no run; choose another `out`")
+            raise UserError(f"{self.path} holds files that are not a run's; choose another `out`")
 
     def start(self) -> None:
         """Make the folder, and remove the files of a run that it held. Raises UserError where that is impossible."""
@@ -102,7 +102,7 @@ class RunDir:
             raise UserError(f"there is no run in {self.path}; `charformer-train --out {self.path}` makes one")
         values = _read_json(self.config)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(f"{self.config} is no run's, or that of another version (this one's format is {FORMAT})")
+            raise UserError(f"{self.config} is not of a run, or is of another version (this one has format {FORMAT})")
         return values
 
     def read_section(self, name: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class RunDir:
     def _require_weights(self) -> None:
         self.read_config()  # whose error says that there is no run at all
         if not self.weights.is_file():
-            raise UserError(f"the run in {self.path} has saved no weights yet; start it anew with `overwrite`")
+            raise UserError(f"the run in {self.path} has saved no weights yet; start again with `overwrite`")
 
     def write_vocab(self, vocab: Vocab) -> None:
         write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")

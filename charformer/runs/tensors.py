@@ -74,7 +74,7 @@ def require_finite(tensors: Tensors, path: Path) -> None:
     """Raise UserError for infinities and NaN in the tensors of ``path``."""
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(f"{name} in {path} holds values that are not finite; train the run anew")
+            raise UserError(f"{name} in {path} holds values that are not finite; train the run again")
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -66,7 +66,8 @@ class OnnxEngine:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:
             raise UserError(
-                f"{path} is no file of charformer-export's, or is damaged: {error}; charformer-export writes it anew"
+                f"{path} was not written by charformer-export, or is damaged: {error}; "
+                "charformer-export writes it again"
             ) from error
         try:
             self.description = Description.from_metadata(metadata)
@@ -286,7 +287,7 @@ def _session(content: bytes, threads: int | None, provider: str, precision: str)
     try:
         return ort.InferenceSession(content, options, providers=[CPU]), "cpu"
     except Exception as error:  # onnxruntime's own share no other base, and name the files it was built from
-        raise UserError("onnxruntime cannot load its graph; charformer-export writes it anew") from error
+        raise UserError("onnxruntime cannot load its graph; charformer-export writes it again") from error
 
 
 def _check_ends(session: ort.InferenceSession, description: Description) -> None:
@@ -313,7 +314,7 @@ def _check_ends(session: ort.InferenceSession, description: Description) -> None
         or session.get_outputs()[0].shape != ["B", "T", config.vocab_size]
         or (config.ngram_order and inputs["prior"].shape != ["B", "T", config.vocab_size])
     ):
-        raise UserError("its graph is not the one that it describes; charformer-export writes it anew")
+        raise UserError("its graph is not the one that it describes; charformer-export writes it again")
 
 
 def _processors() -> int:

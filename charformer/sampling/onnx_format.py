@@ -155,7 +155,7 @@ class Description:
             values = json.loads(metadata["charformer"])
             if values["format"] not in (FORMAT, PRIOR_FORMAT):
                 if values["format"] in range(FORMAT) and values["precision"] in PRECISIONS:
-                    message = "an earlier version wrote it; charformer-export writes it anew"
+                    message = "an earlier version wrote it; charformer-export writes it again"
                     raise OutdatedError(message, values["precision"], values["portable"] is True)
                 raise UserError(
                     f"its format is {str(values['format'])[:20]} and this version reads {PRIOR_FORMAT}; "
@@ -175,7 +175,7 @@ class Description:
             return cls(config, vocab, precision, portable, weights_sha256, draft, ngram)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             reason = repr(error)[:100]
-            raise UserError(f"its description is damaged: {reason}; charformer-export writes it anew") from error
+            raise UserError(f"its description is damaged: {reason}; charformer-export writes it again") from error
 
 
 def _table_to_text(table: NgramTable) -> str:

@@ -113,7 +113,7 @@ def recall_tables(
     if other is None:
         raise UserError(
             f"the n-gram table of {run.path} has counted the text of {source.path} too, which is no longer there; "
-            "put it back, or start anew with --overwrite"
+            "put it back, or start again with --overwrite"
         )
     return count_tables(corpus, vocab, model, training, other)
 

@@ -80,7 +80,7 @@ def test_the_run_is_exported_when_it_has_to_be(folder: Path) -> None:
     file.write_bytes(b"no graph")
     broken = run(*sample, cwd=folder)
     assert broken.returncode == 2  # whatever it is, it is not ours to replace
-    assert "charformer-export writes it anew" in broken.stderr
+    assert "charformer-export writes it again" in broken.stderr
     assert run("charformer-export", cwd=folder).returncode == 0
     assert is_source_alone(run(*sample, cwd=folder).stderr, "seed 1")
 

@@ -99,7 +99,7 @@ def test_a_folder_is_free_only_for_a_run(tmp_path: Path) -> None:
     strange = tmp_path / "home"
     strange.mkdir()
     (strange / "thesis.txt").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="files that are no run"):
+    with pytest.raises(UserError, match="files that are not a run's"):
         RunDir(strange).check_free(overwrite=True)
     with pytest.raises(UserError, match="not a folder"):
         RunDir(strange / "thesis.txt").check_free(overwrite=True)
@@ -116,13 +116,13 @@ def test_a_start_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sample.txt", "model.safetensors", "vocab.json"])
 def test_a_file_that_is_only_called_like_a_run_s_is_kept(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="files that are no run"):
+    with pytest.raises(UserError, match="files that are not a run's"):
         RunDir(tmp_path).check_free(overwrite=True)
 
 
 def test_another_program_s_model_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    with pytest.raises(UserError, match="is no run's"):
+    with pytest.raises(UserError, match="is not of a run"):
         RunDir(tmp_path).check_free(overwrite=True)
 
 
