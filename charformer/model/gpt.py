@@ -4,18 +4,30 @@ Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
 """
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from charformer.config import ModelConfig
 from charformer.model.ngram_prior import NgramPrior
-from charformer.model.rotary import rotary_cache, rotary_tables
+from charformer.model.rotary import rotary_cache
 from kernels import ops
 from kernels.reference import rotate
+
+
+class Cache(Protocol):
+    """What a model needs of the texts that were read before: where the next characters stand, and what they see."""
+
+    def rows(self, table: Tensor, count: int) -> Tensor:
+        """Return the rows of a table with a row for each position, (P, ...), that are the next ``count`` positions'."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v, (B, H, T, D), behind what is there; return the attention of q, (B, H, T, D), in q's shape."""
+
+    def advance(self, count: int) -> None:
+        """Move on by the ``count`` characters that have passed through every layer."""
 
 
 class KVCache:
@@ -28,16 +40,18 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) behind the first ``length`` positions; return what its last query sees of that layer.
+    def rows(self, table: Tensor, count: int) -> Tensor:
+        return table[self.length : self.length + count]
 
-        ``length`` itself moves on once a token has passed through every layer.
-        """
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         seen = slice(max(0, end - self.block_size), end)
-        return self.keys[layer, :, :, seen], self.values[layer, :, :, seen]
+        return ops.attention(q, self.keys[layer, :, :, seen], self.values[layer, :, :, seen])
+
+    def advance(self, count: int) -> None:
+        self.length += count
 
 
 class Rotary(nn.Module):
@@ -49,25 +63,21 @@ class Rotary(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         cos, sin = rotary_cache(config)
-        self._config = config
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
-    def forward(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, 3, H, D) at positions ``start``, ... -> q, k and v, (B, H, T, D) each, q and k rotated."""
-        cos, sin = (table[start : start + qkv.shape[1]] for table in (self.cos, self.sin))
-        return ops.rotary(qkv, cos, sin)
+    def forward(self, time: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines of the next ``time`` positions, (time, D / 2) each."""
+        cos, sin = (table[:time] if cache is None else cache.rows(table, time) for table in (self.cos, self.sin))
+        return cos, sin
 
     def slide(self, cache: KVCache) -> None:
         """Move the last ``block_size`` - 1 positions to the front of ``cache``, their keys turned back accordingly."""
         kept = cache.block_size - 1
-        moved = slice(cache.length - kept, cache.length)
-        cos, sin = (
-            torch.from_numpy(table).to(cache.keys)
-            for table in rotary_tables(self._config, np.array(cache.length - kept))
-        )
-        cache.keys[..., :kept, :] = rotate(cache.keys[..., moved, :], cos, -sin)
-        cache.values[..., :kept, :] = cache.values[..., moved, :].clone()
+        first = cache.length - kept
+        cos, sin = (table[first : first + 1].to(cache.keys.dtype) for table in (self.cos, self.sin))
+        cache.keys[..., :kept, :] = rotate(cache.keys[..., first : cache.length, :], cos, -sin)
+        cache.values[..., :kept, :] = cache.values[..., first : cache.length, :].clone()
         cache.length = kept
 
 
@@ -89,17 +99,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C); ``turns`` are what ``Rotary`` returns."""
         batch, time, channels = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head)
-        if rotary is not None:
-            q, k, v = rotary(qkv, cache.length if cache is not None else 0)
+        if turns is not None:
+            q, k, v = ops.rotary(qkv, *turns)
         else:
             q, k, v = (each.transpose(1, 2) for each in qkv.unbind(2))
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+            y = cache.attend(self.layer, q, k, v)
+        else:
+            y = ops.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(batch, time, channels))
 
 
@@ -146,12 +157,17 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, h: Tensor, next_ln: nn.LayerNorm, rotary: Rotary | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        h: Tensor,
+        next_ln: nn.LayerNorm,
+        turns: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
     ) -> tuple[Tensor, Tensor]:
         """The residual stream (B, T, C) and its ``ln1`` -> the stream behind this block and its ``next_ln``."""
         dropout_p = self.dropout if self.training else 0.0
         ln2 = self.ln2
-        x, h = ops.add_dropout_layer_norm(x, self.attn(h, rotary, cache), ln2.weight, ln2.bias, dropout_p)
+        x, h = ops.add_dropout_layer_norm(x, self.attn(h, turns, cache), ln2.weight, ln2.bias, dropout_p)
         return ops.add_dropout_layer_norm(x, self.mlp(h), next_ln.weight, next_ln.bias, dropout_p)
 
 
@@ -169,11 +185,11 @@ class GPT(nn.Module):
         self.head = Linear(config.n_embd, config.vocab_size)
         self.ngram_prior = NgramPrior(config) if config.ngram_order else None
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, prior: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, prior: Tensor | None = None) -> Tensor:
         """Next-character logits at every position.
 
         Args:
-            ids: (B, T) int64, T <= block_size; positions count from the cache's length, which can reach cache_size.
+            ids: (B, T) int64, T <= block_size; positions count from where the cache is, at most cache_size.
             cache: filled by a first call with any T, then extended by calls with T = 1.
             prior: (B, T, V), an n-gram table's probabilities behind each position; of a model with an ngram_order.
 
@@ -182,22 +198,23 @@ class GPT(nn.Module):
         """
         return self._logits(self.trunk(ids, cache, prior)[1], prior)
 
-    def trunk(self, ids: Tensor, cache: KVCache | None = None, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def trunk(self, ids: Tensor, cache: Cache | None = None, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The residual stream behind the last block and its ``ln_f``, (B, T, C) each; arguments as in ``forward``."""
         time = ids.shape[1]
-        start = cache.length if cache is not None else 0
         x = self.tok_emb(ids)
         if self.pos_emb is not None:
-            x = x + self.pos_emb.weight[start : start + time]
+            positions = self.pos_emb.weight
+            x = x + (positions[:time] if cache is None else cache.rows(positions, time))
         if self.ngram_prior is not None:
             assert prior is not None, "a model with an n-gram prior needs its probabilities"
             x = x + self.ngram_prior.embed(prior)
         blocks = cast("list[Block]", list(self.blocks))
+        turns = self.rotary(time, cache) if self.rotary is not None else None
         h = ops.layer_norm(x, blocks[0].ln1.weight, blocks[0].ln1.bias)
         for block, next_ln in zip(blocks, [*(block.ln1 for block in blocks[1:]), self.ln_f], strict=True):
-            x, h = block(x, h, next_ln, self.rotary, cache)
+            x, h = block(x, h, next_ln, turns, cache)
         if cache is not None:
-            cache.length = start + time
+            cache.advance(time)
         return x, h
 
     def logits(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
