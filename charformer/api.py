@@ -32,6 +32,7 @@ from charformer.sampling.scoring import Score, score
 from charformer.sampling.stopping import StopText
 
 if TYPE_CHECKING:
+    from charformer.sampling.cuda_sampler import CudaSampler
     from charformer.sampling.onnx_engine import OnnxEngine
     from charformer.sampling.speculation import Draft
     from export.exporter import Export
@@ -87,6 +88,7 @@ class Model:
         vocab: its characters.
         new_engine: makes an engine with a context of its own.
         draft: a table of guesses, for speculative sampling.
+        sampler: what makes texts instead of an engine, on a GPU.
     """
 
     path: Path
@@ -97,6 +99,7 @@ class Model:
     vocab: Vocab
     new_engine: Callable[[], Engine]
     draft: "Draft | None" = None
+    sampler: "CudaSampler | None" = None
 
     def generate(self, prompt: str = "", **options: Unpack[SamplingOptions]) -> str:
         """Return a text that continues ``prompt``, without it; an empty prompt means a newline.
@@ -128,6 +131,8 @@ class Model:
 
     def _steps(self, ids: Ids, num_samples: int, config: SamplingConfig) -> Iterator[Ids]:
         """Return the next ids of all samples, (num_samples,), step by step."""
+        if self.sampler is not None:
+            return self.sampler.generate(ids, num_samples, config)
         engine = self.new_engine()
         if self.draft is None or num_samples > 1:
             return generate(engine, ids, num_samples, config)
@@ -234,6 +239,7 @@ def _torch_model(path: Path, weights: str, device: str, dtype: str, threads: int
 
     from charformer.device import choose_device
     from charformer.runs.checkpoint import load_model
+    from charformer.sampling.cuda_sampler import CudaSampler
     from charformer.sampling.torch_engine import TorchEngine
 
     if threads is not None:
@@ -241,8 +247,16 @@ def _torch_model(path: Path, weights: str, device: str, dtype: str, threads: int
     model, vocab = load_model(run, weights)
     ngram = run.read_ngram(model.config)
     place, kind = choose_device(device), getattr(torch, dtype)
+    sampler = CudaSampler(model, place, kind) if place.type == "cuda" and ngram is None else None
     return Model(
-        path, run, weights, dtype, model.config, vocab, new_engine=lambda: TorchEngine(model, place, kind, ngram)
+        path,
+        run,
+        weights,
+        dtype,
+        model.config,
+        vocab,
+        new_engine=lambda: TorchEngine(model, place, kind, ngram),
+        sampler=sampler,
     )
 
 

@@ -11,8 +11,8 @@ from charformer.config import ModelConfig
 from charformer.data.vocab import Vocab
 from charformer.model.gpt import GPT
 from charformer.presets import PRESETS
-from charformer.sampling.sampler import SamplingConfig, encode_prompt, generate
-from charformer.sampling.torch_engine import TorchEngine
+from charformer.sampling.cuda_sampler import CudaSampler
+from charformer.sampling.sampler import SamplingConfig, encode_prompt
 
 TEXTS = (1, 64)
 ROUNDS = 3
@@ -30,12 +30,12 @@ def run(visit: Visit) -> Stage:
     characters = config.block_size - 2
     shown = []
     for dtype in (torch.float32, torch.bfloat16):
-        engine = TorchEngine(GPT(config), visit.device, dtype)
+        sampler = CudaSampler(GPT(config), visit.device, dtype)
         for texts in TEXTS:
             speeds = []
             for seed in range(ROUNDS + 1):
                 began = time.perf_counter()
-                for _ in generate(engine, prompt, texts, SamplingConfig(characters, 1.0, seed=seed)):
+                for _ in sampler.generate(prompt, texts, SamplingConfig(characters, 1.0, seed=seed)):
                     pass
                 speeds.append(texts * characters / (time.perf_counter() - began))
             speed = percentiles(speeds[1:])
@@ -49,7 +49,7 @@ def run(visit: Visit) -> Stage:
                 "context": config.block_size,
                 "chars_per_second": speed,
                 "samples": ROUNDS,
-                "captured": getattr(engine, "captured", False),
+                "captured": sampler.is_captured,
             }
             shown.append(f"{texts} {str(dtype).removeprefix('torch.')}: {speed['p50']:,.0f}/s")
     return "; ".join(shown)
