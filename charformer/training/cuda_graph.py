@@ -1,7 +1,7 @@
-"""A training step as one CUDA graph.
+"""The capture and replay of a training step as one CUDA graph.
 
-A step of a small model is hundreds of short kernels, which the host takes longer to launch than the GPU to run. A graph
-(CUDA C++ Programming Guide, "CUDA Graphs") records the launches once and replays them as one.
+A step of a small model runs hundreds of short kernels, and the host takes longer to launch them than the GPU to run
+them. A graph (CUDA C++ Programming Guide, "CUDA Graphs") records the launches once and replays them as one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,18 +10,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-EAGER_STEPS = 3  # before the capture: the optimizer makes its state in the first, libraries their workspaces
+EAGER_STEPS = 3  # before the capture: the first creates the optimizer's state and the libraries' workspaces
 
 
 class CapturedStep:
-    """A recorded step, to be replayed on new inputs.
+    """A recorded step that can be replayed on new inputs.
 
-    While it is recorded nothing runs, so the weights are as before.
+    Nothing runs during the recording, so the weights do not change.
 
     Args:
-        step: enqueues all work of a step on static inputs and returns a loss of no dimension; it must not wait for the
-            GPU, and gradients must be None when it begins.
-        inputs: tensors on the GPU of the shapes and dtypes that every step has.
+        step: a function that enqueues all work of a step on static inputs and returns a scalar loss; it must not wait
+            for the GPU, and gradients must be None when it begins.
+        inputs: tensors on the GPU, with the shapes and dtypes of every step's inputs.
 
     Raises RuntimeError for work that cannot be captured.
     """
@@ -33,9 +33,9 @@ class CapturedStep:
             self._loss = step(*self.inputs)
 
     def replay(self) -> Tensor:
-        """Run the step on what ``inputs`` hold now; return its loss, which later replays leave alone.
+        """Run the step on the current values of ``inputs``; return its loss, which later replays do not overwrite.
 
-        Random numbers follow from the seed that PyTorch's CUDA generator has at the time.
+        Random numbers depend on the current seed of PyTorch's CUDA generator.
         """
         self._graph.replay()
         return self._loss.clone()
@@ -43,7 +43,7 @@ class CapturedStep:
 
 @contextmanager
 def side_stream() -> Iterator[None]:
-    """Run what is enqueued in here on a stream of its own, in order with what comes before and behind.
+    """Run the work enqueued in this context on a separate stream, after earlier work and before later work.
 
     Gradients that are first accumulated on the default stream would tie a later capture to it.
     """

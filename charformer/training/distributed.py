@@ -1,7 +1,7 @@
-"""Several processes that train one model together, as torchrun starts them.
+"""The processes that train one model together when torchrun starts them.
 
-Each works on its slice of every batch, and PyTorch's DistributedDataParallel averages the gradients (Li et al. 2020,
-arXiv 2006.15704), so that every process takes the same steps. The main process alone writes.
+Each process works on its slice of every batch, and PyTorch's DistributedDataParallel averages the gradients (Li et al.
+2020, arXiv 2006.15704), so that every process takes the same steps. The main process alone writes.
 """
 
 import gc
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from charformer.errors import UserError
 from charformer.training.signals import StopRequest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and one process needs nothing of it here
+if TYPE_CHECKING:  # torch takes seconds to import, and a single process does not need it here
     from torch import Tensor, nn
     from torch.distributed import Store  # type: ignore[attr-defined]
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ProcessLostError(UserError):
-    """Another process of the training has ended before its work was done."""
+    """Raised when another process of the training ends before its work is done."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -33,14 +33,14 @@ class ProcessLostError(UserError):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them; without torchrun there is one.
+    """The processes of one training, as one of them sees them; without torchrun there is one.
 
     Attributes:
         rank: the number of this process, 0 for the main process.
         size: the number of processes.
-        local_rank: the number of this process on its machine, which is also that of its GPU.
-        restarts: how often torchrun has restarted the processes.
-        is_launched: whether torchrun has started them at all.
+        local_rank: the number of this process on its machine, and of its GPU.
+        restarts: the number of times that torchrun has restarted the processes.
+        is_launched: whether torchrun started the processes.
     """
 
     rank: int = 0
@@ -63,9 +63,9 @@ class World:
             raise UserError(f"more processes than the {gpus} GPUs of this machine; lower torchrun's --nproc-per-node")
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Return the result of ``work``, which the main process does first, and the others only where it succeeded.
+        """Run ``work`` in the main process first, and in the others only if it succeeded; return its result.
 
-        Raises ProcessLostError where it has failed for another process.
+        Raises ProcessLostError if it failed in another process.
         """
         if self.size == 1:
             return work()
@@ -87,7 +87,7 @@ class World:
             raise ProcessLostError
 
     def all_reduce_max(self, number: int) -> int:
-        """Return the largest of the processes' numbers; every process must call it. Raises ProcessLostError."""
+        """Return the largest of all processes' numbers; every process must call this. Raises ProcessLostError."""
         if self.size == 1:
             return number
         import torch
@@ -99,19 +99,22 @@ class World:
         return int(numbers)
 
     def barrier(self) -> None:
-        """Wait until every process is here or gone: torchrun kills the others when one that has failed leaves early."""
+        """Wait until every process has called this or has ended.
+
+        If a failed process exits early, torchrun kills the others.
+        """
         with suppress(ProcessLostError):
             self.all_reduce_max(0)
 
     def agree(self, stop: StopRequest) -> bool:
-        """Return whether any process has been asked to stop, which then holds for all; every process must call it."""
+        """Return whether any process was asked to stop, and pass the request on; every process must call this."""
         number = self.all_reduce_max(stop.signal or 0)
         if number:
             stop.request(number)
-        return number > 0  # a signal since then is for the next step
+        return number > 0  # a later signal counts for the next step
 
     def all_reduce_sum(self, value: "Tensor") -> "Tensor":
-        """Sum a tensor over the processes, in place; every process must call it. Raises ProcessLostError."""
+        """Sum a tensor over the processes in place, and return it; all must call this. Raises ProcessLostError."""
         if self.size > 1:
             from torch import distributed
 
@@ -120,7 +123,7 @@ class World:
         return value
 
     def data_parallel(self, model: "nn.Module") -> "nn.Module":
-        """Return ``model`` with the main process's weights, whose backward pass averages the gradients of all."""
+        """Return ``model`` with the main process's weights and a backward pass that averages the gradients of all."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -141,7 +144,7 @@ ONE_PROCESS = World()
 
 @contextmanager
 def connected_world() -> Iterator[World]:
-    """Yield the world that torchrun's environment describes, connected until the end."""
+    """Yield the world that torchrun's environment variables describe, connected until the context ends."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ONE_PROCESS
         return
@@ -163,14 +166,14 @@ def connected_world() -> Iterator[World]:
     try:
         yield world
     finally:
-        gc.collect()  # a DistributedDataParallel is in cycles; if it outlived the group, its threads would abort us
+        gc.collect()  # frees DistributedDataParallel's reference cycles: its threads abort if it outlives the group
         distributed.destroy_process_group()
 
 
 def _store(world: World) -> "Store":
-    """Return the store in which the processes leave their addresses for one another.
+    """Return the store through which the processes exchange their addresses.
 
-    torchrun's own outlives a restart, and would give the new processes the addresses of those that have ended.
+    torchrun's own store outlives a restart. Without a prefix it would give new processes the addresses of ended ones.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 

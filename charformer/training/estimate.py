@@ -1,4 +1,4 @@
-"""Memory and time of a training before it starts: the one counted from its shapes, the other from a short probe."""
+"""Estimates for a training before it starts: memory from its shapes, and time from a short probe."""
 
 import time
 from collections.abc import Callable
@@ -17,38 +17,38 @@ from charformer.training.trainer import Trainer
 from kernels.cpu import attention as cpu_attention
 
 PROBE_SECONDS = 10.0
-PASSING = 7  # tensors of the MLP's width that a step works with beside what it keeps, at the most that was measured
+PASSING = 7  # temporary tensors of the MLP's width in a step beside those it keeps: the measured maximum
 WARM_STEPS = 2
 MIN_STEPS = 3
 RESERVE = {
     "cpu": 600 * 2**20,
     "cuda": 700 * 2**20,
-}  # Python and PyTorch, what evaluations keep of a frozen trunk; on a GPU its context and what is between blocks
-CARDS = (4, 8)  # GiB of cards that people have
+}  # Python and PyTorch, and a frozen trunk's kept outputs; on a GPU its context and gaps between blocks
+CARDS = (4, 8)  # GiB of memory of common GPUs
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training holds: what is there from the first step to the last, and more for each sequence."""
+    """The bytes that a training holds: a fixed part from the first step to the last, and a part for each sequence."""
 
     weights: int  # in float32, and their copies in a step's dtype
     gradients: int
-    optimizer: int  # its state, and what it works with
-    sequence: int  # what one sequence keeps for the backward pass, and what that works with
-    tables: int = 0  # of an n-gram prior, and its rows that a GPU keeps
+    optimizer: int  # its state and its temporary tensors
+    sequence: int  # what a sequence keeps for the backward pass, and the temporary tensors
+    tables: int = 0  # the tables of an n-gram prior, and the rows kept on a GPU
 
     def of(self, batch_size: int) -> int:
-        """At a step's peak."""
+        """Return the bytes at the peak of a step of ``batch_size`` sequences."""
         return self.weights + self.gradients + self.optimizer + self.tables + batch_size * self.sequence
 
     def largest_batch(self, available: int) -> int:
-        """Sequences that fit into ``available`` bytes; 0 for none."""
+        """Return the number of sequences that fit into ``available`` bytes, 0 if none does."""
         return max(0, (available - self.of(0)) // self.sequence)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a step and of all evaluations, from a probe of so many steps."""
+    """The seconds of a step and of all evaluations, measured by a probe of ``steps`` steps."""
 
     step_seconds: float
     eval_seconds: float
@@ -58,13 +58,14 @@ class Speed:
 def memory(
     model: GPT, training: TrainConfig, dtype: torch.dtype, fused: bool, sequences: int = 1, tables: int = 0
 ) -> Memory:
-    """Return what training ``model`` takes.
+    """Return the memory that training ``model`` takes.
 
     Args:
-        dtype: of matrix products.
-        fused: by the GPU's kernels, or as on a CPU.
-        sequences: of a step: the CPU's attention keeps its weights for the backward pass unless they are too many.
-        tables: bytes of an n-gram prior.
+        dtype: the dtype of matrix products.
+        fused: whether the GPU's fused kernels run, or the CPU's functions.
+        sequences: the sequences of a step; the CPU's attention keeps its weights for the backward pass unless they are
+            too many.
+        tables: the bytes of an n-gram prior.
     """
     trained, frozen = count_parameters(model)
     copies = (trained + frozen) * dtype.itemsize if dtype != torch.float32 else 0
@@ -75,12 +76,12 @@ def memory(
     kept = kept_bytes(model, dtype, fused, sequences)
     passing = PASSING * 4 * model.config.n_embd * dtype.itemsize
     if model.config.ngram_order:
-        passing += 4 * 4 * model.config.vocab_size  # its rows, their roots and logarithms, and the gated ones
+        passing += 4 * 4 * model.config.vocab_size  # its rows, their roots, their logarithms, and the gated rows
     return Memory(4 * (trained + frozen) + copies, 4 * trained, state + working, length * (kept + passing), tables)
 
 
 def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) -> int:
-    """What the forward pass keeps of each character for the backward pass: activations and masks."""
+    """Return the bytes that the forward pass keeps for the backward pass per character: activations and masks."""
     config, size = model.config, dtype.itemsize
     row = config.n_embd * size
     norm = 4 * config.n_embd + 8  # the residual stream, and the mean and deviation of its layer norm
@@ -90,16 +91,16 @@ def kept_bytes(model: GPT, dtype: torch.dtype, fused: bool, sequences: int = 1) 
     if is_trunk_frozen(model):
         return head
     weights = 0 if fused else _weights_bytes(config, dtype, sequences)
-    attention = 3 * row + (weights or row + 4 * config.n_head)  # q, k and v; else the output and the sums of its rows
+    attention = 3 * row + (weights or row + 4 * config.n_head)  # q, k and v; if no weights, output and row sums
     if model.blocks[0].attn.qkv.weight.requires_grad:  # type: ignore[union-attr]
-        attention += row if fused else 2 * row  # inputs of its matrices, of which the kernel's output is one
+        attention += row if fused else 2 * row  # inputs of its matrices; the kernel's output is counted above
     mlp = row + 4 * row * (2 if config.relu_power == 2 else 1)
     masks = 2 * 2 * config.n_embd if config.dropout and not fused else 0
     return head + config.n_layer * (2 * norm + attention + mlp + masks)
 
 
 def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> int:
-    """A character's attention weights, as ``kernels.cpu`` keeps them; 0 where PyTorch's attention runs instead."""
+    """Return the bytes of a character's attention weights in ``kernels.cpu``, or 0 if PyTorch's attention runs."""
     length = config.block_size
     shape = (sequences, config.n_head, length, config.n_embd // config.n_head)
     like = torch.empty(1, dtype=dtype).expand(shape)
@@ -110,9 +111,9 @@ def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> i
 
 
 def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[float], None] = lambda _: None) -> Speed:
-    """Train for ``seconds`` and evaluate twice, saving nothing; the model is of no use afterwards.
+    """Train for ``seconds`` and evaluate twice without saving; return the speed. The model is useless afterwards.
 
-    ``on_step`` is called with the share of the time that is over.
+    ``on_step`` is called with the share of the time that has passed.
     """
     train_mode(trainer.model)
     config = trainer.config
@@ -124,7 +125,7 @@ def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[f
         taken.append(time.perf_counter() - started)
         on_step(min(1.0, (time.perf_counter() - began) / seconds))
     evaluations = []
-    for _ in range(2):  # the first one's results may serve the others
+    for _ in range(2):  # the first evaluation may keep outputs that later ones reuse
         started = time.perf_counter()
         trainer.subset_loss("validation")
         evaluations.append(2 * (time.perf_counter() - started))  # the other split has as many batches
@@ -137,7 +138,7 @@ def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[f
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What a training may take; None where the system does not say how much there is."""
+    """Return the bytes that a training may take, or None if the system does not report its memory."""
     total = total_memory(device)
     return None if total is None else total - RESERVE[device.type]
 
@@ -145,11 +146,11 @@ def available_bytes(device: torch.device) -> int | None:
 def summary(
     config: TrainConfig, model: GPT, found: Memory, on_card: Memory, available: int | None, speed: Speed | None
 ) -> dict[str, Any]:
-    """What --json prints: bytes, characters a second, seconds; null for what is not known.
+    """Return the object that --json prints, in bytes, characters per second and seconds; None for what is unknown.
 
     Args:
         on_card: the same training's memory in bf16 on a GPU.
-        speed: None where the training does not fit.
+        speed: the probed speed, or None without a probe, as when the training does not fit.
     """
     trained, frozen = count_parameters(model)
     characters = config.batch_size * model.config.block_size

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: mean losses over windows of its splits, in nats a character."""
+"""The evaluation of a model in training: mean losses over windows of a text's splits, in nats per character."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -22,25 +22,25 @@ Split = Literal["train", "validation"]
 Kept = dict[int, tuple[Tensor, Tensor | None]]
 """By the number of a batch's first window: what the trunk makes of the batch, and its rows of an n-gram prior."""
 
-MAX_KEPT = 64 * 2**20  # bytes of a frozen trunk's results
+MAX_KEPT = 64 * 2**20  # bytes of a frozen trunk's outputs
 
 
 def mean_loss(logits: Tensor, windows: Tensor) -> Tensor:
-    """Of predicting each character of (B, T + 1) windows from those before it, by (B, T, V) logits."""
+    """Return the mean loss of (B, T, V) logits that predict each next character of (B, T + 1) windows."""
     return ops.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def subset_starts(characters: int, length: int, config: TrainConfig, number: int) -> NDArray[np.int64]:
-    """Return where the windows of a split's fixed subset begin, (N,): one at a random place in each of N strata.
+    """Return the starts of the windows of a split's fixed subset, (N,): one at a random place in each of N strata.
 
-    Evenly spaced windows alias: where the records of a text are as long as the windows are apart, all of them start at
-    the same place of a record. A split that the subset holds as a whole is cut into windows from its start.
+    Evenly spaced windows alias: if the records of a text are as long as the spacing, all windows start at the same
+    place in a record. A split that fits in the subset as a whole is cut into windows from its start.
 
     Args:
-        characters: of the split, more than ``length``.
-        length: of a window, to which belongs one more character, the last one's target.
-        config: its ``eval_batches``, ``batch_size`` and ``seed``.
-        number: the split's, so that each has places of its own.
+        characters: the number of characters of the split, more than ``length``.
+        length: the length of a window, without the character after it, which is the last target.
+        config: the config whose ``eval_batches``, ``batch_size``, ``seed`` and ``even_windows`` are used.
+        number: the number of the split, so that each split has its own places.
     """
     most, count = config.eval_batches * config.batch_size, (characters - 1) // length
     if config.even_windows:
@@ -52,16 +52,16 @@ def subset_starts(characters: int, length: int, config: TrainConfig, number: int
 
 
 class Evaluator:
-    """Losses of ``model`` on ``corpus``.
+    """Computes the losses of ``model`` on ``corpus``.
 
-    While only the head trains, the blocks make the same of the same windows: what they make of the fixed subset is kept
-    from the first evaluation on, unless it is too large.
+    While only the head trains, the blocks' outputs on the fixed subset do not change. The first evaluation keeps them
+    for later ones, unless they are too large.
 
     Args:
-        model: with the weights that must not train marked so.
-        windows: of the corpus, in the model's vocabulary and on its device.
-        config: of the training, for its batches.
-        dtype: of matrix products, but for the score of a whole split.
+        model: the model, with ``requires_grad`` off for the weights that must not train.
+        windows: the windows of the corpus, in the model's vocabulary and on its device.
+        config: the config of the training, for its batches.
+        dtype: the dtype of matrix products, except in the score of a whole split, which is float32.
         world: the processes that share the work on the fixed subset.
         prior: the rows of a model with an n-gram prior.
     """
@@ -94,21 +94,21 @@ class Evaluator:
         self._kept: dict[str, Kept] | None = {split: {} for split in self._splits} if keeps else None
 
     def subset_loss(self, split: Split) -> float:
-        """Over at most ``eval_batches`` batches of windows from all over the split, the same ones each time.
+        """Return the mean loss over at most ``eval_batches`` batches of windows spread over the split, always the same.
 
-        Every process must call it. Raises ProcessLostError.
+        Every process must call this. Raises ProcessLostError.
         """
         pieces = [(self._starts[split], self._model.config.block_size)]
         kept = self._kept[split] if self._kept is not None else None
         return self._mean(split, pieces, self._dtype, self._world, kept=kept)
 
     def first_loss(self) -> float:
-        """Over the first window of the training split, by this process alone."""
+        """Return the loss on the first window of the training split, computed by this process alone."""
         pieces = [(np.zeros(1, np.int64), self._model.config.block_size)]
         return self._mean("train", pieces, self._dtype, ONE_PROCESS)
 
     def score_pieces(self, most: int | None) -> list[tuple[NDArray[np.int64], int]]:
-        """Return the windows that ``whole_loss`` takes: the starts of those of each length, and that length."""
+        """Return the windows that ``whole_loss`` scores, as pairs of the starts and the length of equal windows."""
         length, characters = self._model.config.block_size, len(self._splits["validation"])
         if most is not None and characters - 1 > most:
             count = max(1, most // length)
@@ -119,10 +119,11 @@ class Evaluator:
         return [(np.arange(0, characters - length, length), length), *tail]
 
     def whole_loss(self, on_progress: Callable[[int, int], None], most: int | None = None) -> float:
-        """Over all of the validation split, in windows of ``block_size``, by this process alone.
+        """Return the mean loss over the whole validation split in windows of ``block_size``, by this process alone.
 
-        In float32 whatever the run's dtype, so that it is the same on every machine, to rounding. Of a split of more
-        than ``most`` characters a fixed subset of about as many is taken, one window at a random place of each stratum.
+        It is computed in float32 whatever the run's dtype, so that it is the same on every machine up to rounding. If
+        the split has more than ``most`` characters, a fixed subset of about ``most`` characters is scored instead, with
+        one window at a random place in each stratum.
         """
         return self._mean("validation", self.score_pieces(most), torch.float32, ONE_PROCESS, on_progress)
 
@@ -136,7 +137,7 @@ class Evaluator:
         on_progress: Callable[[int, int], None] = lambda *_: None,
         kept: Kept | None = None,
     ) -> float:
-        """Return the mean loss over windows, given by their starts and length; all processes share them."""
+        """Return the mean loss over windows, given by starts and lengths; the processes of ``world`` share the work."""
         ids, batch_size = self._splits[split], self._config.batch_size // world.size
         was_training = self._model.training
         self._model.eval()

@@ -1,4 +1,4 @@
-"""The kernels of a training, tried once before it starts."""
+"""A check of a training's kernels, run once before the training starts."""
 
 import logging
 
@@ -11,17 +11,17 @@ from kernels import backend
 from kernels.checks.cases import step_cases
 from kernels.checks.self_check import DeviceFaultError, failures
 
-MAX_TIME = 512  # positions; what PyTorch compares with has all of their scores in memory
-BATCH = 2  # enough for every stride of a step to differ
+MAX_TIME = 512  # positions; PyTorch's reference holds the scores of all pairs of positions in memory
+BATCH = 2  # enough for every stride to differ, as in a step
 
 log = logging.getLogger("charformer")
 
 
 def check_kernels(config: ModelConfig, device: torch.device, dtype: torch.dtype, world: World) -> None:
-    """Let each op whose kernel fails on this machine, in any process, run PyTorch's own functions, and warn of it.
+    """Replace each op whose kernel fails here, in any process, by PyTorch's own functions, and log a warning.
 
-    A kernel fails that does not compile or launch, or whose results are wrong. Every process must call this. PyTorch's
-    random state does not move. Raises UserError where a kernel ends in a fault of the GPU, behind which nothing runs.
+    A kernel fails if it does not compile or launch, or if its results are wrong. Every process must call this.
+    PyTorch's random state does not change. Raises UserError if a kernel causes a GPU fault, after which nothing runs.
     """
     if "triton" not in backend.on(device).values():
         return

@@ -1,8 +1,8 @@
-"""Muon with NorMuon's rows.
+"""The Muon optimizer with NorMuon's normalisation of rows.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix along the nearest semi-orthogonal matrix of
-its momentum, so that every direction of it learns at one rate. NorMuon (Li et al. 2025, arXiv 2510.05491) also divides
-each row, which makes one output, by how much it moved lately.
+its momentum, so that all of its directions learn at one rate. NorMuon (Li et al. 2025, arXiv 2510.05491) also divides
+each row, which computes one output, by the size of its recent updates.
 """
 
 from collections import defaultdict
@@ -15,18 +15,18 @@ from torch import Tensor
 
 MOMENTUM = 0.95
 ROWS_BETA2 = 0.95  # decay of the second moment of a row
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to between 0.7 and 1.2
-ITERATIONS = 4  # a fifth takes longer and does not show in the loss (docs/lab/training.md)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that maps singular values to between 0.7 and 1.2
+ITERATIONS = 4  # a fifth takes longer and does not improve the loss (docs/lab/training.md)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over matrices of float32.
+    """Muon for float32 matrices.
 
     Args:
-        groups: each with ``params`` and ``parts``, the number of equal slices of rows that are orthogonalised apart:
-            3 for a packed query, key and value matrix, else 1.
-        lr: the learning rate, a float or a tensor of one number on the device of the parameters.
-        dtype: of the matrix products of the iterations.
+        groups: dicts with ``params`` and ``parts``, the number of equal slices of rows that are orthogonalised
+            separately: 3 for a packed query, key and value matrix, else 1.
+        lr: the learning rate, a float or a one-element tensor on the device of the parameters.
+        dtype: the dtype of the iterations' matrix products.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient; the gradient is overwritten."""
+        """Update every parameter that has a gradient, and overwrite the gradient."""
         assert closure is None, "Muon does not evaluate the loss again"
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for group in self.param_groups:
@@ -53,8 +53,8 @@ class Muon(torch.optim.Optimizer):
                 slices = (tensor.chunk(group["parts"]) for tensor in (parameter, parameter.grad, state["rows"]))
                 for matrix, gradient, rows in zip(*slices, strict=True):
                     by_shape[matrix.shape].append((matrix, gradient, rows))
-        rate = self.param_groups[0]["lr"]  # of all groups
-        for shape, matrices in by_shape.items():  # all of a shape at once: fewer and larger products
+        rate = self.param_groups[0]["lr"]  # the same in all groups
+        for shape, matrices in by_shape.items():  # one batch per shape: fewer, larger matmuls
             weights, ahead, rows = (list(tensors) for tensors in zip(*matrices, strict=True))
             directions = _normalise_rows(self._orthogonalise(torch.stack(ahead)), rows)
             directions.mul_(rate * max(1.0, shape[0] / shape[1]) ** 0.5)
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         return state
 
     def _orthogonalise(self, matrices: Tensor) -> Tensor:
-        """Return (N, R, C) of any R and C orthogonalised, in float32, by products of the optimizer's dtype."""
+        """Return (N, R, C) matrices, tall or wide, orthogonalised, in float32; matmuls run in the optimizer's dtype."""
         is_tall = matrices.shape[1] > matrices.shape[2]
         wide = matrices.mT if is_tall else matrices
         result = orthogonalise(wide.to(self._dtype).contiguous()).float()
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _normalise_rows(directions: Tensor, rows: list[Tensor]) -> Tensor:
-    """Divide each row of (N, R, C) by the root of its second moment in ``rows``, (R, 1), and keep the matrix's norm.
+    """Divide each row of (N, R, C) by the root of its second moment in ``rows``, N x (R, 1); keep each matrix's norm.
 
     The second moments are updated first.
     """
@@ -87,7 +87,7 @@ def _normalise_rows(directions: Tensor, rows: list[Tensor]) -> Tensor:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Return nearly the nearest semi-orthogonal matrices of (N, R, C), R <= C, by Newton-Schulz iterations."""
+    """Return approximately the semi-orthogonal matrices nearest to (N, R, C), R <= C, by Newton-Schulz iterations."""
     a, b, c = COEFFICIENTS
     x = matrices / (torch.linalg.matrix_norm(matrices.float(), keepdim=True) + 1e-7).to(matrices.dtype)
     for _ in range(ITERATIONS):

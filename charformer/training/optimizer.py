@@ -16,7 +16,7 @@ MUON_STATE = {"momentum", "rows"}
 
 
 def muon_parameters(model: GPT, config: TrainConfig) -> list[tuple[str, nn.Parameter]]:
-    """Return the weights that Muon moves, with their names: the matrices of the blocks that train, or none."""
+    """Return the weights that Muon updates, with their names: the trainable matrices of the blocks, or none."""
     if not config.muon_learning_rate:
         return []
     trainable = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
@@ -26,12 +26,12 @@ def muon_parameters(model: GPT, config: TrainConfig) -> list[tuple[str, nn.Param
 class Optimizer:
     """AdamW over the weights that train; with ``muon_learning_rate``, Muon over the matrices of the blocks instead.
 
-    Weight decay is on matrices alone. On a GPU the learning rates are tensors there, so that a captured step sees the
-    rate that ``set_learning_rate`` has left.
+    Only matrices have weight decay. On a GPU the learning rates are tensors there, so that a captured step uses the
+    latest rate of ``set_learning_rate``.
 
     Args:
-        model: with the weights that must not train marked so.
-        dtype: of Muon's matrix products.
+        model: the model, with ``requires_grad`` off for the weights that must not train.
+        dtype: the dtype of Muon's matrix products.
     """
 
     def __init__(self, model: GPT, config: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -62,14 +62,14 @@ class Optimizer:
             self._muon_ratio = config.muon_learning_rate / config.learning_rate
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of AdamW, and Muon's in proportion."""
+        """Set AdamW's learning rate, and Muon's in proportion."""
         for group in self.adamw.param_groups:
             _set_rate(group, rate)
         for group in self.muon.param_groups if self.muon else ():
             _set_rate(group, rate * self._muon_ratio)
 
     def step(self) -> None:
-        """Move the weights along their gradients."""
+        """Update the weights from their gradients."""
         if self.muon:
             self.muon.step()
         self.adamw.step()
@@ -81,13 +81,13 @@ class Optimizer:
             self.muon.zero_grad()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the tensor of every part of the state: ``INDEX.KEY``, AdamW's parameters first."""
+        """Yield each tensor of the state after its name, ``INDEX.KEY``, with AdamW's parameters first."""
         for index, (state, _, _) in enumerate(self._states()):
             for key, tensor in state.items():
                 yield f"{index}.{key}", tensor
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what ``state`` yielded. Raises ValueError where it does not fit, and changes nothing then."""
+        """Load the tensors that ``state`` yielded. Raises ValueError, and changes nothing, if they do not fit."""
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             number, key = name.split(".")
@@ -99,14 +99,14 @@ class Optimizer:
             if not found:
                 break
             if keys is MUON_STATE:
-                found[index].pop("step", None)  # earlier versions kept one, which counted nothing
+                found[index].pop("step", None)  # earlier versions kept one that was never used
             _require_fit(index, found[index], parameter, keys)
         for index, (state, parameter, _) in enumerate(places):
             if found:
                 state |= {key: tensor.to(parameter.device) for key, tensor in found[index].items()}
 
     def _states(self) -> Iterator[tuple[dict[str, Any], Tensor, set[str]]]:
-        """Yield the state of each parameter, the parameter, and the keys that its state has once it has moved."""
+        """Yield the state of each parameter, the parameter, and the keys that its state has after the first step."""
         optimizers = [(self.adamw, ADAMW_STATE), *([(self.muon, MUON_STATE)] if self.muon else [])]
         for optimizer, keys in optimizers:
             for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
@@ -131,7 +131,7 @@ def _require_fit(index: int, state: dict[str, Tensor], parameter: Tensor, keys: 
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of ``step`` (from 0): a linear rise, the peak, then a linear fall that reaches 0 at the end."""
+    """Return the rate of ``step`` (from 0): a linear warm-up, the peak, then a linear decay to 0 at the end."""
     rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     decay_steps = config.decay_fraction * config.max_steps
     fall = (config.max_steps - step) / decay_steps if decay_steps else 1.0

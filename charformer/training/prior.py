@@ -1,7 +1,7 @@
-"""An n-gram prior in a training: the tables that are counted for it, and their rows for windows of the text.
+"""The n-gram prior of a training: the tables counted for it, and their rows for windows of the text.
 
-A window that is trained on must not see a table that has counted it: the network would trust the prior too much. The
-training split is therefore cut into contiguous folds, and the rows of each come from a table of all others (stacked
+A training window must not see a table that has counted it, or the network would trust the prior too much. The training
+split is therefore cut into contiguous folds, and the rows of each fold come from a table of all the others (stacked
 generalisation, Wolpert 1992). Validation and sampling use the table of the whole split.
 """
 
@@ -24,19 +24,19 @@ from charformer.runs.folder import RunDir
 
 MAX_ON_DEVICE = 2 << 30  # bytes of rows that a GPU keeps
 ROWS_AT_ONCE = 1 << 14
-SCORED = 1 << 15  # characters by which tables of a fine-tune are compared
+SCORED = 1 << 15  # characters on which the tables of a fine-tune are compared
 
 Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a training.
+    """The n-gram tables of a training.
 
     Attributes:
-        whole: of all text that may be counted, for validation and sampling.
+        whole: the table of all text that may be counted, for validation and sampling.
         folds: for each fold of the training split, a table that has not counted it.
-        seconds: that counting took.
+        seconds: the time that counting took.
     """
 
     whole: NgramTable
@@ -45,14 +45,14 @@ class Tables:
 
 
 def count_text(corpus: Corpus, vocab: Vocab, order: int) -> Counts:
-    """Count the training split of ``corpus`` as one piece."""
+    """Return the n-gram counts of the training split of ``corpus`` as one piece."""
     return count(corpus.train, len(vocab), longest_context(order, len(vocab)), corpus.table(vocab))
 
 
 def count_tables(
     corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig, other: Counts | None = None
 ) -> Tables:
-    """Count the training split of ``corpus`` for a model with a prior; ``other`` counts join those of every fold."""
+    """Return the tables of ``corpus``'s training split for a model with a prior; every table includes ``other``."""
     began = time.perf_counter()
     order = longest_context(model.ngram_order, len(vocab))
     table = corpus.table(vocab)
@@ -69,10 +69,11 @@ def count_tables(
 def choose_tables(
     source: RunDir, corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig
 ) -> tuple[str, Tables]:
-    """Return the tables of a fine-tune on ``corpus`` that predict it best, and which text they have counted.
+    """Return the tables that predict a fine-tune's ``corpus`` best, after the name of the text that they counted.
 
-    They are those of the new text, those of both texts where that of ``source`` is there to be counted again, and else
-    the table that ``source`` has. Raises UserError for more characters than a prior takes.
+    The candidates are "new", the tables of the new text, and a second one: "both", the tables of both texts, if the
+    text of ``source`` can be counted again, else "old", the table of ``source``. Raises UserError if the vocabulary has
+    more characters than a prior takes.
     """
     if len(vocab) > MAX_CHARACTERS:
         raise UserError(
@@ -103,9 +104,9 @@ def recall_tables(
     model: ModelConfig,
     training: TrainConfig,
 ) -> Tables:
-    """Return the tables of a stopped fine-tune, in ``run``, that were not counted on its own text alone.
+    """Return the tables of the stopped fine-tune in ``run``, which were not counted on its own text alone.
 
-    Raises UserError where the text of ``source`` is needed and no longer there.
+    Raises UserError if the text of ``source`` is needed and no longer available.
     """
     if counted == "old":
         return _old_tables(run, vocab)
@@ -119,7 +120,7 @@ def recall_tables(
 
 
 def _count_old(source: RunDir, vocab: Vocab, order: int) -> Counts | None:
-    """Return the counts of the text that ``source`` was trained on, if it is there."""
+    """Return the counts of the text that ``source`` was trained on, or None if it cannot be used."""
     try:
         text = recall(source.read_section("corpus"))
     except UserError:
@@ -128,7 +129,7 @@ def _count_old(source: RunDir, vocab: Vocab, order: int) -> Counts | None:
 
 
 def _old_tables(run: RunDir, vocab: Vocab) -> Tables:
-    """Return the table of ``run`` as that of a text it has not counted, with rows for all of ``vocab``."""
+    """Return the table of ``run``, widened to all of ``vocab``, as one that has not counted the new text."""
     old = run.read_ngram(run.read_shape()[0])
     assert old is not None, "a fine-tune has the prior that its source has"
     table = NgramTable(len(vocab), old.arrays)
@@ -136,17 +137,17 @@ def _old_tables(run: RunDir, vocab: Vocab) -> Tables:
 
 
 class PriorRows:
-    """Rows of the prior for windows of a corpus, as tensors.
+    """The prior's rows for windows of a corpus, as tensors.
 
-    On a GPU the rows of all distinct contexts of the training split are kept there, where they fit, and a step takes
-    the number of each position's row; elsewhere a step takes the rows themselves, looked up when it begins.
+    A GPU keeps the rows of all distinct contexts of the training split, if they fit, and a step takes the number of
+    each position's row. Otherwise a step takes the rows themselves, which are looked up when it begins.
 
     Args:
-        corpus: whose training split was counted in as many folds as ``tables`` has.
-        vocab: the model's.
+        corpus: the corpus, whose training split was counted in as many folds as ``tables`` has.
+        vocab: the model's vocabulary.
         order: the model's ``ngram_order``.
-        device: where the rows are wanted.
-        keeps: whether rows are kept on the device.
+        device: the device of the rows.
+        keeps: whether to keep rows on the device.
     """
 
     def __init__(
@@ -164,9 +165,9 @@ class PriorRows:
             self._keep()
 
     def for_step(self, starts: Positions, length: int, out: Tensor | None = None) -> Tensor:
-        """Return what a step on training windows of ``length`` from ``starts``, (B,), takes, on the device.
+        """Return the prior's input to a step on training windows of ``length`` from ``starts``, (B,), on the device.
 
-        Each position's row sees the text before its window too. The result goes to ``out`` where one is given.
+        A position's row depends on the text before its window too. The result is written to ``out`` if one is given.
         """
         places = starts[:, None] + np.arange(length)
         if self._kept is not None:
@@ -178,15 +179,15 @@ class PriorRows:
         return found.to(self._device, non_blocking=True) if out is None else out.copy_(found, non_blocking=True)
 
     def rows(self, step: Tensor) -> Tensor:
-        """Return the rows, (B, T, V) float32, of what ``for_step`` returned. Shapes alone decide what it does."""
+        """Return the rows, (B, T, V) float32, for a result of ``for_step``, without control flow on tensor values."""
         if self._kept is None:
             return step
         return self._kept[step].float().square()
 
     def within(self, split: str, starts: Positions, length: int) -> Tensor:
-        """Return the rows of windows whose contexts begin with them, (B, length, V) float32, on the device.
+        """Return the rows of windows without the text before them, (B, length, V) float32, on the device.
 
-        So a model with a prior is told no more of a window than one without. Training windows are predicted by their
+        A model with a prior then sees no more of a text than one without. The rows of training windows come from their
         folds' tables.
         """
         places = starts[:, None] + np.arange(length)
@@ -194,7 +195,7 @@ class PriorRows:
         return torch.from_numpy(self._looked_up(split, places, first)).to(self._device)
 
     def loss(self) -> float:
-        """Return the mean loss of the tables alone on some of the training split, each part by its fold's table."""
+        """Return the mean loss of the tables alone on a sample of the training split, each part by its fold's table."""
         ids, length = self._splits["train"], 64
         starts = np.linspace(0, len(ids) - length - 1, min(SCORED // length, len(ids) // length)).astype(np.int64)
         places = starts[:, None] + np.arange(length)
@@ -203,36 +204,36 @@ class PriorRows:
         return -float(np.log(np.take_along_axis(rows, targets, axis=2), dtype=np.float64).mean())
 
     def bytes(self) -> int:
-        """Return the memory of the tables and of what is kept on the device."""
+        """Return the bytes of the tables, the rows kept on the device, and their numbers."""
         tables = [self.tables.whole, *{id(table): table for table in self.tables.folds}.values()]
         kept = 0 if self._kept is None else self._kept.nbytes
         return sum(table.bytes() for table in tables) + kept + self._numbers.nbytes
 
     def _contexts(self, split: str, places: Positions, first: Positions) -> NDArray[np.int64]:
-        """Return the characters up to each of ``places`` and from ``first`` on, (places.size, K); -1 where none is."""
+        """Return the K characters up to each of ``places``, (places.size, K), with -1 for those before ``first``."""
         ids = self._splits[split]
         wanted = places.reshape(-1, 1) + np.arange(1 - self._order, 1)
         characters = self.to_vocab[ids[np.maximum(wanted, 0)]]
         return np.where(wanted < first.reshape(-1, 1), -1, characters)
 
     def _looked_up(self, split: str, places: Positions, first: Positions) -> NDArray[np.float32]:
-        """Return the rows behind ``places``, (*places.shape, V), of contexts that reach back to ``first`` at most."""
+        """Return the rows after ``places``, (*places.shape, V), for contexts that reach back to ``first`` at most."""
         contexts = self._contexts(split, places, first)
         if split == "validation":
             return self.tables.whole.rows(contexts).reshape(*places.shape, -1)
-        folds = np.searchsorted(self._fold_ends, places.reshape(-1) + 1, side="right")  # of what is predicted
+        folds = np.searchsorted(self._fold_ends, places.reshape(-1) + 1, side="right")  # of the predicted characters
         rows = np.empty((places.size, self.tables.whole.vocab_size), np.float32)
         for fold in np.unique(folds):
             rows[folds == fold] = self.tables.folds[fold].rows(contexts[folds == fold])
         return rows.reshape(*places.shape, -1)
 
     def _keep(self) -> None:
-        """Find the distinct contexts of the training split, unless their rows are too many to be kept."""
+        """Keep the rows of the training split's distinct contexts on the device, unless they are too large."""
         vocab_size, characters = self.tables.whole.vocab_size, len(self._splits["train"])
         numbers, kept, count = np.zeros(characters, np.int32), [], 0
         starts = np.concatenate([[0], self._fold_ends[:-1]])
         for table, start, end in zip(self.tables.folds, starts, self._fold_ends, strict=True):
-            places = np.arange(max(0, start - 1), end - 1)  # those that predict the fold's characters
+            places = np.arange(max(0, start - 1), end - 1)  # the places whose rows predict the fold's characters
             found = np.concatenate(
                 [
                     table.contexts_of(self._contexts("train", part, np.zeros_like(part)))

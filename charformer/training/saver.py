@@ -1,4 +1,4 @@
-"""Saves that do not stop a GPU for longer than copying its tensors takes."""
+"""Background saves, which stop a GPU only for as long as copying its tensors takes."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Saver:
-    """Writes files at once or, in the background, in the order of the calls by one thread.
+    """Writes files immediately, or in the background by one thread in the order of the calls.
 
     Args:
         in_background: whether training continues while files are written, as on a GPU.
@@ -19,18 +19,18 @@ class Saver:
         self._pending: list[Future[None]] = []
 
     def copy(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the tensors by name, for a later ``write`` to use: copies that training does not change.
+        """Return the tensors by name for a later ``write``; in the background, copies that training cannot change.
 
-        On a GPU they are in pinned memory, and complete once the current stream has come as far.
+        Copies of GPU tensors are in pinned memory, and complete once the current stream has reached this point.
         """
         if self._thread is None:
-            return dict(tensors)  # which are written before anything can change them
+            return dict(tensors)  # no copies: they are written before anything can change them
         return {name: _host_copy(tensor.detach()) for name, tensor in tensors}
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Run ``write``, in the background once the copies made so far are complete. Raises what it raises.
+        """Run ``write`` now, or in the background once the copies made so far are complete.
 
-        In the background, ``check`` and ``join`` raise it instead.
+        Raises the errors of ``write``; in the background, ``check`` and ``join`` raise them instead.
         """
         if self._thread is None:
             write()
@@ -48,17 +48,17 @@ class Saver:
         self._pending.append(self._thread.submit(run))
 
     def check(self) -> None:
-        """Raise what a write that is done has raised."""
+        """Raise the error of a finished write, if one failed."""
         while self._pending and self._pending[0].done():
             self._pending.pop(0).result()
 
     def join(self) -> None:
-        """Wait for all writes. Raises what the first that failed has raised; those behind it are still made."""
+        """Wait for the writes in order. Raises the error of the first that failed; later writes still run."""
         while self._pending:
             self._pending.pop(0).result()
 
     def drop(self) -> None:
-        """Wait for all writes, whatever they raise."""
+        """Wait for all writes and ignore their errors."""
         wait(self._pending)
         self._pending.clear()
 

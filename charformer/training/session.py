@@ -1,7 +1,7 @@
 """One stage of training from its start to its result.
 
 A session is prepared from a new model, from a checkpoint and a second text, or from a stopped run; ``open`` writes or
-reads its folder; ``trainer.steps()`` trains; ``finish`` scores what came of it.
+reads its folder; ``trainer.steps()`` trains; ``finish`` scores the result.
 """
 
 import logging
@@ -45,10 +45,10 @@ log = logging.getLogger("charformer")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training runs.
+    """The device, dtype and processes of a training.
 
     Attributes:
-        dtype: of matrix products.
+        dtype: the dtype of matrix products.
         world: the processes that share the training.
     """
 
@@ -59,10 +59,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Result:
-    """The loss of the best weights over the validation split, and a text that they wrote.
+    """The loss of the best weights over the validation split, and a text sampled from them.
 
     Attributes:
-        scored_characters: that the loss is the mean over; None, like the loss, where the scoring was stopped.
+        scored_characters: the number of characters in that mean; None, like the loss, if scoring was stopped.
     """
 
     val_loss: float | None
@@ -74,9 +74,9 @@ class TrainingSession:
     """One stage of training: the model, its vocabulary, the text, the folder, and the record of the run.
 
     Args:
-        record: what config.json will say; its corpus, machine and versions are filled in here.
-        is_resumed: whether ``open`` continues the run in the folder instead of beginning one.
-        tables: of a model with an n-gram prior, where they are not those of ``corpus`` alone.
+        record: the content of config.json; the session fills in its corpus, machine and versions.
+        is_resumed: whether ``open`` continues the run in the folder instead of starting a new one.
+        tables: the tables of a model with an n-gram prior, unless they are counted from ``corpus`` alone.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class TrainingSession:
         return self.trainer.corpus
 
     def open(self) -> None:
-        """Clear the folder and write what is known of the run, or continue the run that the folder holds.
+        """Clear the folder and write the run's config and vocabulary, or continue the run in the folder.
 
-        Only the main process writes. Raises UserError when there is nothing to continue, or it is past its last step.
+        Only the main process writes. Raises UserError if there is no run to continue, or it is past its last step.
         """
         trainer = self.trainer
         check_kernels(self.model.config, trainer.device, trainer.dtype, trainer.world)
-        self.record.machine = describe(trainer.device, trainer.dtype)  # which kernels run is known only now
+        self.record.machine = describe(trainer.device, trainer.dtype)  # only now is it known which kernels run
         if self.is_resumed:
             self._continue()
         elif self.trainer.world.is_main:
@@ -154,7 +154,7 @@ class TrainingSession:
             self._write_ngram()
 
     def _note_changes(self, step: int) -> None:
-        """Add to the record which values of the training differ from those in config.json, and from which step on."""
+        """Add to the record the training values that differ from config.json, and the step at which they change."""
         before, now = self.run.read_section("training"), self.record.training.to_dict()
         names = [name for name in now if before.get(name) != now[name]]
         if names:
@@ -162,9 +162,9 @@ class TrainingSession:
             self.record.changes = [*self.record.changes, change]
 
     def rescue(self) -> RunDir:
-        """Save the training in the system's temporary folder, since its own can no longer be written to.
+        """Save the training in the system's temporary folder, for use when its own folder is no longer writable.
 
-        Raises UserError where that fails as well.
+        Raises UserError if that fails as well.
         """
         trainer, lost = self.trainer, self.run
         try:
@@ -182,18 +182,18 @@ class TrainingSession:
         else:
             try:
                 write_tensors(self.run.weights, *read_tensors(lost.weights))
-            except UserError:  # the best weights are lost; the next evaluation's count as such
+            except UserError:  # the best weights are lost; those of the next evaluation become the best
                 checkpoint.save_weights(self.run, self.model.state_dict(), counters.step, float("inf"))
         trainer.save()
         trainer.join_saves()
         return self.run
 
     def finish(self, on_progress: Callable[[int, int], None] = lambda *_: None, most: int | None = None) -> Result:
-        """Score the best weights, which the model then holds, and write a sample of theirs to sample.txt.
+        """Load the best weights into the model, score them, and write a sample from them to sample.txt.
 
         The sample is a function of the weights, the run's prompt and its seed. ``on_progress`` is called with the
-        characters scored so far and in all, and may raise StoppedError. Of a validation split of more than ``most``
-        characters a fixed subset is scored.
+        number of characters scored so far and the total, and may raise StoppedError. A validation split of more than
+        ``most`` characters is scored on a fixed subset.
         """
         val_loss: float | None = None
         with suppress(StoppedError):
@@ -209,7 +209,7 @@ class TrainingSession:
         return Result(val_loss, scored, text)
 
     def plot(self) -> None:
-        """Draw loss.png: the losses of this run and, of a fine-tune, those of the run that it came from."""
+        """Draw loss.png, with the losses of this run and, for a fine-tune, those of its source run."""
         stages: list[tuple[str, Rows]] = [(f"{self.record.stage} on {self.corpus.name}", self.trainer.history)]
         source = RunDir(self.record.init_from)
         if self.record.init_from and source.exists and (rows := source.read_metrics()):
@@ -244,9 +244,9 @@ def prepare_pretrain(
 def prepare_finetune(
     run: RunDir, source: RunDir, training: TrainConfig, preset: str, frozen: str, corpus: Corpus, place: Place
 ) -> TrainingSession:
-    """Return a session that trains the best model of ``source`` on, its vocabulary extended by new characters.
+    """Return a session that fine-tunes the best model of ``source``, with new characters added to its vocabulary.
 
-    Raises UserError when ``source`` has no model, or the text is too short for it.
+    Raises UserError if ``source`` has no model, or the text is too short for it.
     """
     model, vocab = checkpoint.load_model(source)
     corpus.require(model.config.block_size, "take a longer text, or pretrain with a smaller `block_size`")
@@ -277,9 +277,9 @@ def prepare_finetune(
 def prepare_resume(
     run: RunDir, record: RunRecord, changes: dict[str, Any], corpus: Corpus, place: Place
 ) -> TrainingSession:
-    """Return a session that continues a stopped run as its record describes it, with ``changes`` to its TrainConfig.
+    """Return a session that continues a stopped run from its record, with ``changes`` to its TrainConfig.
 
-    Raises UserError when the text is no longer the one that the run was started on.
+    Raises UserError if the text is not the one that the run was started on.
     """
     began_with = record.corpus.get("sha256")
     if corpus.sha256 != began_with:
@@ -297,7 +297,7 @@ def prepare_resume(
 
 
 def is_begun(session: TrainingSession) -> bool:
-    """Return whether the folder holds a saved training that began like this one, so that continuing it is the same."""
+    """Return whether the folder has a saved training with this one's settings and text, which can be continued."""
     if not (session.run.exists and session.run.state.is_file()):
         return False
     found, wanted = RunRecord.read(session.run), session.record

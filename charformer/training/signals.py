@@ -1,4 +1,4 @@
-"""Requests to stop a training, which it grants after its step."""
+"""Requests to stop a training, which ends it after its current step."""
 
 import signal
 import threading
@@ -7,17 +7,17 @@ from contextlib import contextmanager, suppress
 
 
 class StoppedError(Exception):
-    """Somebody asked to stop what is under way."""
+    """Raised to end work in progress when a stop was requested."""
 
 
 class StopRequest:
-    """Whether a training should stop after its step, and the number of the signal that asked for it first."""
+    """A flag that stops a training after its current step, with the number of the first signal that set it."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def request(self, number: int) -> None:
-        """Ask to stop; only the first request counts."""
+        """Request a stop; only the first request is recorded."""
         if self.signal is None:
             self.signal = number
 
@@ -27,18 +27,18 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(notify: Callable[[str], None], is_patient: bool) -> Iterator[StopRequest]:
-    """Let SIGINT, SIGTERM and SIGHUP ask to stop while this lasts; a second signal takes its usual course.
+    """Turn SIGINT, SIGTERM and SIGHUP into requests to stop; a second signal has its usual effect.
 
-    In another thread than the main one they keep their course. A signal that our parent process had ignored, as nohup
-    does, stays ignored.
+    In a thread other than the main one, signals keep their usual effect. A signal that the parent process ignored, as
+    nohup does, stays ignored.
 
     Args:
-        notify: called with a line for the user when the first signal comes.
-        is_patient: ignore a second signal too. It is for processes of a launcher, which passes on what the terminal has
-            sent them already, and kills those that do not end in time.
+        notify: a function that is called with a line for the user when the first signal comes.
+        is_patient: whether to ignore a second signal too. This is for processes of a launcher, which forwards signals
+            that the terminal has already sent them, and kills those that do not end in time.
     """
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -50,7 +50,7 @@ def stop_signals(notify: Callable[[str], None], is_patient: bool) -> Iterator[St
         if is_patient:
             return
         restore()
-        with suppress(OSError):  # a terminal that has gone away; what matters is the save
+        with suppress(OSError):  # the terminal may have closed; the save matters more
             notify("stopping after this step; once more leaves at once")
 
     def restore() -> None:

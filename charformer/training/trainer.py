@@ -42,18 +42,18 @@ class Trainer:
     """Trains one stage in a run's folder.
 
     Args:
-        model: on ``device``, with the weights that must not train marked so.
-        vocab: the model's; it holds every character of ``corpus``.
-        dtype: of matrix products; weights and the optimizer's state stay float32.
+        model: the model, on ``device``, with ``requires_grad`` off for the weights that must not train.
+        vocab: the model's vocabulary, with every character of ``corpus``.
+        dtype: the dtype of matrix products; weights and the optimizer's state stay float32.
         world: the processes of this training, each with a Trainer; only the main one writes.
-        tables: of a model with an n-gram prior; None counts those of the text.
+        tables: the tables of a model with an n-gram prior; with None they are counted from ``corpus``.
 
     Attributes:
         prior: the rows of a model with an n-gram prior.
-        phase: returns a context for each phase of the work to be done in; a bench that times phases replaces it. A step
-            that is captured in a CUDA graph has no phases but ``data``.
-        unwritten_best: the best weights while no file has them.
-        compile_seconds: what the first pass on a GPU took, which compiles kernels and is not counted as training.
+        phase: a function that returns a context in which a phase of the work runs; a bench that times phases replaces
+            it. A step that is captured in a CUDA graph has no phase but ``data``.
+        unwritten_best: the best weights, until a file has them.
+        compile_seconds: the duration of the first pass on a GPU, which compiles kernels and does not count as training.
     """
 
     phase: PhaseHook = staticmethod(lambda _: nullcontext())
@@ -104,7 +104,7 @@ class Trainer:
         return self.counters.step >= self.config.max_steps or not self._trains
 
     def resume(self) -> None:
-        """Continue from last.safetensors; metrics behind it are dropped. Raises UserError where that is impossible."""
+        """Continue from last.safetensors and drop later metrics. Raises UserError if that is impossible."""
         self.counters, optimizer_state = checkpoint.load_state(self.run, self.model)
         try:
             self.optimizer.load_state(optimizer_state)
@@ -115,7 +115,7 @@ class Trainer:
             self.run.write_metrics(self.history)
 
     def save(self) -> None:
-        """Write everything that ``resume`` needs; on a GPU in the background, until ``join_saves``."""
+        """Write everything that ``resume`` needs; on a GPU in the background, where ``join_saves`` waits for it."""
         if self.world.is_main:
             with self.phase("save"):
                 run, counters = self.run, replace(self.counters)
@@ -123,20 +123,21 @@ class Trainer:
                 self._saver.submit(lambda: checkpoint.save_state(run, tensors.items(), counters))
 
     def join_saves(self) -> None:
-        """Wait until everything is written. Raises WriteError where that was impossible."""
+        """Wait until everything is written. Raises WriteError if a write failed."""
         self._saver.join()
 
     def drop_saves(self) -> None:
-        """Wait until all writes are done, or have failed."""
+        """Wait until every write has succeeded or failed."""
         self._saver.drop()
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
-        """Train until ``max_steps`` or until ``stopped()``; save at each evaluation, when due besides, and at the end.
+        """Train until ``max_steps`` or until ``stopped()``, and yield the progress after each step.
 
-        The first Progress is that of step 0, the evaluation before any training. All processes must stop together.
+        The trainer saves at each evaluation, at the save intervals of the config, and at the end. The first Progress
+        is that of step 0, the evaluation before any training. All processes must stop together.
 
-        Raises UserError when a loss is no longer finite; what was saved last stays as it is. Raises ProcessLostError,
-        on the CPU with all steps so far saved unless an evaluation was under way.
+        Raises UserError when a loss is no longer finite; the last save then stays as it is. Raises ProcessLostError
+        when another process ends; on the CPU all steps so far are then saved, unless an evaluation was in progress.
         """
         if self._trains:
             self._data_parallel = self.world.data_parallel(self.model)
@@ -160,8 +161,8 @@ class Trainer:
         except ProcessLostError as error:
             lost = error
         finally:
-            self._data_parallel = self.model  # whose connection must not outlive the other processes
-        # A GPU's queue waits for a lost process for ever.
+            self._data_parallel = self.model  # the wrapper's connection must not outlive the other processes
+        # A GPU's queue would wait forever for a lost process.
         if self._steps_since_evaluation and not (lost and self.device.type == "cuda"):
             self._stop_clock(loss)
             self._save_unevaluated()
@@ -170,9 +171,9 @@ class Trainer:
             raise lost
 
     def train_step(self, rate: float) -> Tensor:
-        """Take the next step and count it; return the mean loss of its batch, of no dimension, on the device.
+        """Take the next step and count it; return the mean loss of its batch, a scalar tensor on the device.
 
-        Raises UserError where --detect-anomaly finds a gradient that is nan. Raises ProcessLostError.
+        Raises UserError if --detect-anomaly finds a nan gradient, and ProcessLostError if another process has ended.
         """
         self.optimizer.set_learning_rate(rate)
         self._seed_dropout()
@@ -184,9 +185,10 @@ class Trainer:
         return loss
 
     def next_batch(self, out: Batch | None = None) -> Batch:
-        """Return what this process takes for the next step, on the device, or write it to ``out`` and return that.
+        """Return this process's share of the next step's batch, on the device, or write it to ``out`` and return that.
 
-        That is windows, (B, block_size + 1) int64, and for a model with an n-gram prior what ``PriorRows`` gives.
+        The batch is windows, (B, block_size + 1) int64, and for a model with an n-gram prior also the tensor that
+        ``PriorRows.for_step`` returns.
         """
         batch_size, length = self.config.batch_size, self.model.config.block_size
         starts = self._order.starts(self.counters.step * batch_size, batch_size)[self.world.rank :: self.world.size]
@@ -197,27 +199,30 @@ class Trainer:
             return windows, self.prior.for_step(starts, length, out[1] if out else None)
 
     def loss(self, windows: Tensor, prior: Tensor | None = None) -> Tensor:
-        """Return the mean loss of predicting each character of (B, T + 1) from those before it, and from the prior."""
+        """Return the mean loss of predicting each character of (B, T + 1) windows from those before it and a prior."""
         rows = None if self.prior is None or prior is None else self.prior.rows(prior)
         with autocast(self.dtype, self.device), self._dropout_seeds():
             logits = self._data_parallel(windows[:, :-1], None, rows)
         return mean_loss(logits, windows)
 
     def _dropout_seeds(self) -> AbstractContextManager[None]:
-        """Return a context in which a GPU's kernels share one draw of dropout seeds: one of attention, two of sums."""
+        """Return a context in which a GPU's kernels share one draw of dropout seeds.
+
+        Each block takes three seeds: one for attention and two for its residual additions.
+        """
         if self.device.type != "cuda":
             return nullcontext()
         return ops.seeds_from(ops.draw_seeds(3 * self.model.config.n_layer, self.device))
 
     def update(self) -> None:
-        """Clip the gradients, let the optimizer take a step along them, and drop them."""
+        """Clip the gradients, take an optimizer step, and drop the gradients."""
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def forward_backward_update(self, *batch: Tensor) -> Tensor:
-        """Do all work of a step on its batch; return the loss. Nothing in it waits for the device."""
+        """Run a step's forward pass, backward pass and update without a device sync; return the loss."""
         with self.phase("forward"):
             loss = self.loss(*batch)
         with self.phase("backward"):
@@ -240,7 +245,7 @@ class Trainer:
             ) from error
 
     def _is_captured(self) -> bool:
-        """Return whether the step is a CUDA graph, which is captured once the first steps have run without."""
+        """Return whether steps replay a CUDA graph, which is captured after the first ``EAGER_STEPS`` eager steps."""
         if self._captured is None and self._captures and self._eager_steps >= EAGER_STEPS:
             try:
                 if torch.is_anomaly_enabled():
@@ -258,7 +263,7 @@ class Trainer:
         return self._captured.replay()
 
     def _compile(self) -> None:
-        """Let a GPU's kernels be compiled before the clock starts; nothing that trains is changed."""
+        """Compile a GPU's kernels before the clock starts, without changing any weight or optimizer state."""
         if self.device.type != "cuda" or self.is_finished:
             return
         began = time.perf_counter()
@@ -270,22 +275,25 @@ class Trainer:
         self.compile_seconds += time.perf_counter() - began
 
     def _seed_dropout(self) -> None:
-        """Let a step's dropout follow from its number, so that a resumed run draws the same, and from the process."""
+        """Seed dropout from the run's seed, the step's number and the process's rank.
+
+        A resumed run therefore draws the same masks.
+        """
         numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.world.rank))
         torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
 
     def _stop_clock(self, loss: Tensor) -> None:
-        """Count the time so far as training; what follows is not. Raises UserError for a loss that is not finite."""
+        """Stop the clock and count its time as training. Raises UserError for a loss that is not finite."""
         self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
         self.counters.train_seconds += self._clock.stop()
 
     def _evaluate_if_due(self, loss: Tensor, rate: float) -> Evaluation | None:
-        """Evaluate and save where a step is to be evaluated; return what was found."""
+        """Evaluate and save if an evaluation is due; return the evaluation, or None if it is not due."""
         if self.counters.step % self.config.eval_interval and not self.is_finished:
             return None
         self._stop_clock(loss)
         characters = self._steps_since_evaluation * self.config.batch_size * self.model.config.block_size
-        self._steps_since_evaluation = 0  # a save behind an evaluation that is cut off would lack its line of metrics
+        self._steps_since_evaluation = 0  # else a save after an interrupted evaluation would lack its metrics
         evaluation = self._evaluate(rate, characters / self._clock.seconds)
         self.save()
         self._clock = _Clock()
@@ -293,7 +301,7 @@ class Trainer:
         return evaluation
 
     def _save_if_due(self, loss: Tensor) -> None:
-        """Save between two evaluations where that is due."""
+        """Save between two evaluations if a save is due."""
         steps, minutes = self.config.save_interval, self.config.save_minutes
         is_due = (steps and self.counters.step % steps == 0) or (minutes and self._clock.running >= 60 * minutes)
         if is_due:
@@ -302,16 +310,16 @@ class Trainer:
             self._clock.start()
 
     def _save_unevaluated(self) -> None:
-        """Save where no evaluation has looked at what the last step made of the weights.
+        """Save weights that no evaluation has checked since the last step.
 
-        Raises UserError when they give no finite loss; what was saved before then stays.
+        Raises UserError if their loss on one window is not finite; the previous save then stays.
         """
         self._check_finite(self._evaluator.first_loss(), "the loss")
         self._saver.join()
         self.save()
 
     def _evaluate(self, rate: float, speed: float | None) -> Evaluation:
-        """Evaluate, record it, and keep the weights if they are the best so far."""
+        """Evaluate, record the result, and keep the weights if they are the best so far."""
         start = time.perf_counter()
         with self.phase("evaluation"):
             train_loss = self.subset_loss("train")
@@ -330,7 +338,7 @@ class Trainer:
         return row
 
     def _write_evaluation(self, is_best: bool) -> None:
-        """Write the metrics so far, and the weights if they are the best; one save is under way at most."""
+        """Write the metrics so far, and the weights if they are the best, once earlier saves are done."""
         self._saver.join()
         run, history, step, val_loss = self.run, list(self.history), self.counters.step, self.counters.best_val_loss
         weights = self._saver.copy(self.model.state_dict().items()) if is_best else None
@@ -351,16 +359,16 @@ class Trainer:
     def whole_validation_loss(
         self, on_progress: Callable[[int, int], None] = lambda *_: None, most: int | None = None
     ) -> float:
-        """Return the loss of the best weights over all of the validation split, in float32 whatever the run's dtype.
+        """Return the loss of the best weights over the whole validation split, in float32 whatever the run's dtype.
 
-        Of a split of more than ``most`` characters, over a fixed subset. ``on_progress`` is called with the characters
-        so far and in all.
+        A split of more than ``most`` characters is scored on a fixed subset. ``on_progress`` is called with the number
+        of characters scored so far and the total.
         """
         checkpoint.load_weights(self.run, self.model)
         return self._evaluator.whole_loss(on_progress, most)
 
     def scored_characters(self, most: int | None) -> int:
-        """Return over how many characters ``whole_validation_loss`` is the mean."""
+        """Return the number of characters that ``whole_validation_loss`` averages over."""
         return sum(len(starts) * length for starts, length in self._evaluator.score_pieces(most))
 
     def _check_finite(self, loss: float, what: str) -> None:
@@ -372,7 +380,7 @@ class Trainer:
 
 
 class _Clock:
-    """Measures the seconds of training since an evaluation, without the pauses."""
+    """A stopwatch for the seconds of training since an evaluation, without the pauses."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -380,11 +388,11 @@ class _Clock:
 
     @property
     def running(self) -> float:
-        """Seconds since the last start."""
+        """Return the seconds since the last start."""
         return time.perf_counter() - self._since
 
     def stop(self) -> float:
-        """Return the seconds since the last start, which are counted from now on."""
+        """Add the seconds since the last start to ``seconds``, and return them."""
         seconds = self.running
         self.seconds += seconds
         return seconds
