@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose errors are one line, and exit codes."""
+"""The code that all commands share: a parser whose errors are one line, and exit codes."""
 
 import argparse
 import difflib
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
-        """Leave with one line; a mistyped flag gets the nearest one that there is."""
+        """Exit with a one-line message, which suggests the nearest flag for a mistyped one."""
         if stranger := re.match("unrecognized arguments: (--[^ =]+)", message):
             flags = [flag for action in self._actions for flag in action.option_strings]
             if near := difflib.get_close_matches(stranger[1], flags, n=1):
@@ -40,15 +40,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def flag_of(self, field: str) -> str:
-        """Return the flag that sets an argument of the library: ``--steps`` of ``max_steps``."""
+        """Return the flag that sets an argument of the library: ``--steps`` for ``max_steps``."""
         flags = [action.option_strings for action in self._actions if action.dest == field]
         return flags[0][-1] if flags and flags[0] else "--" + field.replace("_", "-")
 
 
 def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.Namespace], int]) -> int:
-    """Parse and run; the exit code is the action's, or 2 for a UserError or what the system refuses, 130 for an
-    interrupt, 141 for a closed pipe and 1 for a fault of ours. Each of them is at most one line on stderr."""
-    for name in ("stdout", "stderr"):  # a service, or pythonw, has none
+    """Parse the arguments and run ``action``; return the exit code.
+
+    The code is that of the action, or 2 for a UserError, an error of the operating system or a lack of memory, 130 for
+    an interrupt, 141 for a closed pipe, and 1 for a bug. Each error is at most one line on stderr.
+    """
+    for name in ("stdout", "stderr"):  # a service and pythonw have none
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -63,7 +66,7 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
     except KeyboardInterrupt:
         return _end(parser, "interrupted", 130)
     except BrokenPipeError:
-        # What is still buffered would raise once more when Python flushes at exit.
+        # Buffered output would raise again when Python flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -82,7 +85,7 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
 
 @contextmanager
 def logs_to(notices: PlainConsole) -> Iterator[None]:
-    """Print what the library logs, warnings marked as such, as notices of the command."""
+    """Print the library's log messages, with warnings marked, as notices of the command."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -102,7 +105,7 @@ def logs_to(notices: PlainConsole) -> Iterator[None]:
 
 
 def choose_run(given: str | None) -> RunDir:
-    """The run that --run names, or the one under runs/ whose weights were written last. Raises UserError if none."""
+    """Return the run that --run names, or the one under runs/ with the newest weights. Raises UserError if none."""
     if given is not None:
         return RunDir(given)
     if runs := find_runs(RUNS):
@@ -116,7 +119,7 @@ def _end(parser: Parser, message: str, code: int) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy or PyTorch ran out of it; PyTorch says so in a plain RuntimeError on the CPU."""
+    """Return whether memory ran out in Python, NumPy or PyTorch, which raises a plain RuntimeError on the CPU."""
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     )

@@ -1,4 +1,4 @@
-"""charformer-export: a run's model as an .onnx file, checked against its checkpoint."""
+"""charformer-export: write a run's model as a .onnx file, checked against its checkpoint."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
+    """Run the program; return its exit code."""
     return execute(_parser(), argv, _run)
 
 
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
             f"note: {run.read_section('corpus').get('source')} is not there any more, so the file is checked on random "
             "characters and has no table for speculative sampling; --data names a text"
         )
-    from export.exporter import MAX_LOSS, export  # onnx takes a while
+    from export.exporter import MAX_LOSS, export  # importing onnx takes a while
 
     precision = args.precision
     done = export(run, out, precision, args.portable, corpus, args.weights)

@@ -1,4 +1,4 @@
-"""What ``charformer-train --plan`` says."""
+"""The report of ``charformer-train --plan``."""
 
 import argparse
 import json
@@ -12,11 +12,11 @@ from charformer.training.session import TrainingSession
 from charformer.ui.console import PlainConsole, duration, progress_bar
 
 MIB = 2**20
-USEFUL_BATCH = 4096  # sequences; nobody asks for more of them in a step
+USEFUL_BATCH = 4096  # sequences; a larger step is of no practical use
 
 
 def show_plan(args: argparse.Namespace, session: TrainingSession, console: PlainConsole) -> int:
-    """Count the memory, train for some seconds without saving anything, and print what that predicts."""
+    """Count the memory, train for some seconds without saving, print the estimate, and return the exit code."""
     keep_freed_memory()
     trainer, training = session.trainer, session.record.training
     device, batch_size = trainer.device, training.batch_size

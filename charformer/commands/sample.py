@@ -20,7 +20,7 @@ from charformer.sampling.sampler import encode_prompt
 from charformer.ui.console import PlainConsole, age, printable
 
 BETWEEN_SAMPLES = "\n---\n"
-RUNS_OWN = "\0"  # what --onnx means without a file; no file has that name
+RUNS_OWN = "\0"  # the value of --onnx without a file; no file can have this name
 MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
 
@@ -38,7 +38,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
+    """Run the program; return its exit code."""
     return execute(_parser(), argv, _run)
 
 
@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace) -> int:
         seed=seed,
         stop=args.stop or (),
     )
-    api.check(options)  # PyTorch takes seconds: mistakes are said before
+    api.check(options)  # before PyTorch is imported, which takes seconds
     text = _text(args)
     notices = PlainConsole(stderr=True)
     with logs_to(notices):
@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_group(args: argparse.Namespace) -> None:
-    """Raise UserError for a flag of the engine that is not asked for."""
+    """Raise UserError for a flag of the engine that is not used."""
     if args.onnx is None:
         strangers = {"--provider": args.provider, "--no-speculative": args.no_speculative}
         reason = "needs --onnx"
@@ -206,7 +206,7 @@ def _load(args: argparse.Namespace) -> api.Model:
 
 
 def _source(model: api.Model, args: argparse.Namespace, seed: int | None) -> str:
-    """Return what is sampled from: ``runs/finetune (3 hours old), int8, seed 7``."""
+    """Return a description of the model sampled from: ``runs/finetune (3 hours old), int8, seed 7``."""
     file = model.path if model.run is None else model.run.state if model.weights == "last" else model.run.weights
     about = age(time.time() - file.stat().st_mtime)
     if model.run is not None and args.run is None and (count := len(find_runs(RUNS))) > 1:
@@ -216,7 +216,7 @@ def _source(model: api.Model, args: argparse.Namespace, seed: int | None) -> str
 
 
 def _known(vocab: Vocab, text: str, args: argparse.Namespace) -> str:
-    """Return ``text``, if need be without what the vocabulary lacks. Raises UserError where that is not asked for."""
+    """Return ``text`` without unknown characters if --on-unknown is skip; otherwise raise UserError for them."""
     unknown = vocab.unknown(text)
     if not unknown:
         return text
@@ -228,7 +228,7 @@ def _known(vocab: Vocab, text: str, args: argparse.Namespace) -> str:
 
 
 def _sample(model: api.Model, prompt: str, options: api.SamplingOptions, args: argparse.Namespace) -> int:
-    """Write the texts, the first one as it is made."""
+    """Write the sampled texts, the first one as it is made; return the exit code."""
     opening = model.vocab.decode(encode_prompt(model.vocab, prompt))
     if not args.json:
         _write(opening)
@@ -250,7 +250,7 @@ def _sample(model: api.Model, prompt: str, options: api.SamplingOptions, args: a
 
 
 def _converse(model: api.Model, options: api.SamplingOptions, args: argparse.Namespace) -> int:
-    """Ask for a prompt, write a text that continues it, and so on until the input ends."""
+    """Ask for prompts and write a continuation of each until the input ends; return the exit code."""
     text, seed = "", options["seed"] or 0
     for line in _lines():
         try:
@@ -258,11 +258,11 @@ def _converse(model: api.Model, options: api.SamplingOptions, args: argparse.Nam
         except UserError as error:
             print(error, file=sys.stderr)
             continue
-        text = added or text  # an empty line goes on
+        text = added or text  # an empty line continues the text
         _write(added)
         options["seed"] = seed % 2**64
-        seed += 1  # else each answer would be picked by the same noise
-        with suppress(KeyboardInterrupt):  # which ends the answer alone
+        seed += 1  # else each answer would use the same noise
+        with suppress(KeyboardInterrupt):  # ends only the answer
             for piece in model.stream(text, **options):
                 text += piece
                 _write(piece)
@@ -271,19 +271,19 @@ def _converse(model: api.Model, options: api.SamplingOptions, args: argparse.Nam
 
 
 def _lines() -> Iterator[str]:
-    """Return the lines that the user types, or that come in a pipe."""
+    """Yield the lines that the user types, or that come from a pipe."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
     with suppress(ImportError):
-        import readline  # noqa: F401  input() then edits its line
+        import readline  # noqa: F401  input() then has line editing
     with suppress(EOFError):
         while True:
             yield input("> ")
 
 
 def _score(model: api.Model, text: str, args: argparse.Namespace) -> int:
-    """Print what the characters of ``text`` cost."""
+    """Print the losses of the characters of ``text``; return the exit code."""
     if not text:
         raise UserError(f"{args.score} is empty; there is nothing to score")
     found = model.score(text)

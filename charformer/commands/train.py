@@ -9,7 +9,7 @@ from charformer.training.distributed import ProcessLostError, connected_world
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the program; return its exit code."""
     return execute(build_parser(), argv, _run)
 
 
@@ -18,13 +18,13 @@ def _run(args: argparse.Namespace) -> int:
         try:
             world.main_first(lambda: check(args, world))
             load = LoadProbe()
-            from charformer.commands.train_run import run_training  # PyTorch takes seconds: mistakes are said before
+            from charformer.commands.train_run import run_training  # PyTorch takes seconds: report mistakes first
 
             return run_training(args, world, load)
         except ProcessLostError:
             if world.is_main:
                 raise
-            return 2  # the main process has said why
+            return 2  # the main process has reported why
 
 
 if __name__ == "__main__":

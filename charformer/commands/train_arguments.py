@@ -1,4 +1,4 @@
-"""What charformer-train can be told, and what of it goes together."""
+"""The arguments of charformer-train, and the checks of their combinations."""
 
 import argparse
 from dataclasses import fields
@@ -32,7 +32,7 @@ examples:
 
 
 def build_parser() -> Parser:
-    """The parser of the command."""
+    """Return the parser of the command."""
     presets = "\n".join(
         f"  {name:<18} {p.model.n_layer} blocks, {p.model.n_head} heads, {p.model.n_embd} wide, context "
         f"{p.model.block_size}; {p.pretrain.max_steps:,} steps, then {p.finetune.max_steps:,}"
@@ -128,7 +128,7 @@ def build_parser() -> Parser:
     ):
         group = parser.add_argument_group(title)
         for item in items:
-            if item.name == "vocab_size":  # the text's own
+            if item.name == "vocab_size":  # the text decides it
                 continue
             flag = "--steps" if item.name == "max_steps" else "--" + item.name.replace("_", "-")
             kind = float if item.type is float else int
@@ -159,7 +159,7 @@ def source_folder(args: argparse.Namespace) -> RunDir:
 
 
 def check(args: argparse.Namespace, world: World) -> None:
-    """Refuse what cannot work, before anything takes time. Raises UserError."""
+    """Raise UserError for arguments that cannot work, before any slow step."""
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise UserError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
     if args.plan and (args.resume or world.is_launched):

@@ -1,4 +1,4 @@
-"""What charformer-train does once its arguments are known to make sense: prepare a session, train, report."""
+"""The work of charformer-train after its arguments are checked: prepare a session, train, report."""
 
 import argparse
 import json
@@ -51,15 +51,15 @@ from charformer.ui.console import PlainConsole, printable, progress_bar
 from charformer.ui.training_display import PLAIN_SECONDS, TrainingDisplay
 from kernels import backend
 
-CLOSED_PIPE = 13  # SIGPIPE's number, which Windows has no name for
+CLOSED_PIPE = 13  # the number of SIGPIPE, which Windows does not define
 
 
 def run_training(args: argparse.Namespace, world: World, load: LoadProbe) -> int:
-    """Train as ``args`` say, in one process of ``world``; return the exit code.
+    """Train with the settings in ``args``, as one process of ``world``; return the exit code.
 
-    ``load`` has measured what other programs take of the processors since the command began.
+    ``load`` has measured the processor time that other programs use since the command began.
 
-    Raises ProcessLostError where another process has failed.
+    Raises ProcessLostError if another process has failed.
     """
     console, notices = PlainConsole(quiet=not world.is_main), PlainConsole(stderr=True, quiet=not world.is_main)
     with logs_to(notices), ExitStack() as held:
@@ -87,11 +87,11 @@ def _open(
     gpus = torch.cuda.device_count() if session.trainer.device.type == "cuda" else None
     world.check(session.record.training.batch_size, gpus)
     machine.keep_freed_memory()
-    if world.restarts and is_begun(session):  # torchrun restarts processes with the arguments that they had at first
+    if world.restarts and is_begun(session):  # torchrun restarts processes with their original arguments
         session.is_resumed = True
     if world.is_main and not session.is_resumed:
         was_cut_off = world.restarts > 0 and not (run.state.is_file() or run.weights.is_file())  # before its first save
-        run.check_free(args.overwrite or was_cut_off)  # what another training has left there since
+        run.check_free(args.overwrite or was_cut_off)  # another training may have written there since
     session.open()
     return session
 
@@ -99,7 +99,7 @@ def _open(
 def _prepare(
     args: argparse.Namespace, world: World, load: LoadProbe, console: PlainConsole, notices: PlainConsole
 ) -> TrainingSession:
-    """Load the text, and make or load the model."""
+    """Load the text, create or load the model, and return their session."""
     stage, run, changes = stage_of(args), folder(args), given(args, TRAIN_FIELDS)
     if args.resume:
         record = RunRecord.read(run)
@@ -119,15 +119,15 @@ def _prepare(
             shape = replace(PRESETS[preset].model, **given(args, MODEL_FIELDS))
             session = prepare_pretrain(run, shape, training, preset, corpus, place)
     if args.prompt is not None:
-        sampler.encode_prompt(session.vocab, args.prompt)  # now, not at the end of a long training
+        sampler.encode_prompt(session.vocab, args.prompt)  # fail now, not at the end of a long training
         session.record.prompt = args.prompt
     return session
 
 
 def _choose_threads(args: argparse.Namespace, load: LoadProbe, recorded: object, notices: PlainConsole) -> None:
-    """Compute with as many threads as are asked for, as the run began with, or as the load of the machine leaves.
+    """Set the number of threads: the requested one, the one that the run began with, or what the load leaves free.
 
-    Sums depend on them to rounding, so a run keeps what it began with.
+    The rounding of sums depends on this number, so a run keeps the one that it began with.
     """
     most = torch.get_num_threads()
     if args.threads is not None:
@@ -143,13 +143,13 @@ def _choose_threads(args: argparse.Namespace, load: LoadProbe, recorded: object,
 
 
 def _place(args: argparse.Namespace, world: World, device_name: str, dtype_name: str) -> Place:
-    """Return where to train: what the arguments ask for, else what the names say."""
+    """Return the place to train: the device and dtype in the arguments, or the named ones where those are auto."""
     device = machine.choose_device(device_name if args.device == "auto" else args.device)
     return Place(device, machine.choose_dtype(dtype_name if args.dtype == "auto" else args.dtype, device), world)
 
 
 def _preset_of(source: RunDir) -> str:
-    """Return the preset that a run was made with. Raises UserError for one that this version does not know."""
+    """Return the preset that a run was made with. Raises UserError for a preset unknown to this version."""
     preset = RunRecord.read(source).preset
     if preset not in PRESETS:
         raise UserError(f"{source.config} names an unknown preset {preset!r}; pass --preset")
@@ -157,7 +157,7 @@ def _preset_of(source: RunDir) -> str:
 
 
 def _load(args: argparse.Namespace, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
-    """Load the text, and divide it into what trains and what validates."""
+    """Return the text, divided into a training part and a validation part."""
     with progress_bar(console) as on_progress:
 
         def notice(text: str) -> None:
@@ -178,7 +178,7 @@ def _load(args: argparse.Namespace, stage: str, console: PlainConsole, notices: 
 def _load_again(
     args: argparse.Namespace, recorded: dict[str, Any], console: PlainConsole, notices: PlainConsole
 ) -> corpora.Corpus:
-    """Load the text of a run: where --data says it is now, else from the cache or where it lay."""
+    """Return the text of a run: from --data if given, else from the cache or its original place."""
     with progress_bar(console) as on_progress:
         if args.data is None:
             if (corpus := recall(recorded, on_progress)) is not None:
@@ -195,16 +195,17 @@ def _load_again(
         encoding = args.encoding or str(recorded.get("encoding", "utf-8"))
         corpus = corpora.load(places, on_progress, encoding, lambda text: notices.print(f"note: {text}"))
         if corpus.sha256 != recorded.get("sha256"):
-            return corpus  # which prepare_resume refuses
+            return corpus  # prepare_resume will reject it
         if (corpus_as_before := divided_like(corpus, recorded, on_progress)) is None:
             raise UserError("the text that validates the run is neither in the cache nor where it lay")
         return corpus_as_before
 
 
 def _follow(args: argparse.Namespace, session: TrainingSession, notices: PlainConsole) -> int:
-    """Do this process's share of the steps; what ends them the main process says, but for an anomaly in the share.
+    """Run this process's share of the steps; return the exit code.
 
-    Raises SystemExit when they end in an error.
+    The main process reports an error that ends the steps, except an anomaly in this process's share. Raises SystemExit
+    if the steps end in an error.
     """
     trainer = session.trainer
     of_all = ProcessLostError if args.detect_anomaly else UserError
@@ -221,7 +222,7 @@ def _follow(args: argparse.Namespace, session: TrainingSession, notices: PlainCo
 
 
 def _train(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> int:
-    """Train to the end or to a signal; return the exit code."""
+    """Train to the end or until a signal; return the exit code."""
     trainer, counters, record = session.trainer, session.trainer.counters, session.record
     _announce(args, session, console, notices)
     display = TrainingDisplay(
@@ -249,7 +250,7 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
             raise UserError(f"{error}; {_rescued(session)}") from error
     try:
         session.plot()
-    except Exception as error:  # whatever a font or a broken source run does to it, a picture is not worth the summary
+    except Exception as error:  # a font or a broken source run may break the plot, but the summary must still come
         notices.print(f"warning: no {session.run.plot}: {error}")
     if stop.signal and not trainer.is_finished:
         with suppress(OSError):
@@ -286,7 +287,7 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
 
 
 def _finish(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> Result:
-    """Score the best weights, which a signal cuts short, and let them write a sample."""
+    """Score the best weights, until done or a signal comes, and write a sample from them; return both."""
     trainer = session.trainer
     said = time.monotonic()
 
@@ -312,7 +313,7 @@ def _finish(args: argparse.Namespace, session: TrainingSession, console: PlainCo
 
 
 def _announce(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> None:
-    """Say what will be trained on what."""
+    """Print the text, the model and the device of the training, and warnings about the text."""
     corpus, record, trainer = session.corpus, session.record, session.trainer
     trainable, frozen = count_parameters(session.model)
     console.print(
@@ -338,7 +339,7 @@ def _again(stage: str, run: RunDir) -> str:
 
 
 def _rescued(session: TrainingSession) -> str:
-    """Save a training whose folder can no longer be written to elsewhere; say what became of it."""
+    """Save a training elsewhere when its folder is no longer writable; return a sentence on the outcome."""
     step = session.trainer.counters.step
     if not step:
         return "nothing was trained yet"

@@ -1,4 +1,4 @@
-"""Next-character logits from a .onnx file that charformer-export wrote, by onnxruntime."""
+"""An engine that computes next-character logits with onnxruntime, from a .onnx file of charformer-export."""
 
 import copy
 import io
@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it keeps a device id and a log of events
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it stores a device id and a log of events
 import onnxruntime as ort
 
 from charformer.config import ModelConfig
@@ -25,18 +25,18 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 FATAL = 4  # the only severity that onnxruntime prints
-SHORT = 8  # characters a run; longer ones are prompts, which seldom have the same length again
+SHORT = 8  # characters of a run whose binding is kept; longer runs are prompts, whose lengths seldom repeat
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-THREADS = {"fp32": 2, "fp16": 2}  # fewer bits leave too little work for a second one (docs/onnx.md)
+THREADS = {"fp32": 2, "fp16": 2}  # with fewer bits, a second thread has too little work (docs/onnx.md)
 
 
 class _Cache(Protocol):
-    """Keys and values of what was read, on one session."""
+    """A cache of the keys and values of a text, bound to one session."""
 
     def run(self, ids: Ids, length: int, prior: Rows | None = None) -> Logits:
-        """Logits (B, T, V) of ``ids``, (B, T), behind the first ``length`` positions; the rest is overwritten.
+        """Return the logits, (B, T, V), of ``ids``, (B, T), read after the first ``length`` positions of the cache.
 
-        ``prior`` has the n-gram table's rows for a graph that takes them, (B, T, V).
+        Later positions are overwritten. ``prior`` has the n-gram table's rows, (B, T, V), for a graph that takes them.
         """
 
     def slide(self, length: int) -> None:
@@ -46,16 +46,17 @@ class _Cache(Protocol):
 class OnnxEngine:
     """A ``RewindableEngine`` on onnxruntime.
 
-    Past ``block_size`` the context slides, or its older half is dropped and the rest read again, as in ``TorchEngine``.
+    Beyond ``block_size`` the context slides, or its older half is dropped and the rest read again, as in
+    ``TorchEngine``.
 
     Args:
         path: a file that charformer-export wrote.
-        threads: of one operator; None takes one in 8 and 4 bits, else two where there are as many processors.
-        provider: cpu, cuda, or auto: a GPU for a 16-bit file where onnxruntime finds one, else the CPU.
+        threads: the threads of one operator; None takes one in 8 and 4 bits, else two if there are two processors.
+        provider: cpu, cuda, or auto, which takes a GPU for a 16-bit file if onnxruntime finds one, else the CPU.
 
     Raises:
-        UserError: when the file cannot be read, is another tool's, damaged or of another version, or there is no CUDA
-            where it is asked for.
+        UserError: if the file cannot be read, was written by another tool or version, or is damaged, or if CUDA is
+            requested but not available.
     """
 
     def __init__(self, path: Path, threads: int | None = None, provider: str = "auto") -> None:
@@ -82,7 +83,7 @@ class OnnxEngine:
         self._forget()
 
     def sibling(self) -> Self:
-        """Return an engine on the same session, for a text of its own."""
+        """Return an engine on the same session with its own text."""
         other = copy.copy(self)
         other._forget()
         return other
@@ -95,14 +96,14 @@ class OnnxEngine:
 
     @property
     def room(self) -> int:
-        """How many characters ``extend`` takes at once: as many as fit, or slide in; at 0 it still takes one."""
+        """Return how many characters ``extend`` can take at once, after a slide if need be; at 0 it still takes one."""
         config = self._config
         return config.cache_size - (config.block_size - 1 if config.rope_base else self._length)
 
     def read(self, ids: Ids, before: Ids | None = None) -> Logits:
         """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V).
 
-        ``before``, (B, any T), is what comes before them, which an n-gram prior alone sees.
+        ``before``, (B, any T), is the text before ``ids``; only an n-gram prior reads it.
         """
         if self._prior is not None:
             self._prior.begin(ids[:, :0] if before is None else before)
@@ -117,7 +118,7 @@ class OnnxEngine:
         return self.read(ids[:, first:], ids[:, :first])[:, -1]
 
     def extend(self, ids: Ids) -> Logits:
-        """Append (B, T) characters, T > 1 of one text alone and with room for them; return logits (B, T, V)."""
+        """Append (B, T) characters and return their logits, (B, T, V); T > 1 only for one text and within ``room``."""
         assert ids.shape[1] == 1 or (len(ids) == 1 and ids.shape[1] <= self.room), "more than fits at once"
         assert self._cache is not None, "start comes first"
         config = self._config
@@ -157,8 +158,8 @@ class SharedCache:
         self._session = session
         self._config = config
         self.device = device
-        self.rebinds = device != "cpu"  # a binding copies to another device when it is made, not when it runs
-        self._arrays: dict[str, NDArray[Any]] = {}  # on the CPU the very memory of the buffers
+        self.rebinds = device != "cpu"  # a binding copies inputs to another device when it is made, not when it runs
+        self._arrays: dict[str, NDArray[Any]] = {}  # on the CPU these share memory with the buffers
         self._buffers: dict[str, Any] = {}
         for past in _pasts(session):
             name = past.name.removeprefix("past_")
@@ -186,7 +187,7 @@ class SharedCache:
 
 
 class _Run:
-    """One binding: runs of B texts by T characters, from and to the same memory each time."""
+    """A binding that runs B texts by T characters, with the same input and output memory each time."""
 
     def __init__(
         self,
@@ -267,15 +268,15 @@ def _pasts(session: ort.InferenceSession) -> list[Any]:
 
 
 def _session(content: bytes, threads: int | None, provider: str, precision: str) -> tuple[ort.InferenceSession, str]:
-    """A session, and the device that it runs on. Raises UserError where there can be none."""
+    """Return a session and the device that it runs on. Raises UserError if none can be made."""
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
-    options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)  # else weights may come from files beside this one
+    options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)  # else weights may be loaded from nearby files
     options.intra_op_num_threads = threads or min(THREADS.get(precision, 1), _processors())
     options.inter_op_num_threads = 1
-    ort.set_default_logger_severity(FATAL)  # what it says on stderr is no line for a user; errors come as exceptions
+    ort.set_default_logger_severity(FATAL)  # its messages are not meant for users; errors arrive as exceptions
     if provider != "cpu" and precision == "fp16" and CUDA in ort.get_available_providers():
-        with redirect_stdout(io.StringIO()), suppress(Exception):  # it prints what it does not find
+        with redirect_stdout(io.StringIO()), suppress(Exception):  # it prints the libraries that it does not find
             ort.preload_dlls()
             session = ort.InferenceSession(content, options, providers=[CUDA, CPU])
             if CUDA in session.get_providers():
@@ -286,12 +287,12 @@ def _session(content: bytes, threads: int | None, provider: str, precision: str)
         raise UserError(f"it is for the CPU ({precision}); `charformer-export --precision fp16` makes one for CUDA")
     try:
         return ort.InferenceSession(content, options, providers=[CPU]), "cpu"
-    except Exception as error:  # onnxruntime's own share no other base, and name the files it was built from
+    except Exception as error:  # onnxruntime's errors share no other base, and name its source files
         raise UserError("onnxruntime cannot load its graph; charformer-export writes it again") from error
 
 
 def _check_ends(session: ort.InferenceSession, description: Description) -> None:
-    """Raise UserError unless the graph takes and gives what its description promises."""
+    """Raise UserError unless the graph's inputs and outputs match its description."""
     config, kind = description.config, "tensor(float16)" if description.precision == "fp16" else "tensor(float)"
     width = config.n_embd // config.n_head
     if description.portable:
@@ -318,5 +319,5 @@ def _check_ends(session: ort.InferenceSession, description: Description) -> None
 
 
 def _processors() -> int:
-    """That this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The .onnx file of charformer-export: what its metadata say, and a hash that tells when it was altered."""
+"""The format of charformer-export's .onnx files: their metadata, and a hash that detects changes."""
 
 import base64
 import hashlib
@@ -18,11 +18,11 @@ from charformer.errors import UserError
 from charformer.sampling.speculation import Draft
 
 FORMAT = 2
-PRIOR_FORMAT = 3  # of a model with an n-gram prior, which version 2 knows nothing of
+PRIOR_FORMAT = 3  # of a model with an n-gram prior, which version 2 lacks
 MAX_TABLE = 1 << 28  # bytes of its table
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
-# A file ends in this metadata entry of a serialized ModelProto, and 64 hexadecimal digits: the SHA-256 of all before.
+# A file ends with this metadata entry of a serialized ModelProto and 64 hexadecimal digits, the SHA-256 of all before.
 HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 GRAPH, METADATA = 7, 14  # fields of a ModelProto
@@ -46,18 +46,18 @@ OPERATORS = frozenset(
 
 
 def padded_width(config: ModelConfig) -> int:
-    """A head's width in a fused graph: GroupQueryAttention wants a multiple of 8, and of 16 to rotate."""
+    """Return a head's width in a fused graph: a multiple of 8 for GroupQueryAttention, or of 16 to rotate."""
     multiple = 16 if config.rope_base else 8
     return -(-(config.n_embd // config.n_head) // multiple) * multiple
 
 
 def sealed(content: bytes) -> bytes:
-    """A serialized ModelProto with the hash of itself appended as one more metadata entry."""
+    """Return a serialized ModelProto with its own hash appended as one more metadata entry."""
     return content + HASH_ENTRY + hashlib.sha256(content).hexdigest().encode()
 
 
 def unsealed(content: bytes) -> bytes:
-    """What ``sealed`` was given. Raises ValueError for other bytes."""
+    """Return the ModelProto that ``sealed`` hashed. Raises ValueError for other bytes."""
     body, entry, digest = content[: -len(HASH_ENTRY) - 64], content[-len(HASH_ENTRY) - 64 : -64], content[-64:]
     if entry != HASH_ENTRY or digest != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("the hash at its end is missing or another one")
@@ -65,10 +65,11 @@ def unsealed(content: bytes) -> bytes:
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a serialized ModelProto. Raises ValueError for other bytes, and for a graph with an operator that
-    charformer-export does not use: some of those run forever or take any amount of memory.
+    """Return the metadata of a serialized ModelProto.
 
-    Protocol buffers: a message is a row of fields, each a key, which is 8 x its number + its type, and a value.
+    In protocol buffers, a message is a sequence of fields, each with a key, which is 8 x its number + its type, and a
+    value. Raises ValueError for other bytes, and for a graph with an operator that charformer-export does not use: some
+    operators run forever or take any amount of memory.
     """
     found = {}
     for number, entry in _fields(memoryview(content)):
@@ -84,7 +85,7 @@ def read_metadata(content: bytes) -> dict[str, str]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message that are strings or messages, by number."""
+    """Yield the number and content of each field of a message that is a string or a message."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -103,7 +104,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the place behind it."""
+    """Return the number at ``place``, of seven bits per byte, lowest first, and the place after it."""
     value = 0
     for shift in range(0, 64, 7):
         byte = message[place] if place < len(message) else 0
@@ -115,7 +116,7 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
 
 
 class OutdatedError(UserError):
-    """A file of an earlier version, of which no more is known than this."""
+    """Raised for a file of an earlier version, of which only these attributes are known."""
 
     def __init__(self, message: str, precision: str, portable: bool) -> None:
         super().__init__(message)
@@ -125,7 +126,7 @@ class OutdatedError(UserError):
 
 @dataclass(frozen=True)
 class Description:
-    """What a file's metadata say of its model."""
+    """The description of a model in its file's metadata."""
 
     config: ModelConfig
     vocab: Vocab
@@ -136,7 +137,7 @@ class Description:
     ngram: NgramTable | None = None
 
     def to_metadata(self) -> dict[str, str]:
-        """For the file."""
+        """Return the description as metadata entries for the file."""
         values = {
             "format": PRIOR_FORMAT if self.ngram else FORMAT,
             "model": self.config.to_dict(),
@@ -150,7 +151,7 @@ class Description:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> "Description":
-        """What ``to_metadata`` wrote. Raises UserError for anything else, or of another version."""
+        """Return the description that ``to_metadata`` wrote. Raises UserError for other metadata or another version."""
         try:
             values = json.loads(metadata["charformer"])
             if values["format"] not in (FORMAT, PRIOR_FORMAT):

@@ -1,27 +1,27 @@
-"""The n-gram rows that a model with a prior reads beside the characters, for texts that grow."""
+"""The n-gram rows that a model with a prior reads alongside the characters of growing texts."""
 
 import numpy as np
 
 from charformer.data.ngram import NgramTable, Rows
 from charformer.sampling.engine import Ids
 
-FEW = 32  # characters in all, up to which one lookup after the other is faster than all at once
-KEPT = 64  # characters beyond the longest context: more than are ever taken back
+FEW = 32  # total characters up to which single lookups are faster than a batched one
+KEPT = 64  # characters kept beyond the longest context: more than are ever rewound
 
 
 class GrowingPrior:
-    """Rows of an n-gram table behind each new character of B texts."""
+    """The rows of an n-gram table after each new character of B growing texts."""
 
     def __init__(self, table: NgramTable) -> None:
         self._table = table
         self._text = np.zeros((0, 0), np.int64)
 
     def begin(self, before: Ids) -> None:
-        """Forget everything; what is read next follows ``before``, (B, T), T >= 0."""
+        """Forget all texts and start again after ``before``, (B, T), T >= 0."""
         self._text = before[:, max(0, before.shape[1] - self._table.order) :]
 
     def extend(self, ids: Ids) -> Rows:
-        """Append (B, T) characters; return the probabilities behind each, (B, T, V) float32."""
+        """Append (B, T) characters; return the next-character probabilities after each, (B, T, V) float32."""
         order, old = self._table.order, self._text.shape[1]
         text = np.concatenate([self._text, ids], axis=1)
         self._text = text[:, max(0, text.shape[1] - max(order + KEPT, ids.shape[1])) :]
@@ -37,5 +37,5 @@ class GrowingPrior:
         return self._table.rows(contexts.reshape(ids.size, -1)).reshape(*ids.shape, -1)
 
     def rewind(self, count: int) -> None:
-        """Forget the last ``count`` characters, at most ``KEPT`` of what was read last."""
+        """Forget the last ``count`` characters, at most ``KEPT`` of those last read."""
         self._text = self._text[:, : self._text.shape[1] - count]

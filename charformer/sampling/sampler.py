@@ -1,4 +1,4 @@
-"""From next-character logits to characters: temperature, top-k, top-p, and noise that a seed alone decides."""
+"""The choice of characters from logits: temperature, top-k, top-p, and noise that depends on a seed alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from charformer.errors import UserError
 from charformer.sampling.engine import Engine, Ids, Logits
 
 NOISE_ROWS = 128
-GREEDY_BELOW = 1e-280  # temperatures at which float64 would overflow, and no noise could make itself felt
+GREEDY_BELOW = 1e-280  # below this temperature float64 would overflow, and noise has no effect
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How characters are picked: of the ``top_k`` likeliest (0: of all), of those that together have ``top_p``.
+    """The settings by which characters are picked.
 
-    Raises UserError for values that mean nothing.
+    They are picked among the ``top_k`` likeliest (0: all), and of these among the likeliest that together have
+    probability ``top_p``. Raises UserError for invalid values.
     """
 
     max_new_tokens: int = 500
@@ -41,20 +42,21 @@ class SamplingConfig:
 
 
 def encode_prompt(vocab: Vocab, prompt: str) -> Ids:
-    """Ids of ``prompt``, (T,) with T >= 1; an empty one means a newline, or id 0 in a vocabulary without it.
+    """Return the ids of ``prompt``, (T,), T >= 1; an empty prompt means a newline, or id 0 if the vocabulary has none.
 
-    Any system's newlines are read as \\n. Raises UserError for characters that the vocabulary lacks.
+    The newlines of any system are read as \\n. Raises UserError for characters that the vocabulary lacks.
     """
     return vocab.encode(universal_newlines(prompt) or ("\n" if "\n" in vocab else vocab.characters[0]))
 
 
 def gumbel_noise(seed: int, sample: int, position: int, count: int, vocab_size: int) -> NDArray[np.float64]:
-    """(count, vocab_size) Gumbel noise for new characters ``position``, ``position + 1``, ... of text ``sample``.
+    """Return (count, vocab_size) Gumbel noise for the new characters of text ``sample`` from ``position`` on.
 
-    A function of its arguments alone, made from the raw bits of Philox 4x64 (Salmon et al. 2011), whose stream NumPy
-    keeps the same in every version: the text does not depend on the engine, the batch or the order of the work.
+    The noise depends on the arguments alone. It is made from the raw bits of Philox 4x64 (Salmon et al. 2011), whose
+    stream is the same in every version of NumPy, so a text does not depend on the engine, the batch or the order of
+    the work.
     """
-    blocks = -(-vocab_size // 4)  # Philox makes four numbers a block, and a position begins a block of its own
+    blocks = -(-vocab_size // 4)  # Philox makes four numbers per block, and each position starts a new block
     philox = np.random.Philox(key=seed + (sample << 64), counter=position * blocks)
     bits = philox.random_raw(count * 4 * blocks).reshape(count, 4 * blocks)[:, :vocab_size]
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # strictly between 0 and 1
@@ -62,7 +64,7 @@ def gumbel_noise(seed: int, sample: int, position: int, count: int, vocab_size: 
 
 
 class Noise:
-    """The noise of ``samples`` texts, made many positions ahead: one call of NumPy costs as much as a hundred rows."""
+    """The noise of ``samples`` texts, made many positions ahead because a NumPy call costs far more than a row."""
 
     def __init__(self, seed: int, samples: int, vocab_size: int) -> None:
         self._seed = seed
@@ -71,7 +73,7 @@ class Noise:
         self._rows = np.zeros((samples, 0, vocab_size))
 
     def rows(self, position: int, count: int = 1) -> NDArray[np.float64]:
-        """(samples, count, vocab_size), for new characters from ``position`` on."""
+        """Return the noise, (samples, count, vocab_size), for the new characters from ``position`` on."""
         start = position - self._first
         if start < 0 or start + count > self._rows.shape[1]:
             samples = len(self._rows)
@@ -84,7 +86,7 @@ class Noise:
 
 
 def filter_logits(logits: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.float64]:
-    """(N, V) logits, with -inf for what top-k and then top-p (Holtzman et al. 2020) leave out."""
+    """Return the (N, V) logits, with -inf for those that top-k and then top-p (Holtzman et al. 2020) exclude."""
     vocab_size = logits.shape[1]
     if 0 < top_k < vocab_size:
         order = np.argsort(-logits, axis=-1, kind="stable")
@@ -102,7 +104,7 @@ def filter_logits(logits: NDArray[np.float64], top_k: int, top_p: float) -> NDAr
 
 
 def pick(logits: Logits, noise: NDArray[np.float64], config: SamplingConfig) -> Ids:
-    """The ids, (N,), that (N, V) logits and noise choose, by the Gumbel-max trick (Maddison et al. 2014)."""
+    """Return the ids, (N,), picked by (N, V) logits and noise with the Gumbel-max trick (Maddison et al. 2014)."""
     if config.temperature < GREEDY_BELOW:
         return logits.argmax(axis=-1)
     scaled = filter_logits(logits / np.float64(config.temperature), config.top_k, config.top_p)
@@ -110,7 +112,7 @@ def pick(logits: Logits, noise: NDArray[np.float64], config: SamplingConfig) -> 
 
 
 def generate(engine: Engine, prompt: Ids, samples: int, config: SamplingConfig) -> Iterator[Ids]:
-    """Continue ``prompt``, (T,), ``samples`` times; yields the next ids of all, (samples,), as they are made."""
+    """Continue ``prompt``, (T,), ``samples`` times; yield the next id of each text, (samples,), as they are made."""
     if config.max_new_tokens == 0:
         return
     logits = engine.start(np.tile(prompt, (samples, 1)))

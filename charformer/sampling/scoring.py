@@ -1,4 +1,4 @@
-"""How well a model predicts a text: the log-probability that it gives to each of its characters."""
+"""The score of a text: the log-probability that a model assigns to each of its characters."""
 
 import math
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ from charformer.sampling.engine import Engine, Ids
 
 @dataclass(frozen=True)
 class Score:
-    """What a text costs a model.
+    """The losses of a text's characters under a model.
 
     Attributes:
-        per_character: (N,) float64, -log p of each character behind those before it, in nats.
+        per_character: -log p of each character given those before it, in nats, (N,) float64.
     """
 
     per_character: NDArray[np.float64]
 
     @property
     def nats(self) -> float:
-        """The mean of a character in nats, the unit of every loss here; nan for an empty text."""
+        """Return the mean per character in nats, the unit of every loss here; nan for an empty text."""
         return float(self.per_character.mean()) if len(self.per_character) else math.nan
 
     @property
     def bits(self) -> float:
-        """The mean of a character in bits."""
+        """Return the mean per character in bits."""
         return self.nats / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """The number of equally likely characters that would be as hard to guess."""
+        """Return the perplexity: the number of equally likely characters that would be as hard to guess."""
         return math.exp(self.nats)
 
 
 def score(engine: Engine, ids: Ids, first: int, block_size: int) -> Score:
-    """Score the characters of ``ids``, (T,), from ``first`` >= 1 on, each behind at most ``block_size`` others.
+    """Score the characters of ``ids``, (T,), from ``first`` >= 1 on, each after at most ``block_size`` others.
 
-    A text that is longer than the context is read in windows, of which each begins half a context behind the last, so
-    that all but the first characters are seen behind half a context at least.
+    A text longer than the context is read in windows, each of which begins half a context after the previous one. All
+    characters but the first ones are therefore scored after at least half a context.
     """
     found = []
     begin, stride = 0, max(1, block_size // 2)

@@ -1,8 +1,9 @@
-"""Speculative sampling: an n-gram table proposes characters, one run of the model checks them all.
+"""Speculative sampling: an n-gram table proposes characters, and one run of the model checks them all.
 
-After Leviathan et al. 2023, with noise in common in place of rejection: a proposal stands if it is what the model's
-logits and the seeded noise at its position pick, so the text is the one that plain sampling gives, as far as the
-logits do not depend on how many characters are read at once: in 8 and 4 bits they do, a little (docs/onnx.md).
+The method follows Leviathan et al. 2023, with shared noise instead of rejection. A proposal is accepted if the model's
+logits and the seeded noise at its position pick the same character. The text is therefore that of plain sampling,
+provided that logits do not depend on how many characters are read at once. In 8 and 4 bits they do, slightly
+(docs/onnx.md).
 """
 
 import base64
@@ -17,30 +18,31 @@ from charformer.errors import UserError
 from charformer.sampling.engine import Engine, Ids
 from charformer.sampling.sampler import GREEDY_BELOW, Noise, SamplingConfig, pick
 
-PROPOSALS = 4  # in 8 bits five rows cost the model less than one and a half times what one costs (docs/onnx.md)
-ORDER = 3  # characters of context: more predict the text better, and the model's choice worse (docs/lab/sampling.md)
-ORDER_BYTES = 1 << 20  # of rows for each length of context; the most frequent ones are kept
+PROPOSALS = 4  # in 8 bits a run on five rows takes far less time than five runs on one (docs/onnx.md)
+ORDER = 3  # characters of context: more predict the text better, but the model's picks worse (docs/lab/sampling.md)
+ORDER_BYTES = 1 << 20  # bytes of rows for each length of context; the most frequent contexts are kept
 STEPS_PER_NAT = 24  # of the 8-bit log-probabilities
-MAX_CHARACTERS = 2_000_000  # of a text that are worth counting
+MAX_CHARACTERS = 2_000_000  # of a text; counting more is not worthwhile
 
 
 class RewindableEngine(Engine, Protocol):
-    """An engine that can forget, and of one text can take up to ``room`` characters at once."""
+    """An engine that can rewind, and for a single text can take up to ``room`` characters at once."""
 
     @property
     def room(self) -> int:
-        """How many characters fit before the context is full; at 0 ``extend`` still takes one."""
+        """Return how many characters fit before the context is full; at 0 ``extend`` still takes one."""
 
     def rewind(self, count: int) -> None:
         """Forget the last ``count`` characters of the last ``extend``."""
 
 
 class Draft:
-    """Log-probabilities of the next character behind up to ``ORDER`` others.
+    """A table of log-probabilities of the next character after up to ``ORDER`` others.
 
     Args:
-        keys: (R,) int64, contexts: their ids + 1 as the digits of a number in base V + 1; 0, for none, is the first.
-        rows: (R, V) uint8, -log p in steps of 1 / STEPS_PER_NAT nats.
+        keys: the contexts, (R,) int64: their ids + 1 as the digits of a number in base V + 1; the first key is 0, the
+            empty context.
+        rows: -log p, (R, V) uint8, in steps of 1 / STEPS_PER_NAT nats.
     """
 
     def __init__(self, keys: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
@@ -50,12 +52,15 @@ class Draft:
 
     @classmethod
     def of(cls, ids: NDArray[np.integer], vocab_size: int) -> Self:
-        """Made of the text ``ids``, (N,), N >= 1, by interpolation with Witten-Bell weights (Witten & Bell 1991)."""
+        """Return the table of the text ``ids``, (N,), N >= 1.
+
+        Orders are interpolated with Witten-Bell weights (Witten & Bell 1991).
+        """
         ids = ids.astype(np.int64)
         base = vocab_size + 1
         single = np.bincount(ids, minlength=vocab_size) + 1.0
         keys, tables = [np.zeros(1, np.int64)], [(single / single.sum())[None]]
-        contexts = np.zeros(len(ids), np.int64)  # of each character but the first few, by their last characters
+        contexts = np.zeros(len(ids), np.int64)  # the key of each place's context; the first few places have none
         for order in range(1, ORDER + 1):
             if len(ids) <= order or base**order >= 2**63:
                 break
@@ -75,7 +80,7 @@ class Draft:
         return cls(np.concatenate(keys), np.minimum(steps, 255).astype(np.uint8))
 
     def propose(self, context: list[int], noise: NDArray[np.float64], temperature: float) -> list[int]:
-        """What the (T, V) noise picks, T characters behind ``context``, as far as the table knows."""
+        """Return the T characters after ``context`` that the table's rows and (T, V) noise pick."""
         base = self.rows.shape[1] + 1
         longest = base ** (ORDER - 1)
         greedy = temperature < GREEDY_BELOW
@@ -96,12 +101,12 @@ class Draft:
         return proposed
 
     def to_text(self) -> str:
-        """For the metadata of a file: ASCII, compressed."""
+        """Return the table as compressed ASCII text, for the metadata of a file."""
         return base64.b64encode(zlib.compress(self.keys.astype("<i8").tobytes() + self.rows.tobytes(), 9)).decode()
 
     @classmethod
     def from_text(cls, text: str, vocab_size: int) -> Self:
-        """The table that ``to_text`` wrote, for a vocabulary of that size. Raises UserError for anything else."""
+        """Return the table that ``to_text`` wrote, for ``vocab_size`` characters. Raises UserError for other text."""
         most = (1 + ORDER * max(1, ORDER_BYTES // vocab_size)) * (8 + vocab_size)
         try:
             content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most + 1)
@@ -117,7 +122,7 @@ class Draft:
 def _shorter(
     contexts: NDArray[np.int64], base: int, keys: list[NDArray[np.int64]], tables: list[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """(R, V): for each context the probabilities behind its longest known ending."""
+    """Return for each context the probabilities after its longest known suffix, (R, V)."""
     result = np.repeat(tables[0], len(contexts), axis=0)
     for order in range(1, len(keys)):
         endings = contexts % base**order
@@ -128,9 +133,9 @@ def _shorter(
 
 
 def speculate(engine: RewindableEngine, draft: Draft, prompt: Ids, config: SamplingConfig) -> Iterator[Ids]:
-    """What ``sampling.generate`` yields for one text, (1,) at a time, in fewer runs of the model.
+    """Yield the ids that ``sampler.generate`` yields for one text, (1,) at a time, in fewer runs of the model.
 
-    With an engine whose logits depend on what is read beside a character, another text that is as likely.
+    If the engine's logits depend on the characters read in the same run, the text is a different one, equally likely.
     """
     if config.max_new_tokens == 0:
         return

@@ -1,12 +1,12 @@
-"""Texts that end a sample: nothing from where one of them begins is shown."""
+"""Stop texts, which end a sample just before their first occurrence."""
 
 from collections.abc import Sequence
 
 
 class StopText:
-    """Passes on a text that comes in pieces, up to the first place where one of ``stops`` stands.
+    """Passes on a text that arrives in pieces, up to the first occurrence of one of ``stops``.
 
-    What may be the beginning of a stop is held back until it is known not to be one.
+    Characters that may begin a stop are held back until they are known not to.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -15,7 +15,7 @@ class StopText:
         self.is_reached = False
 
     def push(self, piece: str) -> str:
-        """Take in the next characters; return those that can be shown by now."""
+        """Add the next characters; return those that can now be shown."""
         shown = ""
         for character in piece if self._stops else "":
             if self.is_reached:
@@ -29,12 +29,12 @@ class StopText:
         return shown if self._stops else piece
 
     def finish(self) -> str:
-        """Return what is still held back, since no more is to come."""
+        """Return the characters still held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
     def _possible(self) -> int:
-        """Return the length of the longest ending of what is held that begins a stop."""
+        """Return the length of the longest suffix of the held characters that begins a stop."""
         return max(
             (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
             default=0,

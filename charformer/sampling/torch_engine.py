@@ -1,4 +1,4 @@
-"""Next-character logits from a checkpoint, with a KV cache."""
+"""An engine that computes next-character logits from a checkpoint, with a KV cache."""
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from charformer.sampling.prior import GrowingPrior
 class TorchEngine:
     """An ``Engine`` on PyTorch.
 
-    Past ``block_size`` rotary positions slide: a character sees the ``block_size`` - 1 before it, as they were computed
-    when they could see others. Learned positions cannot: the older half of the context is dropped, and the rest is read
-    again.
+    Beyond ``block_size``, rotary positions slide: a character attends to the cached keys and values of the
+    ``block_size`` - 1 before it, which were computed when those characters saw earlier ones. Learned positions cannot
+    slide: the older half of the context is dropped, and the rest is read again.
 
     Args:
-        ngram: the table of a model with an n-gram prior.
+        ngram: the table of a model with an n-gram prior, else None.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TorchEngine:
     def read(self, ids: Ids, before: Ids | None = None) -> Logits:
         """Begin with ``ids``, (B, T <= block_size); return the logits at every position, (B, T, V).
 
-        ``before``, (B, any T), is what comes before them, which an n-gram prior alone sees.
+        ``before``, (B, any T), is the text before ``ids``; only an n-gram prior reads it.
         """
         self._context = ids
         self._cache = KVCache(self.model.config, len(ids), self.device, self.dtype)
@@ -59,7 +59,7 @@ class TorchEngine:
         return self._logits(ids, cache)
 
     def _read_again(self, ids: Ids) -> Logits:
-        """Begin with the later half of the context and ``ids``, (B, 1); an n-gram prior still sees what came before."""
+        """Begin with the later half of the context and ``ids``, (B, 1); an n-gram prior still sees the earlier half."""
         config = self.model.config
         half = config.block_size - config.block_size // 2
         before, kept = self._context[:, :half], self._context[:, half:]
