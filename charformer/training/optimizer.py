@@ -81,7 +81,7 @@ class Optimizer:
             self.muon.zero_grad()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each tensor of the state after its name, ``INDEX.KEY``, with AdamW's parameters first."""
+        """Yield the name, ``INDEX.KEY``, and the tensor of each part of the state, with AdamW's parameters first."""
         for index, (state, _, _) in enumerate(self._states()):
             for key, tensor in state.items():
                 yield f"{index}.{key}", tensor

@@ -52,7 +52,7 @@ def count_text(corpus: Corpus, vocab: Vocab, order: int) -> Counts:
 def count_tables(
     corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig, other: Counts | None = None
 ) -> Tables:
-    """Return the tables of ``corpus``'s training split for a model with a prior; every table includes ``other``."""
+    """Return the tables of ``corpus``'s training split for a model with a prior, each with ``other`` added if given."""
     began = time.perf_counter()
     order = longest_context(model.ngram_order, len(vocab))
     table = corpus.table(vocab)
@@ -69,7 +69,7 @@ def count_tables(
 def choose_tables(
     source: RunDir, corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig
 ) -> tuple[str, Tables]:
-    """Return the tables that predict a fine-tune's ``corpus`` best, after the name of the text that they counted.
+    """Return the tables that predict a fine-tune's ``corpus`` best, preceded by the name of their choice.
 
     The candidates are "new", the tables of the new text, and a second one: "both", the tables of both texts, if the
     text of ``source`` can be counted again, else "old", the table of ``source``. Raises UserError if the vocabulary has

@@ -1,4 +1,4 @@
-"""Requests to stop a training, which ends it after its current step."""
+"""Requests to stop a training, which take effect after its current step."""
 
 import signal
 import threading
