@@ -120,3 +120,15 @@ def test_every_room_is_drawn() -> None:
     rooms = {path.parent.relative_to(ROOT) for path in SOURCES}
     for room in rooms - {Path("bench"), Path("export/page")}:
         assert f"{room.name}/" in page, f"docs/architecture.md does not name {room}"
+
+
+def test_docs_name_files_that_are_here() -> None:
+    here = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]:
+        text = page.read_text("utf-8")
+        for name in re.findall(
+            r"`((?:tests|charformer|kernels|bench|export|docs)/[\w/.-]+\.(?:py|md|json|csv))`", text
+        ):
+            assert (ROOT / name).is_file(), f"{page.name} names {name}"
+        for name in re.findall(r"`(test_\w+\.py)`", text):
+            assert name in here, f"{page.name} names {name}"
