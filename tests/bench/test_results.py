@@ -14,7 +14,7 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     results.write_result(path, content)
     assert json.loads(path.read_text("utf-8")) == content
     assert list(content) == ["schema", "bench", "machine", "versions", "commit", "config", "rows"]
-    assert set(content["machine"]) == {"cpu", "cores", "memory_bytes", "gpu", "os"}
+    assert set(content["machine"]) == {"cpu", "cores", "memory_bytes", "gpu", "os", "limits"}
     assert content["versions"]["torch"]
 
 

@@ -93,7 +93,7 @@ def test_a_text_that_is_gone_costs_the_guesses_only(folder: Path, tmp_path_facto
     nowhere = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("empty"))}
     exported = run("charformer-export", cwd=folder, env=nowhere)
     assert exported.returncode == 0, exported.stderr
-    assert "gone.txt is not at hand" in exported.stdout
+    assert "gone.txt is not there any more" in exported.stdout
     assert "random characters" in exported.stdout
     sampled = run("charformer-sample", "--onnx", "--seed", "1", cwd=folder, env=nowhere)
     assert (sampled.returncode, sampled.stderr.count("\n")) == (0, 1)
@@ -122,7 +122,7 @@ def test_portable_files_sample_too(folder: Path, precision: str) -> None:
         ("charformer-sample --onnx=", "empty name"),
         ("charformer-export --data nowhere.txt", "there is no file"),
         ("charformer-sample --onnx nowhere.onnx", "cannot read nowhere.onnx"),
-        ("charformer-sample --onnx runs/pretrain/vocab.json", "no file of charformer-export's"),
+        ("charformer-sample --onnx runs/pretrain/vocab.json", "was not written by charformer-export"),
         ("charformer-sample --onnx --temperature -1", "--temperature"),
         ("charformer-sample --onnx --max-new-tokens -1", "--max-new-tokens"),
         ("charformer-sample --onnx --threads 0", "--threads"),

@@ -163,10 +163,10 @@ def test_files_of_other_tools(tmp_path: Path, files: dict[str, Path]) -> None:
     opsets = [onnx.helper.make_opsetid("", 21)]
     other = onnx.helper.make_model(graph, ir_version=10, opset_imports=opsets).SerializeToString()
     for content, message in (
-        (other, "no file of charformer-export's"),
+        (other, "was not written by charformer-export"),
         (sealed(other), "description is damaged"),
-        (b"", "no file of charformer-export's"),
-        (b"\n" * 100, "no file of charformer-export's"),
+        (b"", "was not written by charformer-export"),
+        (b"\n" * 100, "was not written by charformer-export"),
         (sealed(b"not a graph at all"), "it is no ONNX model"),
     ):
         path.write_bytes(content)
