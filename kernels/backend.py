@@ -1,6 +1,6 @@
-"""Which code an op runs: Triton kernels, the same arithmetic in PyTorch, or PyTorch's own functions.
+"""Choose the code that an op runs: Triton kernels, the same arithmetic in PyTorch, or PyTorch's own functions.
 
-The environment variable ``CHARFORMER_KERNELS`` names it: ``auto`` (kernels on NVIDIA GPUs of sm_80 or newer where
+The environment variable ``CHARFORMER_KERNELS`` sets it: ``auto`` (kernels on NVIDIA GPUs of sm_80 or newer where
 Triton works; elsewhere PyTorch's own functions and, where those are slow on a CPU, ``kernels.cpu``), ``triton``
 (kernels always: on CPU tensors they need Triton's interpreter, ``TRITON_INTERPRET=1``), ``reference`` (the kernels'
 arithmetic and dropout masks, in plain PyTorch) or ``pytorch`` (PyTorch's own functions, on every device).
@@ -18,15 +18,15 @@ from torch import Tensor
 BACKENDS = ("auto", "triton", "reference", "pytorch")
 OPS = ("attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy", "rotary")
 TRITON = importlib.util.find_spec("triton") is not None
-OLDEST_CARD = (8, 0)  # Triton has no path to the tensor cores of older ones
+OLDEST_CARD = (8, 0)  # Triton cannot use the tensor cores of older GPUs
 
 _forced: str | None = None
 _unchecked = False
-_fallen: dict[str, str] = {}  # why, by op
+_fallen: dict[str, str] = {}  # the reason, by op
 
 
 class KernelsUnavailableError(RuntimeError):
-    """``triton`` was asked for where Triton cannot run, or ``CHARFORMER_KERNELS`` names no backend."""
+    """Raised where ``triton`` is requested but cannot run, or where ``CHARFORMER_KERNELS`` names no backend."""
 
 
 @contextmanager
@@ -46,23 +46,23 @@ def force(backend: str, unchecked: bool = False) -> Iterator[None]:
 
 
 def fall_back(op: str, reason: str) -> None:
-    """Let an op of ``OPS`` run PyTorch's own functions from here on, where a kernel would run; ``forget`` ends that."""
+    """Make an op of ``OPS`` run PyTorch's own functions instead of its kernel, until ``forget`` is called."""
     _fallen[op] = reason
 
 
 def fallen() -> dict[str, str]:
-    """Return the ops that have fallen back, and why."""
+    """Return the ops that have fallen back to PyTorch, each with the reason."""
     return dict(_fallen)
 
 
 def forget() -> None:
-    """Let every op run its kernel again, and ask again what each device can do."""
+    """Let every op run its kernel again, and drop the cached findings about each device."""
     _fallen.clear()
     _find_missing.cache_clear()
 
 
 def chosen() -> str:
-    """Return the backend asked for. Raises KernelsUnavailableError for a name that is none."""
+    """Return the requested backend. Raises KernelsUnavailableError for an unknown name."""
     name = _forced or os.environ.get("CHARFORMER_KERNELS") or "auto"
     if name not in BACKENDS:
         raise KernelsUnavailableError(f"CHARFORMER_KERNELS is {name!r}; it can be {', '.join(BACKENDS)}")
@@ -85,7 +85,7 @@ def runs_registered_op(op: str, x: Tensor) -> bool:
 
 
 def runs_kernel(x: Tensor) -> bool:
-    """Return whether a registered op on ``x`` runs its kernel; KernelsUnavailableError where it must and cannot."""
+    """Return whether a registered op on ``x`` runs its kernel. Raises KernelsUnavailableError if it must but cannot."""
     check(x.device)
     return x.dtype != torch.float64 and (chosen() == "triton" or (chosen() == "auto" and x.is_cuda))
 
@@ -96,7 +96,7 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
 
 
 def check(device: torch.device) -> None:
-    """Raise KernelsUnavailableError where kernels are asked for and cannot run on ``device``."""
+    """Raise KernelsUnavailableError if kernels are requested but cannot run on ``device``."""
     if chosen() != "triton" or _unchecked or (TRITON and interpreted()):
         return
     if reason := missing(device):
@@ -105,18 +105,18 @@ def check(device: torch.device) -> None:
 
 
 def missing(device: torch.device) -> str | None:
-    """Return what stands in the way of compiled kernels on ``device``; None if they run there."""
+    """Return the reason why compiled kernels cannot run on ``device``; None if they can."""
     if not TRITON:
         return "Triton is not installed; it comes for Linux on x86-64"
     if interpreted() and device.type == "cuda":
         return "TRITON_INTERPRET=1 is set, under which Triton compiles nothing"
-    # Every op asks, and asking the driver each time would keep a GPU waiting. A compiler cannot trace the cache.
+    # Every op calls this, and a driver query each time would keep a GPU waiting. A compiler cannot trace the cache.
     find = _find_missing.__wrapped__ if torch.compiler.is_compiling() else _find_missing
     return find(device)
 
 
 def on(device: torch.device) -> dict[str, str]:
-    """Return what each op runs on ``device``: "triton", "reference" or "pytorch"."""
+    """Return the backend of each op on ``device``: "triton", "reference" or "pytorch"."""
     name = chosen()
     if name == "auto":
         name = "pytorch" if missing(device) else "triton"
@@ -124,7 +124,7 @@ def on(device: torch.device) -> dict[str, str]:
 
 
 def describe(device: torch.device) -> str:
-    """Return one line on what the ops run on ``device``, for people."""
+    """Return one readable line about what the ops run on ``device``."""
     if chosen() != "auto":
         return f"kernels: {chosen()} (CHARFORMER_KERNELS)"
     reason = missing(device)
@@ -133,7 +133,7 @@ def describe(device: torch.device) -> str:
 
 @cache
 def _find_missing(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.version.hip is not None:  # AMD's call themselves CUDA devices too
+    if device.type != "cuda" or torch.version.hip is not None:  # PyTorch calls AMD's GPUs CUDA devices too
         return "the kernels need an NVIDIA GPU"
     if torch.cuda.get_device_capability(device) < OLDEST_CARD:
         return "the kernels need an NVIDIA GPU of sm_80 or newer"
@@ -141,14 +141,14 @@ def _find_missing(device: torch.device) -> str | None:
 
 
 def _driver_failure() -> str | None:
-    """Return why Triton has no driver: it builds one by a C compiler, which a small container may lack."""
-    if torch.compiler.is_compiling():  # which could not trace this; who compiles a step has run one before
+    """Return why Triton has no driver, or None: it builds one with a C compiler, which a small container may lack."""
+    if torch.compiler.is_compiling():  # which cannot trace this; whoever compiles a step has run one before
         return None
     try:
         from triton.runtime import driver
 
         driver.active.get_current_device()
-    except Exception as error:  # whatever is missing, PyTorch alone trains
+    except Exception as error:  # whatever is missing, training works with PyTorch alone
         reason = str(error).strip().partition("\n")[0]
         return f"Triton cannot build its driver: {type(error).__name__}: {reason}"
     return None

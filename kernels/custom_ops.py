@@ -1,9 +1,9 @@
-"""The ops as PyTorch knows them: registered with the shapes that they give and with their gradients.
+"""The ops as registered with PyTorch, with their output shapes and their gradients.
 
-So autograd and ``torch.compile`` see through them, where a bare Triton launch would break the graph. A backward pass is
-an op of its own. Each runs a Triton kernel or the same arithmetic in plain PyTorch, as ``kernels.backend`` says;
-modules with Triton code are imported only where it runs. What the arguments are, ``kernels.ops`` says; an op also gives
-what its backward pass needs, as the functions of ``kernels.reference`` describe it.
+Autograd and ``torch.compile`` see through them, where a bare Triton launch would break the graph. A backward pass is an
+op of its own. Each op runs a Triton kernel or the same arithmetic in plain PyTorch, as ``kernels.backend`` decides;
+modules with Triton code are imported only where it runs. ``kernels.ops`` describes the arguments; an op also returns
+what its backward pass needs, as the functions of ``kernels.reference`` describe.
 """
 
 from functools import partial
@@ -51,7 +51,7 @@ def _(_d_out: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(q, k, v, *output, seed)
-    ctx.set_materialize_grads(False)  # no zeros for what nothing reads, such as lse; likewise below
+    ctx.set_materialize_grads(False)  # no zeros for unused gradients, such as that of lse; likewise below
 
 
 def _attention_gradient(ctx: Any, d_out: Tensor, _d_lse: None) -> tuple[Tensor | None, ...]:

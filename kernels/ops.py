@@ -1,6 +1,6 @@
 """The public ops: every model and trainer calls these, never a backend by name.
 
-``kernels.backend`` says when an op is a Triton kernel, behind ``kernels.custom_ops``, and when plain PyTorch.
+``kernels.backend`` decides when an op runs a Triton kernel, through ``kernels.custom_ops``, and when plain PyTorch.
 
 A dropout seed is a tensor of one int64, so that drawing it does not wait for a GPU; the same seed drops the same
 elements in the forward and in the backward pass, on every backend.
@@ -32,24 +32,24 @@ __all__ = [
 ]
 
 MAX_HEAD_WIDTH = 128
-MAX_CHANNELS = 2048  # of a row that a kernel keeps in registers; wider ones go to PyTorch
+MAX_CHANNELS = 2048  # a kernel keeps a row in registers; wider rows go to PyTorch
 
 _seeds: Iterator[Tensor] | None = None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None) -> Tensor:
-    """Causal scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
+    """Compute causal scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
     Args:
         q: (B, H, T, D), or (B, H, 1, D) for the last position alone, which sees every key. Any strides; packed ones,
-            as views of a (B, T, 3, H, D), are read without a copy.
+            such as views of a (B, T, 3, H, D), are read without a copy.
         k, v: (B, H, T, D), in q's dtype: float32, float16 or bfloat16. Scores are scaled by ``D ** -0.5``.
         dropout_p: probability, below 1, of dropping an attention weight; survivors are scaled by
             ``1 / (1 - dropout_p)``.
-        seed: (1,) int64; which weights are dropped. None draws one.
+        seed: (1,) int64, which decides what weights are dropped. None draws one.
 
     Returns:
-        The shape and dtype of ``q``; a kernel's result lies as (B, T, H, D).
+        The attention, in the shape and dtype of ``q``; a kernel's result is stored as (B, T, H, D).
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or a ``dropout_p`` outside [0, 1).
@@ -68,7 +68,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, seed: Ten
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Layer normalisation over the last dimension (Ba et al. 2016).
+    """Apply layer normalisation over the last dimension (Ba et al. 2016).
 
     Args:
         x: (..., C). weight, bias: (C,). eps: added to the variance.
@@ -100,8 +100,8 @@ def add_dropout_layer_norm(
     Args:
         residual, x: (..., C); ``x`` is the branch, dropped out with probability ``dropout_p`` before the sum. Under
             autocast the stream is float32 and the branch 16 bits wide.
-        weight, bias: (C,) of the layer norm that the next branch reads through.
-        seed: (1,) int64; which elements are dropped. None draws one.
+        weight, bias: (C,), of the layer norm at the start of the next branch.
+        seed: (1,) int64, which decides what elements are dropped. None draws one.
 
     Returns:
         The new residual, in residual's dtype, and its layer norm, in x's dtype; both (..., C).
@@ -124,12 +124,12 @@ def add_dropout_layer_norm(
 
 
 def rotary(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take queries, keys and values apart and rotate the first two by their positions (Su et al. 2021).
+    """Split queries, keys and values, and rotate the first two by their positions (Su et al. 2021).
 
     Args:
         qkv: (B, T, 3, H, D), D even.
-        cos, sin: (T, D / 2) float32, of the angle by which each position rotates each pair of channels, half of D
-            apart. They get no gradient.
+        cos, sin: (T, D / 2) float32, of the angle by which each position rotates each pair of channels; the channels of
+            a pair are half of D apart. They get no gradient.
 
     Returns:
         q, k and v, (B, H, T, D) each, in qkv's dtype.
@@ -147,7 +147,7 @@ def rotary(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean softmax cross-entropy in nats, computed in float32.
+    """Return the mean softmax cross-entropy in nats, computed in float32.
 
     Args:
         logits: (N, V), any floating dtype.
@@ -168,7 +168,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x`` through a matrix and a bias: PyTorch's own, but on a CPU in bfloat16.
+    """Apply a linear layer to ``x``, with PyTorch's own function except on a CPU in bfloat16.
 
     Args:
         x: (..., C). weight: (O, C). bias: (O,); in x's dtype, or under autocast.
@@ -188,13 +188,13 @@ def draw_seeds(count: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def seeds_from(seeds: Tensor) -> Iterator[None]:
-    """Let each kernel with dropout take the next of ``seeds`` in here, instead of drawing its own.
+    """Make each kernel with dropout in this context take the next of ``seeds`` instead of drawing its own.
 
     One draw serves a whole step, and a captured step reads whatever ``seeds`` holds when it is replayed. Ops that run
     no kernel take none.
 
     Args:
-        seeds: (n,) int64 on the ops' device, as ``draw_seeds`` makes them; as many as there will be ops with dropout.
+        seeds: (n,) int64 on the ops' device, from ``draw_seeds``; one for each op with dropout.
     """
     global _seeds
     before, _seeds = _seeds, iter(seeds.split(1))  # type: ignore[no-untyped-call]

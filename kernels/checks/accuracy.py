@@ -1,10 +1,10 @@
-"""How far each kernel is from float64, beside plain PyTorch in the same dtype: ``python -m kernels.checks.accuracy``.
+"""Measure each kernel's error against float64, beside plain PyTorch's: ``python -m kernels.checks.accuracy``.
 
-On a GPU the kernels themselves are measured, elsewhere what Triton's interpreter makes of them. A result passes whose
-largest error, over the largest exact value, is within its dtype's tolerance, and whose root mean square error is at
-most twice that of plain PyTorch, or a rounding or so where that is more. New memory is filled with NaN while a kernel
-runs, so that what it leaves unwritten shows, and a second run must give the same bits. Cases are spread over processes:
-one that fails or crashes does not hide the others.
+On a GPU the compiled kernels are measured, elsewhere the same kernels in Triton's interpreter; PyTorch runs in the same
+dtype. A result passes if its largest error, relative to the largest exact value, is within its dtype's tolerance, and
+its root mean square error is at most twice that of plain PyTorch, or about one rounding where that is more. New memory
+is filled with NaN while a kernel runs, so that unwritten parts of a result show, and a second run must give the same
+bits. Cases are spread over processes: one that fails or crashes does not hide the others.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from kernels.checks.cli import guarded, positive, writable_file, write_json
 from kernels.checks.workers import Failed, FatalError, run_each
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-# Root mean square errors that pass whatever PyTorch's are: about one rounding, and in float32 a few, since a row's
+# Root mean square errors that pass whatever PyTorch's are: about one rounding, and a few in float32, since a row's
 # log-sum-exp is kept in one number.
 ROUNDING = {torch.float32: 5e-7, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
 KERNELS = "triton"  # the backend that is measured
-GPU_PROCESSES = 4  # each has a CUDA context of its own, half a gigabyte
+GPU_PROCESSES = 4  # each holds a CUDA context of its own, half a gigabyte
 
 
 def measure(case: Case, device: torch.device) -> list[dict[str, Any]]:
     """Return a row for each result and each gradient of the op: its error, and plain PyTorch's.
 
-    Raises RuntimeError where a second run of the kernel gives other bits.
+    Raises RuntimeError if a second run of the kernel gives different bits.
     """
     inputs = make_inputs(case, device)
     seed = torch.tensor([SEED], device=device)
@@ -63,7 +63,7 @@ def measure(case: Case, device: torch.device) -> list[dict[str, Any]]:
 
 @contextmanager
 def unwritten_is_nan() -> Iterator[None]:
-    """Fill new tensors of floating point with NaN, so that what nothing writes shows."""
+    """Fill new floating-point tensors with NaN, so that unwritten elements show."""
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -113,7 +113,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _missing(device: torch.device) -> str | None:
-    """Return what stands in the way of running kernels on ``device``, or of interpreting them on the CPU."""
+    """Return why kernels cannot run on ``device``, or be interpreted on the CPU; None if they can."""
     if device.type == "cpu":
         return None if backend.TRITON else backend.missing(device)
     reason = backend.missing(device) if torch.cuda.is_available() else "PyTorch finds no CUDA GPU here"
@@ -121,7 +121,7 @@ def _missing(device: torch.device) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, and return 1 if a kernel does not pass."""
+    """Measure the kernels and print their errors; return the exit code, 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.checks.accuracy", description=__doc__.partition("\n\n")[0])
     parser.add_argument(
         "--device",
@@ -161,8 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_apart(case: Case, device: str) -> list[dict[str, Any]]:
-    """Return ``measure`` of the case in a process of its own; FatalError where its GPU takes no more work."""
-    torch.backends.cuda.matmul.allow_tf32 = False  # plain PyTorch's float32 is to be float32
+    """Measure the case in a worker process. Raises FatalError if the GPU accepts no more work."""
+    torch.backends.cuda.matmul.allow_tf32 = False  # so that plain PyTorch's float32 is float32
     try:
         return measure(case, torch.device(device))
     except Exception as error:

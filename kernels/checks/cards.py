@@ -1,4 +1,4 @@
-"""The GPUs that the checks know of: limits by architecture, and data sheets by product."""
+"""The GPUs that the checks know: limits by architecture, and data sheets by product."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The calls of ops that the checks make: one list for accuracy, compiling and benches.
+"""The op calls that the checks make: one list for accuracy, compilation and benchmarks.
 
 Shapes: B batch, H heads, T time, D head width, N rows, C channels, V vocabulary.
 """
@@ -25,10 +25,10 @@ class Case(NamedTuple):
 
     Attributes:
         time: positions; a norm and a loss have ``batch`` x ``time`` rows.
-        width: of a head, of a row or of the vocabulary.
-        variant: of attention's inputs, "plain", each on its own, "packed", views of a (B, T, 3, H, D), or "odd", rows
-            that begin at no multiple of the alignment; of a norm, "narrow", where the residual stream and the weights
-            have 16 bits too, as in sampling, or "last", where nothing reads the sum.
+        width: the width of a head or of a row, or the size of the vocabulary.
+        variant: for attention, "plain" (separate inputs), "packed" (views of a (B, T, 3, H, D)) or "odd" (rows that
+            begin at no multiple of the alignment); for a norm, "plain", "narrow" (the residual stream and the weights
+            have 16 bits too, as in sampling) or "last" (nothing reads the sum).
     """
 
     op: str
@@ -45,14 +45,15 @@ class Case(NamedTuple):
 
     @property
     def aligned(self) -> bool:
-        """Whether all rows begin at multiples of the alignment."""
+        """Return whether all rows begin at multiples of the alignment."""
         return self.width % 16 == 0 and self.variant != "odd"
 
 
 def cases() -> Iterator[Case]:
-    """Yield the calls that every kernel is checked at, in each dtype.
+    """Yield the calls on which every kernel is checked, in each dtype.
 
-    Ragged and whole tiles, widths that are and are not powers of two, aligned and not, with and without dropout.
+    They cover ragged and whole tiles, widths that are and are not powers of two, aligned and unaligned rows, and calls
+    with and without dropout.
     """
     for dtype in DTYPES:
         for width in (16, 20, 32, 48, 64, 96, 128):
@@ -87,10 +88,10 @@ def step_cases(
     attention_dropout_p: float = 0.0,
     rotary: bool = False,
 ) -> list[Case]:
-    """Return the calls of one training step of a model: under autocast, where ``dtype`` has 16 bits.
+    """Return the calls of one training step of a model, under autocast if ``dtype`` has 16 bits.
 
     Args:
-        width: of a head. vocab: distinct characters.
+        width: the width of a head. vocab: the number of distinct characters.
     """
     channels = heads * width
     layout = "plain" if rotary else "packed"
@@ -104,7 +105,7 @@ def step_cases(
 
 
 def make_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
-    """Return the op's tensors by name, the same on every device; those of floating point are leaves of a graph."""
+    """Return the op's tensors by name, the same on every device; differentiable inputs are leaves of a graph."""
     generator = torch.Generator().manual_seed(case.time * 1000 + case.width)
 
     def draw(*shape: int, dtype: torch.dtype = case.dtype) -> Tensor:
@@ -149,7 +150,7 @@ def op(case: Case, seed: Tensor | None = None, module: ModuleType = ops) -> Op:
 def plain_op(case: Case, seed: Tensor | None = None) -> Op:
     """Return the op as a user would write it in PyTorch, in the dtype of its inputs.
 
-    With a seed it drops what the kernel of the same seed drops, without one what PyTorch's own dropout does.
+    With a seed it drops the same elements as the kernel with that seed; without one it uses PyTorch's own dropout.
     """
     p = case.dropout_p
 
@@ -197,7 +198,7 @@ def make_gradients(case: Case, outputs: tuple[Tensor, ...]) -> list[Tensor | Non
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randn(y.shape, generator=generator).to(case.dtype).to(y) for y in outputs]
     if case.op in ("attention", "rotary"):
-        drawn = [y.transpose(1, 2).contiguous().transpose(1, 2) for y in drawn]  # as what follows leaves them
+        drawn = [y.transpose(1, 2).contiguous().transpose(1, 2) for y in drawn]  # as the next op lays them out
     return [None if case.variant == "last" and not number else y for number, y in enumerate(drawn)]
 
 

@@ -1,4 +1,4 @@
-"""What the programs of this folder share: outputs that are checked before the work, and quiet ends."""
+"""The code that these programs share: output files that are checked before the work, and errors in one line."""
 
 import argparse
 import csv
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def writable_file(text: str) -> Path:
-    """The type of a flag that names a file to write: said before the work, not after it, where that cannot be done."""
+    """Return the path of a file to write, as the type of a flag; reject an unwritable one before the work."""
     path = Path(text)
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
@@ -21,21 +21,21 @@ def writable_file(text: str) -> Path:
 
 
 def positive(text: str) -> int:
-    """Return the whole number above 0 that ``text`` says: the type of a flag."""
+    """Return the positive whole number in ``text``, as the type of a flag."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
 def write_json(path: Path, device: str, rows: list[dict[str, Any]]) -> None:
-    """Write the versions, the device and ``rows``, one a line, whole or not at all."""
+    """Write the versions, the device and ``rows``, one per line, to a file that appears whole or not at all."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     head = f' "versions": {json.dumps(_versions())},\n "device": {json.dumps(device)}'
     _write(path, f'{{\n{head},\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``rows``, which have the same keys, and the versions that they are of, whole or not at all."""
+    """Write ``rows``, which have the same keys, with the versions, to a file that appears whole or not at all."""
     found = [_versions() | row for row in rows]
     text = io.StringIO()
     table = csv.DictWriter(text, list(found[0]), lineterminator="\n")
@@ -57,7 +57,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def guarded(name: str, main: Callable[[], int]) -> int:
-    """``main``'s exit code; one line and 130 for an interrupt, one line and 2 where a GPU's memory is too small."""
+    """Return ``main``'s exit code; report an interrupt (130) or a lack of GPU memory (2) in one line."""
     try:
         return main()
     except KeyboardInterrupt:

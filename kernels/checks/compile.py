@@ -1,14 +1,14 @@
-"""Compile every kernel for a card that need not be there: ``python -m kernels.checks.compile --card sm_86``.
+"""Compile every kernel for a card that need not be present: ``python -m kernels.checks.compile --card sm_86``.
 
-The launchers run on a CPU's tensors and say what they would launch, so that what is compiled here is what a GPU would
-get. Registers and stack are read with cuobjdump, instructions with nvdisasm, both of which come with Triton. The
+The launchers run on CPU tensors and record what they would launch, so the kernels compiled here are those that a GPU
+would run. Registers and stack are read with cuobjdump, instructions with nvdisasm, both of which come with Triton. The
 gate: no kernel spills registers, none takes more shared memory than a block may have, and an aligned 16-bit one
 multiplies matrices on tensor cores, or else loads 128 bits at a time.
 
-``--cache DIR`` leaves what it compiled where Triton looks first, so that a program with ``TRITON_CACHE_DIR=DIR``, on a
-machine with such a card and the same Triton, compiles nothing.
+``--cache DIR`` stores the compiled kernels in a cache of Triton's, so that a program with ``TRITON_CACHE_DIR=DIR``, on
+a machine with such a card and the same Triton, compiles nothing.
 
-Without ``TRITON_INTERPRET``: the interpreter replaces the compiler.
+``TRITON_INTERPRET`` must not be 1, since the interpreter replaces the compiler.
 """
 
 import argparse
@@ -46,38 +46,38 @@ from kernels.gpu.launch import Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 REGISTERS_PER_SM = 65536
-SHARED_RESERVED = 1024  # bytes of each block's that the system takes
+SHARED_RESERVED = 1024  # bytes that the system takes of each block's
 
 
 def distinct(everything: Iterable[Case]) -> list[Case]:
-    """Return the cases without those whose kernels another case has too."""
+    """Return the cases without those whose kernels another case also has."""
     return list({(case.op, _label(case)): case for case in everything}.values())
 
 
 def launches(case: Case, card: str) -> list[Launch]:
-    """Return what the launchers of ``case``'s op would run on ``card``, forward and backward."""
+    """Return the launches that ``case``'s op would make on ``card``, forward and backward."""
     cpu = torch.device("cpu")
     with recorded(card) as found:
         run(op(case, torch.tensor([SEED])), case, make_inputs(case, cpu))
     if any(launch.is_aligned != case.aligned for launch in found):
         raise RuntimeError(f"{case}: the launcher chose another variant")
-    # The forward pass does not know that nothing will read its sum.
+    # The forward pass is left out: it does not know that nothing will read its sum.
     return found[1:] if case.variant == "last" else found
 
 
 def compile_case(case: Case, card: str) -> list[dict[str, Any]]:
-    """Return a row for each kernel of ``case``: what it is, and the figures of ``compile_launch``."""
+    """Return a row for each kernel of ``case``: its op, its variant and the figures of ``compile_launch``."""
     return [{"op": case.op, "variant": _label(case)} | compile_launch(launch, card) for launch in launches(case, card)]
 
 
 def fill_cache(card: str, folder: Path, jobs: int, everything: Iterable[Case] | None = None) -> dict[str, Any]:
-    """Compile what is missing in Triton's cache ``folder`` for a card, in ``jobs`` processes.
+    """Compile the kernels for a card that Triton's cache ``folder`` lacks, in ``jobs`` processes.
 
     Args:
-        everything: the cases that will run there; all that the checks have, if not given.
+        everything: the cases that will run there; all cases of the checks if None.
 
     Returns:
-        How many kernels were there ("hits"), how many were compiled ("misses"), what failed, and the seconds it took.
+        The number of kernels found ("hits") and compiled ("misses"), the failures, and the seconds that it took.
     """
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     start = time.perf_counter()
@@ -107,7 +107,7 @@ def _label(case: Case) -> str:
 
 
 class _Target:
-    """What Triton's JIT asks of a driver before a launch, answered for a card that need not be there."""
+    """A stand-in for the driver that Triton's JIT asks before a launch, for a card that need not be present."""
 
     def __init__(self, card: str) -> None:
         self._architecture = int(card.removeprefix("sm_"))
@@ -124,7 +124,7 @@ class _Target:
 
 
 def _compile(launch: Launch, card: str) -> tuple[Any, bool, float]:
-    """Return the kernel that Triton makes of a launch, whether it was in Triton's cache, and the seconds it took."""
+    """Return the compiled kernel of a launch, whether it was in Triton's cache, and the seconds that it took."""
     function = launch.kernel.aligned if launch.is_aligned else launch.kernel.general
     hits: list[bool] = []
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
@@ -135,7 +135,7 @@ def _compile(launch: Launch, card: str) -> tuple[Any, bool, float]:
 
 
 def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
-    """Compile one kernel and return what it uses."""
+    """Compile one kernel and return the resources that it uses."""
     compiled, _, seconds = _compile(launch, card)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -162,14 +162,14 @@ def compile_launch(launch: Launch, card: str) -> dict[str, Any]:
 
 
 def blocks_per_sm(architecture: Architecture, registers: int, shared: int, num_warps: int) -> int:
-    """Return how many blocks a multiprocessor holds at a time; registers are given out by 256 a warp."""
+    """Return how many blocks a multiprocessor holds at a time; registers are allocated in units of 256 per warp."""
     by_registers = REGISTERS_PER_SM // (-(-registers * 32 // 256) * 256 * num_warps)
     by_shared = architecture.shared_per_sm // (shared + SHARED_RESERVED)
     return min(by_registers, by_shared, architecture.warps_per_sm // num_warps, architecture.blocks_per_sm)
 
 
 def violations(row: dict[str, Any]) -> list[str]:
-    """Return what the gate has against a kernel; nothing if it passes."""
+    """Return the rules of the gate that a kernel breaks; none if it passes."""
     found = []
     if row["local_loads"] or row["local_stores"]:
         found.append(f"spills: {row['local_loads']} local loads, {row['local_stores']} local stores")
@@ -178,7 +178,7 @@ def violations(row: dict[str, Any]) -> list[str]:
     aligned_16_bits = row["variant"][:4] in ("fp16", "bf16") and "general" not in row["variant"]
     if aligned_16_bits and row["op"] == "attention" and not row["mma"]:
         found.append("no matrix instruction")
-    # In a row of less than 256, a warp's 32 lanes have no eight elements each.
+    # A row of fewer than 256 elements has fewer than eight for each of a warp's 32 lanes.
     is_short = (width := re.search(r" C(\d+)", row["variant"])) and int(width[1]) < 256
     if aligned_16_bits and row["op"] != "attention" and not is_short and not row["wide_loads"]:
         found.append("no 128-bit load")
@@ -214,7 +214,7 @@ def _table(rows: list[dict[str, Any]], card: str) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, print, and return 1 if a kernel does not pass."""
+    """Compile the kernels and print their figures; return the exit code, 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.checks.compile", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--card", choices=[*ARCHITECTURES, "all"], default="sm_86", help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="leave what is compiled in this cache of Triton's")
@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
             filled = fill_cache(card, options.cache, options.jobs)
             print(f"{card}: {filled['hits']} kernels were in {options.cache}, {filled['misses']} compiled into it")
     with tempfile.TemporaryDirectory() as empty:
-        os.environ["TRITON_CACHE_DIR"] = str(options.cache or empty)  # of an empty one, times are those of compiling
+        os.environ["TRITON_CACHE_DIR"] = str(options.cache or empty)  # an empty one gives compile times
         found, failures = _check(cards, options.jobs)
     if options.csv:
         write_csv(options.csv, found)
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(cards: list[str], jobs: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for each kernel of each card, in the order of the cases, and what did not compile."""
+    """Return a row for each kernel of each card, in the order of the cases, and the failures to compile."""
     rows, failures = [], []
     everything = distinct(cases())
     for card in cards:

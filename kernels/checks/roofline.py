@@ -1,10 +1,10 @@
-"""What a card could do at best: FLOPs, bytes and floor times of every op, predicted from a shape alone.
+"""Predict the best that a card could do, from a shape alone: FLOPs, bytes and floor times of every op.
 
     python -m kernels.checks.roofline --card rtx-3050
 
 A floor is the longer of two times: the matrix products at the card's peak, and the memory traffic at its bandwidth
 (Williams et al. 2009, "Roofline"). A kernel reads or writes each of its tensors once, as if caches were perfect.
-"Unfused" is one PyTorch kernel for every operator of the baseline's model. In 16 bits the residual stream, what the
+"Unfused" is one PyTorch kernel for every operator of the baseline's model. In 16 bits the residual stream, which the
 layer norms read, stays float32, as under autocast.
 """
 
@@ -48,7 +48,7 @@ class Shape(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one call does: FLOPs of its matrix products, and bytes that it reads and writes in memory."""
+    """The work of one call: FLOPs of its matrix products, and bytes that it reads and writes in memory."""
 
     flops: int
     fused_bytes: int
@@ -56,7 +56,7 @@ class Work(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One op in one direction; FLOPs, bytes and floor times in seconds are of one call."""
+    """A prediction for one op in one direction; FLOPs, bytes and floor times in seconds are for one call."""
 
     op: str
     direction: str
@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 
 def work(shape: Shape) -> dict[tuple[str, str], Work]:
-    """The work of one call, by op of ``kernels.ops`` and direction, and of a step's matrix products."""
+    """Return the work of one call, by op of ``kernels.ops`` and direction, and of a step's matrix products."""
     ops = {
         "attention": _attention(shape),
         "rotary": _rotary(shape),
@@ -80,7 +80,7 @@ def work(shape: Shape) -> dict[tuple[str, str], Work]:
 
 
 def predict(card: Card, shape: Shape) -> list[Row]:
-    """Return a row for every op of a step and direction: what it does and how long, at least, it takes ``card``."""
+    """Return a row for every op of a step and direction: its work, and the least time that it takes on ``card``."""
     calls = {"attention": shape.layers, "add_dropout_layer_norm": 2 * shape.layers}
     calls["rotary"] = shape.layers if shape.rotary else 0
 
@@ -95,7 +95,7 @@ def predict(card: Card, shape: Shape) -> list[Row]:
 
 
 def step_seconds(rows: list[Row]) -> tuple[float, float]:
-    """Floor of the calls of one training step in ``rows``, fused and unfused, in seconds."""
+    """Return the floor of the calls of one training step in ``rows``, fused and unfused, in seconds."""
     return sum(row.calls * row.fused_seconds for row in rows), sum(row.calls * row.unfused_seconds for row in rows)
 
 
@@ -105,7 +105,7 @@ def _attention(shape: Shape) -> tuple[Work, Work]:
     stats = shape.rows * shape.heads * FLOAT32  # lse, or delta
     scores = shape.batch * shape.heads * shape.time**2
     # 2 FLOPs for each of D, and half of the scores are causal. Kernels compute the tiles on the diagonal whole, which
-    # adds a tile's share of T, 17 % for 64 in 384; a floor does without.
+    # adds a tile's share of T, 17 % for 64 in 384; a floor leaves that out.
     product = scores * shape.width
     forward = Work(
         2 * product,
@@ -115,7 +115,7 @@ def _attention(shape: Shape) -> tuple[Work, Work]:
         4 * branch + scores * ((1 + 4 * 2 + 1) * size + 1),
     )
     backward = Work(
-        7 * product,  # dq 3, dkv 4: both compute the weights and their gradient anew
+        7 * product,  # dq 3, dkv 4: both recompute the weights and their gradient
         # dq: q, k, v, d_out, out, lse -> d_q, delta. dkv: q, k, v, d_out, lse, delta -> d_k, d_v.
         12 * branch + 4 * stats,
         # The product for the weights' gradient writes, that for d_v reads the weights; dropout (with its mask), mask
@@ -127,8 +127,8 @@ def _attention(shape: Shape) -> tuple[Work, Work]:
 
 def _rotary(shape: Shape) -> tuple[Work, Work]:
     branch = shape.rows * shape.channels * BYTES[shape.dtype]
-    # Of the angles, a program reads what all of a position's heads share, from a cache. Unfused, each half of q and of
-    # k takes a product and a sum of a product, which read 1 + 2 halves and write 1 + 1; v is copied.
+    # Programs read the angles, which all heads of a position share, from a cache. Unfused, each half of q and of k
+    # takes a multiplication and a multiply-add, which read 1 + 2 halves and write 1 + 1; v is copied.
     one = Work(0, 3 * branch + 3 * branch, 2 * 5 * branch + 2 * branch)
     return one, one  # backward it is the same with q, k and v as inputs
 
@@ -163,8 +163,8 @@ def _add_dropout_layer_norm(shape: Shape) -> tuple[Work, Work]:
 
 
 def _weight_gradients(shape: Shape) -> int:
-    """Bytes of a layer norm's two-stage sums: partial ones written and read, then the gradients of weight and bias."""
-    programs = min(shape.rows, block_sizes.LAYER_NORM_PROGRAMS)  # of a card of up to 32 multiprocessors
+    """Return the bytes of a layer norm's two-stage sums: partial sums, written and read, then both gradients."""
+    programs = min(shape.rows, block_sizes.LAYER_NORM_PROGRAMS)  # for a card of up to 32 multiprocessors
     return 2 * (2 * programs + 1) * shape.channels * FLOAT32
 
 
@@ -176,30 +176,30 @@ def _cross_entropy(shape: Shape) -> tuple[Work, Work]:
     forward = Work(
         0,
         logits + targets + lse + sums,
-        logits + wide + targets,  # the log-softmax reads and writes; the loss reads one element a row
+        logits + wide + targets,  # the log-softmax reads and writes; the loss reads one element per row
     )
     backward = Work(
         0,
         2 * logits + targets + lse,
-        # The loss writes a number a row and zeros beside it. log-softmax: that gradient and its own result -> d_logits.
+        # The loss writes a number a row, and zeros elsewhere. log-softmax: that gradient and its own result -> d_logits.
         (targets + wide) + (2 * wide + logits),
     )
     return forward, backward
 
 
 def _matrix_products(shape: Shape) -> tuple[Work, Work]:
-    """Of the linears: qkv, proj, the MLP's two, and the head. Each weight takes 2 FLOPs a character, 4 backward."""
+    """Return the work of the linears (qkv, proj, the MLP's two, head): 2 FLOPs per weight and character, 4 backward."""
     channels, size = shape.channels, BYTES[shape.dtype]
     weights = shape.layers * 12 * channels**2 + channels * shape.vocab
     # Inputs and outputs, in units of C: 1 + 3, 1 + 1, 1 + 4 and 4 + 1.
     activations = shape.rows * (shape.layers * 16 * channels + channels + shape.vocab)
     flops, moved = 2 * weights * shape.rows, (weights + activations) * size
-    # Backward there are two products, for the input's gradient and for the weight's, that each move as much.
+    # Backward there are two matmuls, for the input's gradient and for the weight's, which each move as much.
     return Work(flops, moved, moved), Work(2 * flops, 2 * moved, 2 * moved)
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags for the fields of ``Shape`` that one call of an op has."""
+    """Add flags for the fields of ``Shape`` that one call of an op has."""
     for name, meaning in (
         ("batch", "sequences"),
         ("time", "characters of each"),
@@ -212,7 +212,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table."""
+    """Print the tables; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.checks.roofline", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--card", choices=CARDS, default="rtx-3050", help="(default: %(default)s)")
     add_shape_arguments(parser)

@@ -1,7 +1,7 @@
-"""Whether the kernels that a training will run work on this machine, seen once before it starts.
+"""Checks, once before a training starts, that the kernels it will run work on this machine.
 
-A kernel that does not compile or launch, or whose numbers are wrong, is named, so that its op can fall back to PyTorch
-(``kernels.backend.fall_back``). The inputs have a generator of their own: PyTorch's global ones do not move.
+A kernel that does not compile or launch, or whose numbers are wrong, is reported, so that its op can fall back to
+PyTorch (``kernels.backend.fall_back``). The inputs have a generator of their own: PyTorch's global ones do not advance.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from kernels.checks.cases import Case
 
 
 class DeviceFaultError(RuntimeError):
-    """A kernel left the GPU in a state in which this process can do nothing more on it."""
+    """Raised when a kernel leaves the GPU in a state in which this process can do no more work on it."""
 
 
 def failures(everything: Iterable[Case], device: torch.device) -> dict[str, str]:
-    """Return, by op, what is wrong with the first of its calls that fails; nothing for ops that work.
+    """Return the reason of each op's first failing call, by op; ops that work are left out.
 
     Args:
-        everything: such as ``kernels.checks.cases.step_cases`` gives for the training's model and a small batch.
+        everything: calls such as ``kernels.checks.cases.step_cases`` returns for the training's model and a small batch.
 
-    Raises DeviceFaultError where a kernel ends in a fault of the GPU.
+    Raises DeviceFaultError if a kernel ends in a GPU fault.
     """
     found: dict[str, str] = {}
     for case in everything:

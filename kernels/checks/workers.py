@@ -1,4 +1,4 @@
-"""Work on many items in processes, where one that crashes takes down its own item alone."""
+"""Runs a function on many items in processes, where a crash fails only the item that caused it."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -9,26 +9,26 @@ Item = TypeVar("Item")
 
 
 class Failed(NamedTuple):
-    """What became of an item instead of a result."""
+    """The outcome of an item that has no result."""
 
     reason: str
 
 
 class FatalError(Exception):
-    """Raised by a function behind whose failure its process cannot go on, such as a fault of the GPU."""
+    """Raised by a function after whose failure its process cannot continue, such as a GPU fault."""
 
 
 def run_each(
     function: Callable[[Item], Any], items: Sequence[Item], processes: int
 ) -> Iterator[tuple[Item, Any | Failed]]:
-    """Yield each item with ``function`` of it, or with how that failed, in the order in which they are done.
+    """Yield each item with the result of ``function``, or with its failure, in the order of completion.
 
     Processes are spawned, so ``function`` and the items must be importable and small. An exception fails its item; so
     does the end of the process, which is then replaced.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(range(len(items))))
-    workers: dict[Connection, tuple[Any, int]] = {}  # the process, and the number of the item it works on
+    workers: dict[Connection, tuple[Any, int]] = {}  # the process and the number of its item
 
     def start() -> None:
         ours, theirs = context.Pipe()

@@ -1,4 +1,4 @@
-"""Sum, dropout and layer norm between two branches for training on a CPU, in one pass over memory.
+"""The sum, dropout and layer norm between two branches, for training on a CPU, in one pass over memory.
 
 Shapes: N rows, C channels.
 """
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from kernels.backend import runs_eagerly_on_cpu
 from kernels.cpu.dropout import INTEGERS, Masks, as_integers
 
-MIN_ROWS = 128  # that are worth it: sampling has a single one at a time
-PIECE = 3 * 2**17  # elements of a piece, at most; the cache holds four of them in float32
+MIN_ROWS = 128  # fewer are not worth it: sampling has one row at a time
+PIECE = 3 * 2**17  # elements in a piece, at most; the cache holds four pieces in float32
 
 
 def suits(residual: Tensor, x: Tensor, dropout_p: float) -> bool:
@@ -25,7 +25,7 @@ def suits(residual: Tensor, x: Tensor, dropout_p: float) -> bool:
 def add_dropout_layer_norm(
     residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout_p: float = 0.0, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """Return ``kernels.ops.add_dropout_layer_norm`` for a ``residual`` of float32 or float64."""
+    """Compute ``kernels.ops.add_dropout_layer_norm`` for a ``residual`` of float32 or float64."""
     weight, bias = weight.to(residual.dtype), bias.to(residual.dtype)
     out: tuple[Tensor, Tensor] = _AddNorm.apply(residual, x, weight, bias, dropout_p, eps)  # type: ignore[no-untyped-call]
     return out

@@ -1,9 +1,9 @@
 """Causal attention for training on a CPU, where PyTorch's own is slow.
 
-PyTorch's attention of 16-bit numbers takes two to three times as long as its matrix products would, above all backward,
-and with dropout far longer. Here some heads' rows of scores are worked on at a time, as many as a cache holds, and what
-lies behind the diagonal is left out; where an operation on floating-point numbers is one on their bits too, it is
-done on integers, at which PyTorch is several times as fast (docs/lab/cpu-speed.md).
+PyTorch's attention in 16 bits takes longer than its matrix products would, above all in the backward pass, and far
+longer with dropout. Here the scores of some rows of some heads are computed at a time, as many as a cache holds, and
+tiles beyond the diagonal are left out. Where an operation on floating-point numbers is equally one on their bits, it is
+done on integers, which is much faster in PyTorch (docs/lab/cpu-speed.md).
 
 Shapes: B batch, H heads, T time, D head width.
 """
@@ -22,8 +22,8 @@ from kernels.backend import runs_eagerly_on_cpu
 from kernels.cpu.dropout import Masks, as_integers
 
 MAX_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward pass, in every layer
-ROWS = 64  # queries of a tile
-TILE = 3 * 2**18  # scores of a tile, at most
+ROWS = 64  # queries in a tile
+TILE = 3 * 2**18  # scores in a tile, at most
 
 _lock = threading.Lock()
 
@@ -36,7 +36,7 @@ def suits(q: Tensor, k: Tensor, dropout_p: float) -> bool:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Return ``kernels.ops.attention`` of whole texts; their weights are kept for the backward pass."""
+    """Compute ``kernels.ops.attention`` for whole texts; the weights are kept for the backward pass."""
     out: Tensor = _Attention.apply(q, k, v, dropout_p)  # type: ignore[no-untyped-call]
     return out
 
@@ -103,7 +103,7 @@ def _tiles(heads: int, time: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    """Return weights (H, rows, seen) in q's dtype, of (H, rows, D) and (H, seen, D), from scores not rounded to it."""
+    """Return weights (H, rows, seen) in q's dtype, for (H, rows, D) and (H, seen, D), from scores not rounded to it."""
     rows, seen = q.shape[1], k.shape[1]
     precise = torch.promote_types(q.dtype, torch.float32)
     later = torch.full((rows, rows), -math.inf, dtype=precise).triu(1)
@@ -116,27 +116,27 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
 
 @contextmanager
 def _float32_factors_as(dtype: torch.dtype) -> Iterator[None]:
-    """Let matrix products read float32 factors as ``dtype``, which they were converted from without loss."""
+    """Let matrix products treat float32 factors as ``dtype``, from which they were converted without loss."""
     if dtype != torch.bfloat16:
         yield
         return
     settings: Any = torch.backends.mkldnn
-    with _lock:  # the setting is the whole process's
+    with _lock:  # the setting applies to the whole process
         before = settings.matmul.fp32_precision
         settings.matmul.fp32_precision = "bf16"
         try:
             yield
         finally:
-            follows = before == settings.fp32_precision  # what is asked of all of oneDNN
+            follows = before == settings.fp32_precision  # the setting of all of oneDNN
             settings.matmul.fp32_precision = "none" if follows else before
 
 
 def _mark(weights: Tensor, keep: Tensor) -> None:
-    """Give weights that stay a negative sign, whatever theirs was: NaN has either."""
+    """Give weights that stay a negative sign, whatever their sign was, since NaN may have either."""
     numbers = as_integers(weights)
     numbers.bitwise_or_(keep.to(numbers.dtype).mul_(torch.iinfo(numbers.dtype).min))
 
 
 def _marked(weights: Tensor) -> Tensor:
-    """Return ``weights`` with 0 for those that are not marked; the integers of marked ones are negative."""
+    """Return ``weights`` with 0 for unmarked ones; as integers, the marked ones are negative."""
     return as_integers(weights).clamp_max(0).view(weights.dtype)

@@ -1,4 +1,4 @@
-"""A linear with a bias for training on a CPU in bfloat16.
+"""A linear layer with a bias, for training on a CPU in bfloat16.
 
 Shapes: C channels, O outputs.
 """
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.backend import runs_eagerly_on_cpu
 
-MIN_ROWS = 128  # that are worth it: sampling has a single one at a time
+MIN_ROWS = 128  # fewer are not worth it: sampling has one row at a time
 
 
 def suits(x: Tensor) -> bool:
@@ -22,20 +22,20 @@ def suits(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return ``kernels.ops.linear`` of an ``x`` of bfloat16."""
+    """Compute ``kernels.ops.linear`` for an ``x`` in bfloat16."""
     out: Tensor = _Linear.apply(x, weight.to(x.dtype), bias.to(x.dtype))  # type: ignore[no-untyped-call]
     return out
 
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Return whether oneDNN is there and this processor can do with it what ``linear`` asks for."""
+    """Return whether oneDNN is available and supports bfloat16 on this processor."""
     onednn: Any = torch.backends.mkldnn
     return onednn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Linear(torch.autograd.Function):
-    """oneDNN adds the bias as it writes the product; PyTorch's linear first fills the output with copies of it."""
+    """Lets oneDNN add the bias as it writes the product; PyTorch's linear first fills the output with copies of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Triton: causal attention, forward and backward, with dropout (Dao 2023, "FlashAttention-2").
 
-A program owns a block of queries (forward, dq) or of keys (dkv) and walks along the others, so scores and weights
-never leave the chip and no two programs write to one place. Queries, keys and values are (B, H, T, D) of any strides
-whose last is 1, such as views of a packed (B, T, 3, H, D); results lie as (B, T, H, D), as the projection reads them.
+A program owns a block of queries (forward, dq) or of keys (dkv) and loops over the others, so scores and weights
+never leave the chip and no two programs write to the same place. Queries, keys and values are (B, H, T, D) with any
+strides whose last is 1, such as views of a packed (B, T, 3, H, D); results are stored as (B, T, H, D), as the
+projection reads them.
 """
 
 import torch
@@ -21,7 +22,7 @@ QKV = ("q_ptr", "k_ptr", "v_ptr", "q_stride_b", "q_stride_h", "q_stride_t", "kv_
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See ``kernels.reference.attention_forward``."""
+    """Compute ``kernels.reference.attention_forward`` with a kernel."""
     out = empty_heads(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     _launch(_forward_kernel, "forward", q, k, v, dropout_p, seed, out_ptr=out, lse_ptr=lse)
@@ -31,12 +32,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | No
 def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``kernels.reference.attention_backward``."""
+    """Compute ``kernels.reference.attention_backward`` with two kernels."""
     d_q, d_k, d_v = empty_heads(q), empty_heads(q), empty_heads(q)
     d_out = as_heads(d_out)
     delta = torch.empty_like(lse)
     shared = {"d_out_ptr": d_out, "lse_ptr": lse, "delta_ptr": delta}
-    # dq first: it leaves in delta what dkv reads.
+    # dq comes first: it writes delta, which dkv reads.
     _launch(_dq_kernel, "dq", q, k, v, dropout_p, seed, **shared, out_ptr=as_heads(out), d_q_ptr=d_q)
     _launch(_dkv_kernel, "dkv", q, k, v, dropout_p, seed, **shared, d_k_ptr=d_k, d_v_ptr=d_v)
     return d_q, d_k, d_v
@@ -83,7 +84,7 @@ def _launch(
 
 @triton.jit
 def _place(time, BLOCK: tl.constexpr):
-    """This program's batch and head, as one number, and its block; a head's programs are neighbours and share keys."""
+    """Return this program's batch and head, as one number, and its block; neighbours in a head share its keys."""
     blocks = tl.cdiv(time, BLOCK)
     program = tl.program_id(0)
     return (program // blocks).to(tl.int64), program % blocks
@@ -91,7 +92,7 @@ def _place(time, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load(pointer, stride_t, rows, time, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of one head, (rows, BLOCK_D), zero beyond ``time`` and ``WIDTH``."""
+    """Load rows of one head, (rows, BLOCK_D), zero beyond ``time`` and ``WIDTH``."""
     columns = tl.arange(0, BLOCK_D)
     inside = rows[:, None] < time
     if BLOCK_D != WIDTH:
@@ -150,7 +151,7 @@ def _forward_kernel(
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    # exp2, which the hardware has, serves for exp.
+    # exp is computed by exp2, which the hardware has.
     scale_log2 = scale * LOG2_E
     for first in range(0, tl.minimum((block + 1) * ROWS, time), COLUMNS):
         columns = first + tl.arange(0, COLUMNS)

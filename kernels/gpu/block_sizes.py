@@ -1,15 +1,15 @@
-"""Block sizes, warps and stages by kernel, width, dtype and card: data that ``kernels.checks.compile`` checks."""
+"""The block sizes, warps and stages by kernel, width, dtype and card: data that ``kernels.checks.compile`` checks."""
 
 from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """What one program works on.
+    """The block that one program works on, and options of the compiler.
 
     Attributes:
         rows: queries (forward, dq), keys (dkv), or rows of a matrix.
         columns: keys (forward, dq), queries (dkv), or the columns that are read at a time.
-        max_registers: a thread's; None leaves it to the compiler, which may spill a few to fit one block more.
+        max_registers: per thread; None leaves it to the compiler, which may spill a few to fit one more block.
     """
 
     rows: int
@@ -19,16 +19,16 @@ class Tile(NamedTuple):
     max_registers: int | None = None
 
     def options(self) -> dict[str, int | bool | None]:
-        """The compiler's options."""
+        """Return the compiler's options."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "maxnreg": self.max_registers,
-            "enable_fp_fusion": True,  # said, since Triton is about to change its default
+            "enable_fp_fusion": True,  # explicit, since Triton is about to change its default
         }
 
 
-# By kernel, head width to the next power of two, and bytes of an element.
+# Keyed by kernel, head width rounded up to a power of two, and bytes of an element.
 ATTENTION = {
     ("forward", 16, 2): Tile(64, 64, 4, 1),
     ("forward", 32, 2): Tile(64, 64, 4, 1),
@@ -56,7 +56,7 @@ ATTENTION = {
     ("dkv", 128, 4): Tile(16, 16, 4, 1, 255),
 }
 
-# Where a card wants others. Hopper's matrix instructions take 64 rows at a time; without a bound it spills nothing.
+# Exceptions by card. Hopper's matrix instructions take 64 rows at a time; without a bound it spills nothing.
 ATTENTION_BY_CARD = {
     ("sm_90", "dkv", 32, 4): Tile(32, 32, 4, 1),
     ("sm_90", "dkv", 128, 4): Tile(16, 16, 4, 1),
@@ -64,29 +64,29 @@ ATTENTION_BY_CARD = {
     ("sm_90", "dkv", 128, 2): Tile(64, 16, 8, 1),
 }
 
-# Rows of the partial sums of d_weight and d_bias, at least and for each multiprocessor: enough to fill a card, few
-# enough to add up at no cost.
+# Rows of the partial sums of d_weight and d_bias, at least and per multiprocessor: enough to fill a card, and few
+# enough that adding them up costs nothing.
 LAYER_NORM_PROGRAMS = 256
 LAYER_NORM_PROGRAMS_PER_SM = 8
 
 
 def attention(kernel: str, block_d: int, element_size: int, card: str | None) -> Tile:
-    """For heads of up to ``block_d``, a power of two from 16 to 128."""
+    """Return the tile for heads of up to ``block_d``, a power of two from 16 to 128."""
     everywhere = ATTENTION[kernel, block_d, element_size]
     return ATTENTION_BY_CARD.get((card or "", kernel, block_d, element_size), everywhere)
 
 
 def layer_norm(block_c: int) -> Tile:
-    """For rows of up to ``block_c`` channels, a power of two."""
+    """Return the tile for rows of up to ``block_c`` channels, a power of two."""
     return Tile(1, block_c, max(1, min(16, block_c // 256)), 1, 168 if block_c >= 2048 else None)
 
 
 def rotary(block_half: int) -> Tile:
-    """Return the tile for half heads of up to ``block_half``, a power of two: eight elements a thread of one warp."""
+    """Return the tile for half heads of up to ``block_half``, a power of two: eight elements per thread of one warp."""
     return Tile(max(1, 256 // block_half), block_half, 1, 1)
 
 
 def cross_entropy(block_v: int) -> Tile:
-    """For a vocabulary of up to ``block_v`` symbols, a power of two."""
+    """Return the tile for a vocabulary of up to ``block_v`` symbols, a power of two."""
     columns = min(block_v, 4096)
     return Tile(max(1, 1024 // columns), columns, 4, 1, 168)

@@ -1,7 +1,7 @@
 """Triton: softmax cross-entropy, forward and backward, without probabilities in memory.
 
 The forward pass reads the logits once, whatever the vocabulary, by the online softmax (Milakov and Gimelshein 2018),
-and keeps one number a row; the backward pass reads them once more and writes their gradient.
+and keeps one number per row; the backward pass reads them once more and writes their gradient.
 """
 
 import torch
@@ -17,7 +17,7 @@ LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 
 
 def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``kernels.reference.cross_entropy_forward``."""
+    """Compute ``kernels.reference.cross_entropy_forward`` with a kernel."""
     logits = _with_rows(logits)
     rows, vocab = logits.shape
     tile = block_sizes.cross_entropy(triton.next_power_of_2(vocab))
@@ -46,7 +46,7 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
 
 
 def backward(d_loss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, count: Tensor, ignore_index: int) -> Tensor:
-    """See ``kernels.reference.cross_entropy_backward``."""
+    """Compute ``kernels.reference.cross_entropy_backward`` with a kernel."""
     logits = _with_rows(logits)
     rows, vocab = logits.shape
     d_logits = empty_padded(logits)
@@ -93,10 +93,10 @@ def _forward_kernel(
 ):
     program = tl.program_id(0)
     row = program * ROWS + tl.arange(0, ROWS)
-    # Only a program's first row can lie beyond 32 bits; offsets from there would double the registers with 64.
+    # Only the start of a program's rows can exceed 32 bits; 64-bit offsets from there would double the registers.
     logits_ptr += (program * ROWS).to(tl.int64) * stride
     start = tl.arange(0, ROWS) * stride
-    highest = tl.full((ROWS,), LOWEST, tl.float32)  # not -inf, for columns of nothing but -inf
+    highest = tl.full((ROWS,), LOWEST, tl.float32)  # not -inf, which columns of nothing but -inf would turn into NaN
     total = tl.zeros((ROWS,), tl.float32)
     for first in range(0, vocab, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)

@@ -1,8 +1,8 @@
-"""Triton: which elements a seed drops. ``reference.keep_mask`` is the same arithmetic in PyTorch.
+"""Triton: the dropout mask of a seed. ``reference.keep_mask`` is the same arithmetic in PyTorch.
 
-``tl.rand`` (Philox) costs some 50 integer instructions an element, which makes attention integer-bound. Here a row's
-key is mixed well, once a row, and an element costs two multiplications: key and column are joined, multiplied, shifted,
-multiplied, and the high bits compared. Nothing is stored: the backward pass makes the same mask anew.
+``tl.rand`` (Philox) costs some 50 integer instructions per element, which makes attention integer-bound. Here a key is
+mixed thoroughly once per row, and an element costs two multiplications: key and column are combined, multiplied,
+shifted, multiplied, and the high bits compared. Nothing is stored: the backward pass computes the same mask again.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def row_keys(seed_ptr, rows):
-    """32-bit keys of ``rows``, a block of row numbers below 2**32; seed_ptr: (1,) int64."""
+    """Return the 32-bit keys of ``rows``, a block of row numbers below 2**32; seed_ptr: (1,) int64."""
     seed = tl.load(seed_ptr)
     low = _mix(seed.to(tl.uint32))
     high = _mix((seed >> 32).to(tl.uint32) ^ low ^ 0x9E3779B9)
@@ -20,7 +20,7 @@ def row_keys(seed_ptr, rows):
 
 @triton.jit
 def keep(keys, columns, threshold):
-    """Whether an element stays: of the shape to which ``keys`` and ``columns`` broadcast.
+    """Return whether each element stays, in the shape to which ``keys`` and ``columns`` broadcast.
 
     threshold: signed 32-bit, from ``reference.dropout_threshold``.
     """

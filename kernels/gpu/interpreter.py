@@ -1,7 +1,7 @@
-"""Triton's interpreter, mended: it runs kernels on CPU tensors under ``TRITON_INTERPRET=1``.
+"""A patch for Triton's interpreter, which runs kernels on CPU tensors under ``TRITON_INTERPRET=1``.
 
-It keeps bfloat16 as raw 16-bit integers. Triton 3.6 to 3.9 multiply matrices of those bits as if they were the numbers,
-and cut float32 off where a GPU rounds to the nearest bfloat16.
+The interpreter keeps bfloat16 as raw 16-bit integers. Triton 3.6 to 3.9 multiply matrices of those bits as if they were
+the numbers, and truncate float32 where a GPU rounds to the nearest bfloat16.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 
 
 def patch() -> None:
-    """Make bfloat16 what it is on a GPU, from here on."""
+    """Make bfloat16 behave as on a GPU from now on."""
     builder = interpreter.InterpreterBuilder
     cast, dot = builder.cast_impl, builder.create_dot
     if cast.__module__ == __name__:

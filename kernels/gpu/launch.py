@@ -1,7 +1,7 @@
 """Triton: a kernel in two variants, one for aligned memory and one for any.
 
 Loads are 128 bits wide only where the compiler knows that pointers and strides are multiples of 16. Triton by itself
-would compile a variant for every combination that it meets; here there are two, which ``kernels.checks.compile``
+would compile a variant for every combination that occurs; here there are two, which ``kernels.checks.compile``
 compiles and checks beforehand.
 """
 
@@ -26,15 +26,15 @@ if backend.interpreted():
 
 
 class Kernel:
-    """A Triton kernel whose launcher picks the variant.
+    """A Triton kernel that picks its variant at each launch.
 
     Args:
         function: the kernel's body.
-        aligned: names of the pointers and strides that the aligned variant takes to be multiples of ``ALIGNMENT``.
+        aligned: names of the pointers and strides that the aligned variant assumes to be multiples of ``ALIGNMENT``.
     """
 
     def __init__(self, function: Callable[..., Any], aligned: Sequence[str]) -> None:
-        annotations = inspect.get_annotations(function)  # those of constants, which are not specialized by value
+        annotations = inspect.get_annotations(function)  # only constants have any
         names = [name for name in inspect.signature(function).parameters if name not in annotations]
         self.name = function.__name__.strip("_")
         self.aligned_names = frozenset(aligned)
@@ -42,7 +42,7 @@ class Kernel:
         self.general = triton.jit(function, do_not_specialize=names)
 
     def launch(self, programs: int, tile: Tile, arguments: dict[str, Any]) -> None:
-        """Run ``programs`` instances where the tensors are."""
+        """Run ``programs`` instances of the kernel on the device of the tensors."""
         is_aligned = all(_is_aligned(arguments[name]) for name in self.aligned_names)
         if _recording is not None:
             _recording.launches.append(Launch(self, is_aligned, tile, arguments))
@@ -56,7 +56,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher chose."""
+    """A launch as ``Kernel.launch`` chose it."""
 
     kernel: Kernel
     is_aligned: bool
@@ -65,12 +65,12 @@ class Launch:
 
 
 def kernel(*aligned: str) -> Callable[[Callable[..., Any]], Kernel]:
-    """A decorator that makes a ``Kernel`` of a function."""
+    """Return a decorator that turns a function into a ``Kernel``."""
     return lambda function: Kernel(function, aligned)
 
 
 def card(device: torch.device) -> str | None:
-    """Return the architecture that kernels are for, such as ``sm_86``; None in the interpreter."""
+    """Return the architecture that kernels are compiled for, such as ``sm_86``; None in the interpreter."""
     if _recording is not None:
         return _recording.card
     return _card(device) if device.type == "cuda" else None
@@ -84,15 +84,15 @@ def _card(device: torch.device) -> str:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Return how many the GPU has; 0 in the interpreter, and while recording."""
+    """Return the GPU's number of multiprocessors; 0 in the interpreter, and while recording."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
 @contextmanager
 def recorded(card: str) -> Iterator[list[Launch]]:
-    """Collect the launches of all ops, on tensors of a CPU, as the launcher would choose them on ``card``.
+    """Collect the launches of all ops on CPU tensors, as they would be chosen on ``card``.
 
-    Nothing runs: results hold whatever their memory held.
+    Nothing runs: results hold whatever was in their memory.
     """
     global _recording
     _recording = _Recording(card, [])

@@ -1,7 +1,7 @@
-"""Triton: layer norm, alone and behind residual + dropout, forward and backward (Ba et al. 2016).
+"""Triton: layer norm, alone and after residual + dropout, forward and backward (Ba et al. 2016).
 
 A row is read once and stays in registers. The gradients of weight and bias are summed in two stages: each program sums
-its rows, and a last sum goes over the programs. No atomics, so that the same input always gives the same bits.
+its rows, and a final sum adds up the programs. There are no atomics, so the same input always gives the same bits.
 """
 
 import torch
@@ -24,11 +24,11 @@ def forward(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """The norm of ``x``, or of ``residual`` + dropped-out ``x`` where there is a residual; (..., C).
+    """Return the norm of ``x``, or of ``residual`` + dropped-out ``x`` where there is a residual; (..., C).
 
     Returns:
-        The sum (None without a residual), the norm in x's dtype, and each row's mean and reciprocal deviation,
-        (N,) float32.
+        The sum (None without a residual), the norm in x's dtype, and each row's mean and reciprocal standard
+        deviation, (N,) float32.
     """
     x = x.contiguous()
     rows, channels = x.numel() // x.shape[-1], x.shape[-1]
@@ -73,11 +73,11 @@ def backward(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients of what was normalised, ``x``, (..., C).
+    """Return the gradients of a norm whose input was ``x``, (..., C).
 
     Args:
-        d_total: the gradient that reaches ``x`` past the norm, or None.
-        branch_dtype: of the dropped-out branch, which then gets its own gradient; None for a plain layer norm.
+        d_total: the gradient that reaches ``x`` by the residual stream, not through the norm, or None.
+        branch_dtype: the dtype of the dropped-out branch, which then gets a gradient too; None for a plain layer norm.
 
     Returns:
         The gradients of ``x``, of the branch (or None), and of weight and bias, (2, C).
@@ -146,7 +146,7 @@ def _forward_kernel(
         x = tl.where(keep(row_keys(seed_ptr, row), columns, threshold), x * keep_scale, 0.0)
     if RESIDUAL:
         x += tl.load(residual_ptr + start + columns, mask=inside, other=0.0).to(tl.float32)
-        # What is kept is what the backward pass will normalise: round first.
+        # Round first, since the backward pass will normalise the rounded sum.
         x = x.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + start + columns, x, mask=inside)
         x = x.to(tl.float32)

@@ -1,7 +1,7 @@
-"""Triton: queries and keys turned by their positions, forward and backward (Su et al. 2021, "RoFormer").
+"""Triton: queries and keys rotated by their positions, forward and backward (Su et al. 2021, "RoFormer").
 
-One launch takes q, k and v apart and turns the first two; backward, one launch turns their gradients back and packs all
-three. A program owns some heads of one position, whose cosines and sines it reads once.
+One launch splits q, k and v and rotates the first two; in the backward pass, one launch rotates their gradients back
+and packs all three. A program owns some heads of one position, whose cosines and sines it reads once.
 """
 
 import triton
@@ -16,7 +16,7 @@ ALIGNED = ("packed_ptr", "q_ptr", "k_ptr", "v_ptr", "cos_ptr", "sin_ptr", "WIDTH
 
 
 def forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``kernels.reference.rotary_forward``."""
+    """Compute ``kernels.reference.rotary_forward`` with a kernel."""
     like = qkv[:, :, 0].transpose(1, 2)
     q, k, v = empty_heads(like), empty_heads(like), empty_heads(like)
     _launch(_forward_kernel, qkv.contiguous(), q, k, v, cos, sin)
@@ -24,7 +24,7 @@ def forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def backward(d_q: Tensor, d_k: Tensor, d_v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """See ``kernels.reference.rotary_backward``."""
+    """Compute ``kernels.reference.rotary_backward`` with a kernel."""
     batch, heads, time, width = d_q.shape
     d_qkv = d_q.new_empty(batch, time, 3, heads, width)
     _launch(_backward_kernel, d_qkv, as_heads(d_q), as_heads(d_k), as_heads(d_v), cos, sin)
@@ -55,7 +55,7 @@ def _launch(function: Kernel, packed: Tensor, q: Tensor, k: Tensor, v: Tensor, c
 
 @triton.jit
 def _place(heads, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's position among all, the offsets of its first halves of heads, and which of them are inside."""
+    """Return this program's row of B x T, the offsets of its heads' first halves, and which of them are inside."""
     blocks = tl.cdiv(heads, ROWS)
     program = tl.program_id(0)
     head = program % blocks * ROWS + tl.arange(0, ROWS)
@@ -75,7 +75,7 @@ def _angles(cos_ptr, sin_ptr, position, WIDTH: tl.constexpr, COLUMNS: tl.constex
 
 @triton.jit
 def _turn(source, target, offsets, inside, cos, sin, HALF: tl.constexpr):
-    """Read both halves of some heads at ``source`` and write them, turned, at ``target``."""
+    """Read both halves of some heads from ``source``, rotate them, and write them to ``target``."""
     a = tl.load(source + offsets, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(source + offsets + HALF, mask=inside, other=0.0).to(tl.float32)
     tl.store(target + offsets, (a * cos - b * sin).to(target.dtype.element_ty), mask=inside)
@@ -114,7 +114,7 @@ def _forward_kernel(
 @kernel(*ALIGNED)
 def _backward_kernel(
     packed_ptr,  # (B, T, 3, H, D), written here
-    q_ptr,  # (B, T, H, D), gradients, as all that follow
+    q_ptr,  # (B, T, H, D), a gradient, like k and v
     k_ptr,  # (B, T, H, D)
     v_ptr,  # (B, T, H, D)
     cos_ptr,  # (T, D / 2) float32
