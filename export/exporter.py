@@ -1,4 +1,4 @@
-"""A run -> a verified .onnx file, which holds all that sampling needs."""
+"""Exports a run to a verified .onnx file, which holds all that sampling needs."""
 
 import math
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
 from export.verify import CHARACTERS, Comparison, compare, reference_logits
 
-MAX_LOGIT_ERROR = 1e-4  # of a fp32 file
+MAX_LOGIT_ERROR = 1e-4  # of an fp32 file
 MAX_LOSS = 0.01  # nats a character that a smaller file may cost without a warning
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written."""
+    """A report on the file that was written."""
 
     path: Path
     bytes: int
@@ -40,18 +40,18 @@ class Export:
 
     @property
     def costs_too_much(self) -> bool:
-        """Whether the file's loss is worth a warning; that on random characters is not."""
+        """Return whether the file's loss deserves a warning; a loss on random characters does not."""
         return self.on_text and self.comparison.loss - self.comparison.checkpoint_loss > MAX_LOSS
 
 
 def export(
     run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpus | None, which: str = "best"
 ) -> Export:
-    """Write the model of ``run``, with its best or last weights, to ``out``, checked on ``corpus``.
+    """Write the model of ``run``, with its best or last weights, to ``out``, and check it on ``corpus``.
 
-    Without a corpus, random ids serve.
+    Without a corpus, it is checked on random ids.
 
-    Raises UserError when the run cannot be read, ``out`` cannot be written, or the file is not what the checkpoint is;
+    Raises UserError if the run cannot be read, ``out`` cannot be written, or the file does not match the checkpoint;
     the previous file then stays.
     """
     config, vocab = run.read_shape()
@@ -68,8 +68,8 @@ def export(
         draft = Draft.of(corpus.table(vocab)[corpus.train[:MAX_CHARACTERS]], len(vocab))
     sha256 = joint_sha256(metadata["sha256"], table_sha256(ngram))
     description = Description(config, vocab, precision, portable, sha256, draft, ngram)
-    with atomic_path(out) as temporary, np.errstate(all="ignore"):  # what overflows is found by the comparison
-        temporary.touch()  # before the work, so that a folder that cannot be written to is known at once
+    with atomic_path(out) as temporary, np.errstate(all="ignore"):  # the comparison finds overflows
+        temporary.touch()  # before the work, so that an unwritable folder is reported at once
         temporary.write_bytes(file_content(description, tensors, PRECISIONS[precision]))
         ids = _windows(config, vocab, corpus)
         wanted = reference_logits(config, tensors, ids[:, :-1], ngram)
@@ -87,7 +87,7 @@ def export(
 
 
 def file_content(description: Description, tensors: Tensors, precision: Precision) -> bytes:
-    """The bytes of a .onnx file, which onnx's own checker passes."""
+    """Return the bytes of a .onnx file that passes onnx's own checker."""
     build = portable_graph if description.portable else fused
     model = build(description.config, tensors, precision)
     onnx.helper.set_model_props(model, description.to_metadata())
@@ -96,9 +96,9 @@ def file_content(description: Description, tensors: Tensors, precision: Precisio
 
 
 def _windows(config: ModelConfig, vocab: Vocab, corpus: Corpus | None) -> Ids:
-    """(N, T + 1) ids of the validation split, evenly spread, about CHARACTERS in all; random ones without a text.
+    """Return (N, T + 1) ids, evenly spread over the validation split, about CHARACTERS in all; random without a text.
 
-    Where the context slides, T is long enough to see it do so.
+    Where the context slides, T is long enough for it to do so.
     """
     length = config.block_size + 1 if not config.rope_base else 2 * config.cache_size
     count = max(3, CHARACTERS // length)  # one for each way to read it

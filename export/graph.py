@@ -1,7 +1,7 @@
-"""A checkpoint as an ONNX graph, node by node.
+"""Builds the ONNX graph of a checkpoint, node by node.
 
-Two layouts: ``fused`` in onnxruntime's own operators, whose key and value caches are shared buffers of ``cache_size``
-positions, and ``portable`` in standard operators alone, whose caches grow (export/portable.py).
+There are two layouts: ``fused`` uses onnxruntime's own operators, and its key and value caches are shared buffers of
+``cache_size`` positions; ``portable`` uses standard operators alone, and its caches grow (export/portable.py).
 
 Shapes: B batch, T new characters, C channels, H heads, D head width, S cache_size, V vocabulary.
 """
@@ -28,14 +28,14 @@ EPSILON = 1e-5  # of PyTorch's layer norms
 
 @dataclass(frozen=True)
 class Precision:
-    """The bits of the weights of linears and of the head's, and how many inputs share a scale where they are 4."""
+    """The bits of the weights of linears and of the head, and the number of inputs that share a scale in 4 bits."""
 
     bits: int
     head_bits: int
     block: int = 128
 
     def of(self, name: str) -> int:
-        """The bits of the linear ``name``."""
+        """Return the bits of the weights of the linear ``name``."""
         return self.head_bits if name == "head" else self.bits
 
 
@@ -48,7 +48,7 @@ PRECISIONS = {
 
 
 class GraphBuilder:
-    """Collects nodes and initializers; every method returns the name of what it adds."""
+    """Collects nodes and initializers; a method that adds one returns its name."""
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
@@ -67,25 +67,25 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
-        """An initializer; floats take the graph's type."""
+        """Add an initializer; floats take the graph's type."""
         if array.dtype.kind == "f":
             array = array.astype(np.float16 if self.precision.bits == 16 else np.float32)
         self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
     def node(self, operator: str, inputs: list[str], name: str, domain: str = "", **attributes: Any) -> str:
-        """A node with one output, of the same name."""
+        """Add a node with one output, of the same name."""
         return self.nodes(operator, inputs, [name], domain, **attributes)[0]
 
     def nodes(
         self, operator: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
     ) -> list[str]:
-        """A node with several outputs, named after the first."""
+        """Add a node with several outputs, named after the first."""
         self._nodes.append(helper.make_node(operator, inputs, outputs, name=outputs[0], domain=domain, **attributes))
         return outputs
 
     def logits(self, value: str) -> None:
-        """Name ``value`` as the graph's result, in float32."""
+        """Make ``value`` the graph's result, in float32."""
         self.node("Cast", [value], "logits", to=TensorProto.FLOAT)
 
     def model(self) -> onnx.ModelProto:
@@ -99,12 +99,12 @@ class GraphBuilder:
 
 
 def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.ModelProto:
-    """The graph for onnxruntime, about nine nodes a block.
+    """Build the graph for onnxruntime, about nine nodes per block.
 
     Inputs: ids (B, T) int64, positions (T,) int64, lengths (B,) int32, each the last position, total () int32, the
-    length in all, prior (B, T, V) float32 where the model has an n-gram prior, and past_keys.i, past_values.i
+    total length, prior (B, T, V) float32 where the model has an n-gram prior, and past_keys.i, past_values.i
     (B, H, S, D), to be bound to the same memory as present_keys.i and present_values.i. Outputs: logits (B, T, V)
-    float32, and those.
+    float32, present_keys.i and present_values.i.
     """
     g = GraphBuilder(precision)
     weights = fold_layer_norms(config, tensors)
@@ -126,7 +126,7 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
     if others:
         x, h = _add_norm(g, x, others[-1], ones, "", "blocks.0.ln1")
     else:
-        h = embedding(g, _rms_norm(weights["tok_emb.weight"]), ids, "blocks.0.ln1")  # a table as well
+        h = embedding(g, _rms_norm(weights["tok_emb.weight"]), ids, "blocks.0.ln1")  # also a table
     rotation, rotates = [], dict[str, int]()
     if config.rope_base:
         missing = (padded - width) // 2
@@ -169,28 +169,28 @@ def fused(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.M
 
 
 def embedding(g: GraphBuilder, rows: np.ndarray[Any, Any], ids: str, name: str) -> str:
-    """Of tokens, (B, T, C), or of positions, (T, C)."""
+    """Add the embedding of tokens, (B, T, C), or of positions, (T, C)."""
     return g.node("Gather", [g.constant(f"{name}.weight", rows), ids], name)
 
 
 def prior_input(g: GraphBuilder, config: ModelConfig) -> str:
-    """Declare what a model with an n-gram prior takes beside the characters: (B, T, V) float32.
+    """Add the input ``prior`` of a model with an n-gram prior: (B, T, V) float32.
 
-    Behind each new character, the probabilities of the next one by the table in the file's metadata
+    After each new character, it holds the probabilities of the next one by the table in the file's metadata
     (charformer/data/ngram.py).
     """
     return g.input("prior", TensorProto.FLOAT, ["B", "T", config.vocab_size])
 
 
 def embedded(g: GraphBuilder, weights: Tensors, prior: str) -> str:
-    """Return what joins the embedding of the characters, (B, T, C), in the graph's type."""
+    """Add what the prior contributes to the embedding of the characters, (B, T, C), in the graph's type."""
     roots = g.node("Cast", [g.node("Sqrt", [prior], "ngram_prior.roots")], "ngram_prior.inputs", to=g.float_type)
     matrix = g.constant("ngram_prior.input.weight", weights["ngram_prior.input.weight"].T)
     return g.node("MatMul", [roots, matrix], "ngram_prior.input")
 
 
 def corrected(g: GraphBuilder, weights: Tensors, logits: str, h: str, prior: str) -> str:
-    """Add the gated logarithm of ``prior`` to the head's ``logits``, in float32; h, (B, T, C), feeds the gate too."""
+    """Add the gated logarithm of ``prior`` to the head's ``logits``, in float32; h, (B, T, C), also feeds the gate."""
     scores = g.node("MatMul", [h, g.constant("ngram_prior.gate.weight", weights["ngram_prior.gate.weight"].T)], "gate")
     scores = g.node("Add", [scores, g.constant("ngram_prior.gate.bias", weights["ngram_prior.gate.bias"])], "gate.sum")
     gate = g.node("Exp", [g.node("Cast", [scores], "gate.float", to=TensorProto.FLOAT)], "gate.exp")
@@ -199,21 +199,21 @@ def corrected(g: GraphBuilder, weights: Tensors, logits: str, h: str, prior: str
 
 
 def relu(g: GraphBuilder, x: str, name: str, power: int) -> str:
-    """ReLU, or its square."""
+    """Add a ReLU, or its square where ``power`` is 2."""
     h = g.node("Relu", [x], name)
     return g.node("Mul", [h, h], f"{name}.squared") if power == 2 else h
 
 
 def _rms_norm(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of (N, C), over C."""
+    """Return the RMS norm of (N, C) over C."""
     return rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + EPSILON)
 
 
 def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
-    """Weights of the same function with every layer norm an RMS norm without parameters.
+    """Return weights of the same function in which every layer norm is an RMS norm without parameters.
 
-    What feeds the residual stream is centred, so that a norm has no mean to subtract, and a norm's weight and bias move
-    into the linear behind it, which gains a bias where it had none.
+    The weights that write to the residual stream are centred, so that a norm has no mean to subtract, and a norm's
+    weight and bias move into the linear after it, which gains a bias where it had none.
     """
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
     for name in weights.keys() & {"tok_emb.weight", "pos_emb.weight"}:
@@ -240,7 +240,7 @@ def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
 def _pad_heads(rows: np.ndarray[Any, Any], heads: int, width: int) -> np.ndarray[Any, Any]:
     """Widen each head's rows with zeros, which change neither a score nor a sum.
 
-    Both halves of an even head alike, since rotary positions pair their rows.
+    Both halves of an even head are widened alike, since rotary positions pair their rows.
     """
     parts = 1 if len(rows) // heads % 2 else 2
     per_part = rows.reshape(heads * parts, -1, *rows.shape[1:])
@@ -255,7 +255,7 @@ def _linear(
     weight: np.ndarray[Any, Any],
     bias: np.ndarray[Any, Any] | None = None,
 ) -> str:
-    """x (B, T, K) through a (N, K) weight and a bias, (N,)."""
+    """Apply an (N, K) weight and a bias, (N,), to x, (B, T, K)."""
     bits = g.precision.of(name)
     outputs, inputs = weight.shape
     if bits >= 16:
@@ -280,12 +280,12 @@ def _linear(
         N=outputs,
         bits=bits,
         block_size=g.precision.block,
-        accuracy_level=4,  # products of 8-bit integers
+        accuracy_level=4,  # multiply 8-bit integers
     )
 
 
 def _add_norm(g: GraphBuilder, x: str, branch: str, ones: str, bias: str, name: str) -> tuple[str, str]:
-    """The residual stream with a branch and its bias added to it, and the RMS norm of that."""
+    """Add a branch and its bias to the residual stream ``x``; return the names of the sum and of its RMS norm."""
     outputs = [name, "", "", f"{name}.stream"]
     g.nodes("SkipSimplifiedLayerNormalization", [x, branch, ones, bias], outputs, MICROSOFT, epsilon=EPSILON)
     return f"{name}.stream", name

@@ -1,7 +1,7 @@
-"""A .onnx file and what is known of its run -> one page that samples it in a browser, without a network or a server.
+"""Writes a page that samples a .onnx file in a browser, without a network or a server, and shows facts of its run.
 
-The page's own HTML, CSS and JavaScript lie in export/page/, a file a concern; what is inlined here is their text as it
-stands, with the modules' imports and exports left out.
+The page's own HTML, CSS and JavaScript are in export/page/, one file per concern; their text is inlined here as it
+stands, without the modules' imports and exports.
 """
 
 import base64
@@ -30,7 +30,7 @@ from export import runtime
 from export.exporter import Export
 
 ASSETS = Path(__file__).with_name("page")
-# Each after those that it imports from: together they are one script.
+# Each comes after those that it imports from, since together they are one script.
 MODULES = ("noise", "sampler", "draft", "ngram", "engine", "stop", "writer", "vocab", "text", "chart", "app")
 LOSSES = {"step": "step", "characters": "characters", "train": "train_loss", "validation": "val_loss"}
 FROZEN = {"none": "", "attention": ", attention frozen", "trunk": ", trunk frozen", "all": ", nothing trained"}
@@ -38,7 +38,7 @@ FROZEN = {"none": "", "attention": ", attention frozen", "trunk": ", trunk froze
 
 @dataclass(frozen=True)
 class Page:
-    """What was written: its size, and the parts of it that are the model's and its table's, and the runtime's."""
+    """A report on the page: its size, and how much of it belongs to the model and its tables, and to the runtime."""
 
     path: Path
     bytes: int
@@ -47,7 +47,7 @@ class Page:
 
 
 def check_page(out: Path, precision: str, portable: bool) -> None:
-    """Raise UserError for a page that cannot be made: what is missing is known before the export."""
+    """Raise UserError for a page that cannot be written, so that the error comes before the export."""
     if precision == "fp16":
         raise UserError("--html does not go with --precision fp16, which is for CUDA; take int8, int4 or fp32")
     if portable:
@@ -66,11 +66,11 @@ def _is_html(path: Path) -> bool:
 
 
 def write_page(run: RunDir, done: Export, out: Path) -> Page:
-    """Write the page of a file that was just exported from ``run``. Raises UserError where that is impossible."""
+    """Write the page of a file that was just exported from ``run``. Raises UserError if that is impossible."""
     content = unsealed(done.path.read_bytes())
     model = onnx.load_from_string(content)
     description = Description.from_metadata({entry.key: entry.value for entry in model.metadata_props})
-    del model.metadata_props[:]  # which the page has as JSON and bytes
+    del model.metadata_props[:]  # the page has them as JSON and bytes
     files = [_packed(part) for part in (model.SerializeToString(), draft_bytes(description), ngram_bytes(description))]
     runtime_files = [_packed(runtime.read(name)) for name in (runtime.SCRIPT, runtime.WASM)]
     title = str(run.read_section("corpus").get("name", "charformer")).removesuffix(".txt")
@@ -95,24 +95,24 @@ def write_page(run: RunDir, done: Export, out: Path) -> Page:
 
 
 def script() -> str:
-    """The page's modules as one."""
+    """Return the page's modules as one script."""
     parts = [(ASSETS / f"{name}.js").read_text("utf-8") for name in MODULES]
     return re.sub(r'^import .* from "\./\w+\.js";\n|^export ', "", "\n".join(parts), flags=re.MULTILINE)
 
 
 def _packed(content: bytes) -> str:
-    """As a browser can unpack it: base64 of gzip, the same for the same bytes."""
+    """Return ``content`` as a browser can unpack it: base64 of gzip, the same for the same bytes."""
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
 def draft_bytes(description: Description) -> bytes:
-    """The table of guesses: its keys, then its rows."""
+    """Return the draft's table of guesses: its keys, then its rows."""
     draft = description.draft
     return b"" if draft is None else draft.keys.astype("<i8").tobytes() + draft.rows.tobytes()
 
 
 def ngram_bytes(description: Description) -> bytes:
-    """The table of the n-gram prior: its arrays, one after the other."""
+    """Return the table of the n-gram prior: its arrays, one after the other."""
     table = description.ngram
     if table is None:
         return b""
@@ -122,7 +122,7 @@ def ngram_bytes(description: Description) -> bytes:
 
 
 def _description(run: RunDir, description: Description) -> dict[str, Any]:
-    """What the page's script knows of the model."""
+    """Return the facts about the model that the page's script reads."""
     config, draft, ngram = description.config, description.draft, description.ngram
     guesses = counted = None
     if draft is not None:
@@ -141,7 +141,7 @@ def _description(run: RunDir, description: Description) -> dict[str, Any]:
 
 
 def _evaluations(run: RunDir) -> list[dict[str, Any]]:
-    """The rows of the run's metrics whose numbers JSON can hold: a training that diverged has others too."""
+    """Return the rows of the run's metrics whose numbers JSON can hold; a diverged training has others too."""
     return [row for row in run.read_metrics() if all(math.isfinite(row[name]) for name in LOSSES.values())]
 
 
@@ -158,7 +158,7 @@ def _lead(config: ModelConfig) -> str:
 
 
 def _facts(run: RunDir, description: Description, done: Export) -> str:
-    """Rows of the page's list."""
+    """Return the rows of the page's list of facts."""
     values, corpus, config = run.read_config(), run.read_section("corpus"), description.config
     length = corpus.get("characters")
     facts = {"Text": f"{corpus.get('name')}" + (f", {length:,} characters" if isinstance(length, int) else "")}

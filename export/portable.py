@@ -1,9 +1,9 @@
-"""A checkpoint as a graph of standard ONNX operators alone, for other runtimes and the browser.
+"""Builds a checkpoint's graph of standard ONNX operators alone, for other runtimes and the browser.
 
-In 8 and 4 bits the graph rounds weights alone. Onnxruntime makes one operator of DequantizeLinear and MatMul that also
-rounds activations to 8 bits, unless its option session.disable_quant_qdq is "1" (docs/onnx.md).
+In 8 and 4 bits the graph rounds weights alone. Onnxruntime fuses DequantizeLinear and MatMul into one operator that
+also rounds activations to 8 bits, unless its option session.disable_quant_qdq is "1" (docs/onnx.md).
 
-Shapes as in export/graph.py; P is how many characters came before.
+Shapes are as in export/graph.py; P is the number of characters before the new ones.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from export.quantize import quantize
 
 
 def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onnx.ModelProto:
-    """The graph.
+    """Build the graph of standard operators.
 
     Inputs: ids (B, T) int64, positions (T,) int64, P to P + T - 1, prior (B, T, V) float32 where the model has an
     n-gram prior, and past_keys.i, past_values.i (B, H, P, D), at first with P = 0. Outputs: logits (B, T, V) float32,
@@ -53,7 +53,7 @@ def portable(config: ModelConfig, tensors: Tensors, precision: Precision) -> onn
 
 
 def _mask(g: GraphBuilder, config: ModelConfig, positions: str) -> str:
-    """(T, P + T): 0 where a character may look, else the most negative number: ahead, and too far behind to slide."""
+    """Add the mask (T, P + T): 0 where a character may look; ahead and beyond a sliding context the lowest number."""
     minus_one, zero, one = (g.constant(str(value), np.array([value])) for value in (-1, 0, 1))
     scalar_zero, scalar_one = g.constant("scalar 0", np.array(0)), g.constant("scalar 1", np.array(1))
     last = g.node("Gather", [positions, minus_one], "last")
@@ -71,13 +71,13 @@ def _mask(g: GraphBuilder, config: ModelConfig, positions: str) -> str:
 
 
 def _rotation(g: GraphBuilder, config: ModelConfig, positions: str) -> list[str]:
-    """Cosines and sines of the new characters' positions, (T, D / 2) each."""
+    """Add the cosines and sines of the new characters' positions, (T, D / 2) each."""
     tables = zip(("cos", "sin"), rotary_cache(config), strict=True)
     return [embedding(g, table, positions, name) for name, table in tables]
 
 
 def _rotated(g: GraphBuilder, x: str, rotation: list[str]) -> str:
-    """(B, H, T, D) with the pairs, half a head apart, turned."""
+    """Rotate the pairs of channels of (B, H, T, D), half a head apart."""
     cos, sin = rotation
     a, b = g.nodes("Split", [x], [f"{x}.first", f"{x}.second"], axis=3, num_outputs=2)
     a_cos, a_sin, b_cos, b_sin = (
@@ -116,7 +116,7 @@ def _attention(
 
 
 def _grown(g: GraphBuilder, config: ModelConfig, kind: str, layer: int, new: str) -> str:
-    """Past keys or values with the new ones behind them."""
+    """Append the new keys or values to the past ones."""
     width = config.n_embd // config.n_head
     past = g.input(f"past_{kind}.{layer}", g.float_type, ["B", config.n_head, "P", width])
     present = g.output(f"present_{kind}.{layer}", g.float_type, ["B", config.n_head, "P + T", width])
@@ -136,7 +136,7 @@ def _linear(g: GraphBuilder, tensors: Tensors, x: str, name: str) -> str:
 
 
 def _weight(g: GraphBuilder, name: str, weight: np.ndarray[Any, Any], bits: int) -> str:
-    """A (N, K) weight as the (K, N) matrix that MatMul takes."""
+    """Add an (N, K) weight as the (K, N) matrix that MatMul takes."""
     if bits >= 16:
         return g.constant(name, weight.T)
     matrix = quantize(weight, g.precision.block, 2 ** (bits - 1) - 1)

@@ -1,7 +1,7 @@
-"""ONNX Runtime Web, which a page carries: two files of the npm package, as they were published.
+"""The copy of ONNX Runtime Web in a page: two files of the npm package, as published.
 
-A new version: change the three hashes and VERSION, then ``python -m export.runtime onnxruntime-web-VERSION.tgz`` (from
-``npm pack onnxruntime-web@VERSION``) writes the files, and tests/browser says whether the page still works.
+To update: change the three hashes and VERSION, run ``python -m export.runtime onnxruntime-web-VERSION.tgz`` (from
+``npm pack onnxruntime-web@VERSION``) to write the files, and run tests/browser to see whether the page still works.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ FOLDER = Path(__file__).with_name("page") / "onnxruntime-web"
 
 
 def read(name: str) -> bytes:
-    """The content of SCRIPT or WASM. Raises ValueError when it is not the one that npm has."""
+    """Return the content of SCRIPT or WASM. Raises ValueError if it is not as published on npm."""
     content = lzma.decompress((FOLDER / f"{name}.xz").read_bytes())
     _check(content, SHA256[name], name)
     return content
 
 
 def unpack(package: Path) -> None:
-    """Keep the two files of an npm package. Raises ValueError for another package than that of the hashes above."""
+    """Store the two files of an npm package. Raises ValueError if the package or a file does not match its hash."""
     _check(package.read_bytes(), PACKAGE_SHA256, str(package))
     with tarfile.open(package) as archive:
         for name, sha256 in SHA256.items():

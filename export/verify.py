@@ -1,4 +1,4 @@
-"""An exported file against the checkpoint it came from, by a plain NumPy forward pass in float64."""
+"""Checks an exported file against its checkpoint, by a plain NumPy forward pass in float64."""
 
 import time
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from charformer.sampling.speculation import PROPOSALS
 
 Doubles = NDArray[np.float64]
 
-CHARACTERS = 4096  # that an export is checked on
-TIMED = 128  # characters of one text, to say how fast the file is
+CHARACTERS = 4096  # on which an export is checked
+TIMED = 128  # characters of one text, to measure the file's speed
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far a file is from its checkpoint: logits, nats a character, and its speed."""
+    """The differences between a file and its checkpoint, in logits and nats a character, and the file's speed."""
 
     characters: int
     max_logit_error: float
@@ -34,11 +34,11 @@ class Comparison:
 
 
 def compare(engine: OnnxEngine, ids: Ids, wanted: Doubles) -> Comparison:
-    """The file behind ``engine`` against reference logits ``wanted`` (N, T, V) of ``ids``, (N, T + 1).
+    """Compare the file of ``engine`` with reference logits ``wanted``, (N, T, V), of ``ids``, (N, T + 1).
 
     T is at most block_size, unless the file's positions are rotary. Windows are read as sampling reads them, since the
-    rounding of 8-bit products depends on how many rows there are: in turn as speculation does, a character at a time,
-    and from a long prompt.
+    rounding of 8-bit matmuls depends on the number of rows: in turn as speculation does, a character at a time, and
+    from a long prompt.
     """
     inputs, targets = ids[:, :-1], ids[:, 1:, None]
     ways = ((1, PROPOSALS + 1), (1, 1), (engine.description.config.block_size, 1))
@@ -55,7 +55,7 @@ def compare(engine: OnnxEngine, ids: Ids, wanted: Doubles) -> Comparison:
 
 
 def _read(engine: OnnxEngine, ids: Ids, prompt: int, at_once: int) -> Doubles:
-    """Logits (T, V) of one text, (T,), its first ``prompt`` characters together and then ``at_once`` at a time."""
+    """Read a text, (T,), ``prompt`` characters together, then ``at_once`` at a time; return the logits (T, V)."""
     logits = [engine.read(ids[None, :prompt])[0].astype(np.float64)]
     for start in range(prompt, len(ids), at_once):
         logits.append(engine.extend(ids[None, start : start + at_once])[0].astype(np.float64))
@@ -63,9 +63,9 @@ def _read(engine: OnnxEngine, ids: Ids, prompt: int, at_once: int) -> Doubles:
 
 
 def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids, ngram: NgramTable | None = None) -> Doubles:
-    """Logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model/gpt.py, written out.
+    """Return the logits (N, T, V) of ``ids``, (N, T), in float64: the model of charformer/model/gpt.py, written out.
 
-    T is at most block_size; rotary positions go on behind it, and see the last block_size characters. ``ngram`` is the
+    T is at most block_size; rotary positions may exceed it, and see the last block_size characters. ``ngram`` is the
     table of a model with a prior, which sees nothing before a window.
     """
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
@@ -75,7 +75,7 @@ def reference_logits(config: ModelConfig, tensors: Tensors, ids: Ids, ngram: Ngr
 def _window_logits(
     config: ModelConfig, weights: dict[str, Doubles], ids: Ids, ngram: NgramTable | None = None
 ) -> Doubles:
-    """(T, V) of one window, (T,)."""
+    """Return the logits (T, V) of one window, (T,)."""
 
     def norm(x: Doubles, name: str) -> Doubles:
         centred = x - x.mean(axis=-1, keepdims=True)
@@ -112,7 +112,7 @@ def _window_logits(
 
 
 def _rotated(x: Doubles, base: float) -> Doubles:
-    """(H, T, D) with each pair, half a head apart, turned as complex numbers by its position's angle."""
+    """Rotate each pair of (H, T, D), half a head apart, as a complex number by its position's angle."""
     pairs = x.shape[2] // 2
     turned = x[..., :pairs] + 1j * x[..., pairs:]
     turned = turned * np.exp(1j * np.arange(x.shape[1])[:, None] * base ** (-np.arange(pairs) / pairs))
@@ -120,13 +120,13 @@ def _rotated(x: Doubles, base: float) -> Doubles:
 
 
 def log_softmax(x: np.ndarray[Any, Any]) -> Doubles:
-    """Of the last axis."""
+    """Return the log-softmax over the last axis."""
     shifted = x - x.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _speed(engine: OnnxEngine, prompt: Ids) -> float:
-    """Characters a second of one text."""
+    """Return the speed of sampling one text, in characters a second."""
     config = SamplingConfig(max_new_tokens=TIMED)
     began = time.perf_counter()
     for _ in generate(engine, prompt, 1, config):

@@ -1,4 +1,4 @@
-"""Choose the code that an op runs: Triton kernels, the same arithmetic in PyTorch, or PyTorch's own functions.
+"""Chooses the code that an op runs: Triton kernels, the same arithmetic in PyTorch, or PyTorch's own functions.
 
 The environment variable ``CHARFORMER_KERNELS`` sets it: ``auto`` (kernels on NVIDIA GPUs of sm_80 or newer where
 Triton works; elsewhere PyTorch's own functions and, where those are slow on a CPU, ``kernels.cpu``), ``triton``

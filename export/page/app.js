@@ -1,4 +1,4 @@
-// The page: its form, the text that is being written, and what is known of each character.
+// The page: its form, the text that is being written, and the alternatives to each character.
 
 import { drawLosses } from "./chart.js";
 import { Draft } from "./draft.js";
@@ -10,7 +10,7 @@ import { codeOf, mark, spoken, Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
 
 const LARGEST_SEED = 2n ** 64n - 1n;
-const FRAME = 12; // milliseconds of work between two looks at the page and its buttons
+const FRAME = 12; // milliseconds of work between two updates of the page and checks of its buttons
 
 const $ = (id) => document.getElementById(id);
 const description = JSON.parse($("description").textContent);
@@ -18,9 +18,9 @@ const vocab = new Vocab(description.codePoints);
 const view = new TextView($("text"), showAlternatives);
 
 let engine = null, draft = null;
-let writer = null; // of the text on the page
+let writer = null; // the writer of the text on the page
 let written = []; // its new characters, each { character, id, alternatives }
-let held = []; // those behind them that a stop text keeps from being shown
+let held = []; // the characters after them that a stop text keeps from being shown
 let seed = 0n;
 let stopped = false;
 
@@ -32,7 +32,7 @@ async function load() {
   if (description.draft) draft = new Draft(await unpacked("draft"), description.draft, size);
 }
 
-/** What the form asks for, or null once the browser has shown what is wrong with it. */
+/** Return the form's settings, or null once the browser has shown what is wrong with them. */
 function readSettings() {
   const seedField = $("seed");
   seedField.setCustomValidity(seedField.value && /^\d+$/.test(seedField.value) && BigInt(seedField.value) > LARGEST_SEED
@@ -71,7 +71,7 @@ async function write() {
   await goOn(settings);
 }
 
-/** Write more of the text, as far as `settings` say, or until the button. */
+/** Write more of the text, up to the length in `settings` or until the user stops it. */
 async function goOn(settings) {
   stopped = false;
   setBusy(true);
@@ -106,7 +106,7 @@ function show(characters) {
   })));
 }
 
-/** Let the page draw itself and hear its buttons; timers would wait for seconds in a tab that is not in front. */
+/** Let the page draw itself and handle its buttons; timers would wait for seconds in a background tab. */
 function nextTask() {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
@@ -146,7 +146,7 @@ function showError(error) {
   $("alert").hidden = false;
 }
 
-/** Show what the new character `index` might have been; null shows how to ask. */
+/** Show the alternatives to the new character `index`; null shows how to see them. */
 function showAlternatives(index) {
   $("alternatives").classList.toggle("empty", index === null);
   if (index === null) {
@@ -185,7 +185,7 @@ $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!$("write").hidden && !$("write").disabled) write();
 });
-$("form").noValidate = true; // readSettings does it, once what is folded away is open
+$("form").noValidate = true; // readSettings validates, once the folded part of the form is open
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });

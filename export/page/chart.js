@@ -4,7 +4,7 @@ const WIDTH = 340, HEIGHT = 190;
 const BOX = { left: 34, right: WIDTH - 12, top: 10, bottom: HEIGHT - 34 };
 const SERIES = [["train", "training"], ["validation", "validation"]];
 
-/** Draw rows of { step, characters, train, validation } in `svg`; without the untrained point where there are others. */
+/** Draw rows of { step, characters, train, validation } in `svg`, without the untrained one if two others remain. */
 export function drawLosses(svg, rows) {
   const shown = rows.filter(({ step }) => step > 0).length > 1 ? rows.filter(({ step }) => step > 0) : rows;
   const losses = shown.flatMap(({ train, validation }) => [train, validation]);
@@ -31,7 +31,7 @@ export function drawLosses(svg, rows) {
   );
 }
 
-/** Round numbers, about `count` of them, that hold `least` and `most` between them. */
+/** Return about `count` round numbers that enclose `least` and `most`. */
 function ticks(least, most, count) {
   const rough = (most - least || 1) / count;
   const unit = 10 ** Math.floor(Math.log10(rough));

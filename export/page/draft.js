@@ -1,12 +1,12 @@
-// Speculative sampling, as charformer/sampling/speculation.py does it: a table of which character follows which three
-// proposes characters, and one run of the model checks them all. In 8 and 4 bits a text depends on what is read
-// together, so the page must propose what the command proposes to write what the command writes.
+// Speculative sampling, as in charformer/sampling/speculation.py: a table of which character follows which three
+// proposes characters, and one run of the model checks them all. In 8 and 4 bits a text depends on which characters are
+// read together, so the page must propose the same characters as the command to write the same text.
 
 import { isGreedy, pick } from "./sampler.js";
 
-/** Log-probabilities of the next character behind up to `order` others. */
+/** A table of log-probabilities of the next character after up to `order` others. */
 export class Draft {
-  /** `content`: R keys of 64 bits, then R rows of a byte a character; `rows` is R. */
+  /** `content` holds R keys of 64 bits, then R rows of one byte per character; `rows` is R. */
   constructor(content, { rows, order, stepsPerNat }, vocabSize) {
     const keys = new BigInt64Array(content.buffer, content.byteOffset, rows);
     this.rowOf = new Map(Array.from(keys, (key, row) => [Number(key), row]));
@@ -16,7 +16,7 @@ export class Draft {
     this.vocabSize = vocabSize;
   }
 
-  /** What the rows of noise pick, one after the other, behind the ids in `context`. */
+  /** Return the ids that the rows of noise pick, one after the other, after the ids in `context`. */
   propose(context, noise, temperature) {
     const base = this.vocabSize + 1;
     const longest = base ** (this.order - 1);

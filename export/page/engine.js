@@ -1,6 +1,6 @@
-// Next-character logits from the model, by ONNX Runtime Web: charformer/sampling/onnx_engine.py for one text.
+// Next-character logits from the model with ONNX Runtime Web, as in charformer/sampling/onnx_engine.py, for one text.
 //
-// The runtime copies the cache of keys and values in and out at each run, since JavaScript cannot reach its memory.
+// The runtime copies the cache of keys and values in and out at each run, since JavaScript cannot access its memory.
 
 /** Decode base64. */
 function decoded(text) {
@@ -10,14 +10,14 @@ function decoded(text) {
   return bytes;
 }
 
-/** The bytes of the page's element `id`, which holds base64 of gzip. */
+/** Return the bytes of the page's element `id`, which holds base64 of gzip. */
 export async function unpacked(id) {
   const packed = decoded(document.getElementById(id).textContent);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** ONNX Runtime Web, from the page itself, on one thread: a file that was opened by a double click gets no more. */
+/** Load ONNX Runtime Web from the page itself, on one thread: a page opened from a file gets no more. */
 export async function loadRuntime() {
   const [script, wasm] = await Promise.all([unpacked("runtime-script"), unpacked("runtime-wasm")]);
   const url = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
@@ -29,7 +29,7 @@ export async function loadRuntime() {
   return runtime;
 }
 
-/** Grows one text; past `block_size` the context slides, or its older half is dropped and the rest read again. */
+/** Extends one text; past `block_size` the context slides, or its older half is dropped and the rest read again. */
 export class Engine {
   /** `ngram` is the table of a model with an n-gram prior, else null. */
   static async create(runtime, model, description, ngram) {
@@ -46,15 +46,15 @@ export class Engine {
     this.ngram = ngram;
     this.cache = {};
     this.text = []; // all ids so far
-    this.length = 0; // how many of the last of them are in the cache
+    this.length = 0; // the number of the last ids that are in the cache
   }
 
-  /** How many characters `extend` takes at once: as many as fit, or slide in; at 0 it still takes one. */
+  /** The number of characters that `extend` takes at once: as many as fit or slide in; at 0 it still takes one. */
   get room() {
     return this.cacheSize - (this.model.rope_base ? this.model.block_size - 1 : this.length);
   }
 
-  /** Begin with `ids`, of which the last `block_size` count; return the logits behind the last. */
+  /** Begin with `ids`, of which the last `block_size` count; return the logits after the last one. */
   async start(ids) {
     const shape = [1, this.model.n_head, this.cacheSize, this.headWidth];
     const size = shape.reduce((product, length) => product * length);
@@ -66,7 +66,7 @@ export class Engine {
     return (await this.append(ids.slice(-this.model.block_size))).at(-1);
   }
 
-  /** Append ids, more than one only where there is `room`; return the logits behind each. */
+  /** Append ids, more than one only where there is `room`; return the logits after each. */
   async extend(ids) {
     if (this.length + ids.length > this.cacheSize) {
       if (!this.model.rope_base) {
@@ -104,7 +104,7 @@ export class Engine {
     return ids.map((_, at) => data.subarray(at * size, (at + 1) * size));
   }
 
-  /** What counting says behind each of the last `count` ids, (count, vocabulary). */
+  /** Return the n-gram prior after each of the last `count` ids, (count, vocabulary). */
   priorRows(count) {
     const size = this.model.vocab_size, rows = new Float32Array(count * size);
     for (let at = 0; at < count; at++) {
@@ -129,14 +129,14 @@ export class Engine {
   }
 }
 
-/** Cosines and sines by which `slots` positions turn the pairs of a head, in float32. */
+/** Return the cosines and sines by which `slots` positions rotate the pairs of a head, in float32. */
 function turns({ n_embd, n_head, rope_base }, slots) {
   const pairs = Math.floor(n_embd / n_head / 2);
   const angles = Array.from({ length: pairs }, (_, pair) => slots * rope_base ** (-pair / pairs));
   return { cos: Float32Array.from(angles, Math.cos), sin: Float32Array.from(angles, Math.sin) };
 }
 
-/** Turn keys, rows of `width`, back in place: pairs of channels half a head apart, rounded as float32 is. */
+/** Rotate keys, rows of `width`, back in place: pairs of channels half a head apart, rounded to float32. */
 function turnBack(keys, width, { cos, sin }) {
   const half = width / 2, f = Math.fround;
   for (let row = 0; row < keys.length; row += width) {

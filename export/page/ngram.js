@@ -1,5 +1,5 @@
-// How likely each next character is by counting, for models with an n-gram prior: charformer/data/ngram.py, whose text
-// describes the table. Numbers are rounded to float32 where NumPy rounds them.
+// Probabilities of the next character by counting, for models with an n-gram prior, as in charformer/data/ngram.py,
+// which describes the table. Numbers are rounded to float32 where NumPy rounds them.
 
 const ARRAYS = [
   ["characters", Uint16Array, "contexts"],
@@ -12,7 +12,7 @@ const ARRAYS = [
 const BACKOFF_STEPS = 65535, SHARE_STEPS = 16, FLOOR = 1e-12;
 
 export class NgramTable {
-  /** `content` holds the arrays one after the other, of as many numbers as `sizes`, { contexts, ngrams }, says. */
+  /** `content` holds the arrays one after the other; `sizes`, { contexts, ngrams }, gives their lengths. */
   constructor(content, sizes, vocabSize) {
     let at = content.byteOffset;
     for (const [name, Kind, size] of ARRAYS) {
@@ -26,7 +26,7 @@ export class NgramTable {
     this.share = this.scaledShares();
   }
 
-  /** What each entry adds to its character, so that a context's entries and its backoff sum to one. */
+  /** Return the share that each entry adds to its character, so that a context's entries and its backoff sum to one. */
   scaledShares() {
     const relative = Array.from({ length: 256 }, (_, code) => 2 ** (-code / SHARE_STEPS));
     const shares = new Float32Array(this.shares.length);
@@ -40,7 +40,7 @@ export class NgramTable {
     return shares;
   }
 
-  /** Write the probabilities of what comes behind the first `end` ids of `text` to `row`, a Float32Array. */
+  /** Write the probabilities of the character after the first `end` ids of `text` to `row`, a Float32Array. */
   fill(row, text, end) {
     row.fill(this.backoff[0] / this.vocabSize);
     this.addShares(row, 0);
@@ -58,7 +58,7 @@ export class NgramTable {
     for (let entry = this.firstEntry[context]; entry < end; entry++) row[this.following[entry]] += this.share[entry];
   }
 
-  /** The context with `character` in front of another, or -1 where the table has none; found by halving. */
+  /** Find `context` with `character` in front of it by binary search; return -1 if the table has none. */
   child(context, character) {
     let low = this.firstChild[context], high = this.firstChild[context + 1];
     const end = high;
@@ -71,7 +71,7 @@ export class NgramTable {
   }
 }
 
-/** `first`, and `first` plus the sum of the counts so far, for each of them. */
+/** Return `first`, then, for each count, `first` plus the sum of the counts so far. */
 function sums(counts, first) {
   const found = new Uint32Array(counts.length + 1);
   found[0] = first;

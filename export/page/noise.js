@@ -1,4 +1,4 @@
-// The noise that picks characters: charformer/sampling/sampler.py's, number for number up to the rounding of two logarithms.
+// The noise that picks characters: that of charformer/sampling/sampler.py, up to the rounding of two logarithms.
 //
 // Philox 4x64 with ten rounds (Salmon et al. 2011). JavaScript's integers end at 2**53, and BigInt is twenty times too
 // slow, so a 64-bit number is two halves of 32 bits in a Uint32Array, the low half first.
@@ -8,7 +8,7 @@ const MULTIPLIERS = Uint32Array.of(0xe14c6c93, 0xd2e7470e, 0x95121157, 0xca5a826
 const INCREMENTS = Uint32Array.of(0x7f4a7c15, 0x9e3779b9, 0x84caa73b, 0xbb67ae85); // of the key, once a round
 const TWO_32 = 2 ** 32;
 
-/** The high half of the product of two 32-bit numbers. */
+/** Return the high half of the product of two 32-bit numbers. */
 function highProduct(a, b) {
   const a0 = a & 0xffff, a1 = a >>> 16, b0 = b & 0xffff, b1 = b >>> 16;
   const middle = a1 * b0 + ((a0 * b0) >>> 16);
@@ -34,7 +34,7 @@ function add(a, b, i) {
   a[i + 1] = a[i + 1] + b[i + 1] + (low >= TWO_32 ? 1 : 0);
 }
 
-/** Gumbel noise of a seed's first text: a function of the seed, the position and the size of the vocabulary alone. */
+/** The Gumbel noise of a seed's first text: a function of the seed, the position and the size of the vocabulary alone. */
 export class Noise {
   /** `seed` is a BigInt from 0 to 2**64 - 1. */
   constructor(seed, vocabSize) {
@@ -46,12 +46,12 @@ export class Noise {
     this.second = new Uint32Array(4);
   }
 
-  /** The noise that picks the new character `position`, a Float64Array of the vocabulary's size. */
+  /** Return the noise that picks the new character `position`, a Float64Array of the vocabulary's size. */
   row(position) {
     const row = new Float64Array(this.vocabSize);
     const blocks = Math.ceil(this.vocabSize / 4); // of four numbers; a position begins a block of its own
     for (let block = 0; block < blocks; block++) {
-      this.fill(position * blocks + block + 1); // NumPy counts before it makes a block
+      this.fill(position * blocks + block + 1); // NumPy increments the counter before it makes a block
       for (let lane = 0, id = 4 * block; lane < 4 && id < row.length; lane++, id++) {
         const low = this.counter[2 * lane], high = this.counter[2 * lane + 1];
         const uniform = (high * 2 ** 20 + (low >>> 12) + 0.5) * 2 ** -52; // strictly between 0 and 1
@@ -61,7 +61,7 @@ export class Noise {
     return row;
   }
 
-  /** Leave in `counter` the four 64-bit numbers of the block with that number, which is below 2**53. */
+  /** Write the four 64-bit numbers of block `number`, which is below 2**53, to `counter`. */
   fill(number) {
     const { counter, key, first, second } = this;
     counter.fill(0);

@@ -1,9 +1,9 @@
-// From next-character logits to a character, as charformer/sampling/sampler.py does it.
+// Picks a character from next-character logits, as charformer/sampling/sampler.py does.
 
 const GREEDY_BELOW = 1e-280; // temperatures at which a division would overflow
-const MOST_ALTERNATIVES = 8; // that are kept of each character
+const MOST_ALTERNATIVES = 8; // kept for each character
 
-/** The place of the largest number; the first of several. */
+/** Return the index of the largest number, the first of equal ones. */
 function argmax(values) {
   let best = 0;
   for (let id = 1; id < values.length; id++) {
@@ -12,13 +12,14 @@ function argmax(values) {
   return best;
 }
 
-/** Whether a temperature means the likeliest character. */
+/** Return whether a temperature always picks the likeliest character. */
 export function isGreedy(temperature) {
   return temperature < GREEDY_BELOW;
 }
 
 /**
- * Logits over the temperature, with -Infinity for what top-k and then top-p (Holtzman et al. 2020) leave out.
+ * Return the logits divided by the temperature, with -Infinity for those that top-k, then top-p (Holtzman et al. 2020)
+ * leave out.
  * `topK` and `topP` are null where they are off; a greedy temperature scales and leaves out nothing.
  */
 export function scaledLogits(logits, { temperature, topK, topP }) {
@@ -41,17 +42,17 @@ export function scaledLogits(logits, { temperature, topK, topP }) {
   return scaled;
 }
 
-/** All ids, the likeliest first; equal ones in their own order. */
+/** Return all ids, the likeliest first; equally likely ones in order of id. */
 function ranked(scaled) {
   return Array.from(scaled.keys()).sort((a, b) => scaled[b] - scaled[a] || a - b);
 }
 
-/** The id that scaled logits and noise choose, by the Gumbel-max trick (Maddison et al. 2014); null is no noise. */
+/** Return the id that scaled logits and noise pick by the Gumbel-max trick (Maddison et al. 2014); null is no noise. */
 export function pick(scaled, noise) {
   return argmax(noise === null ? scaled : scaled.map((value, id) => value + noise[id]));
 }
 
-/** How likely each of the likeliest characters was, and the one that was picked: [[id, probability], ...]. */
+/** Return the likeliest characters and the one picked, with their probabilities: [[id, probability], ...]. */
 export function alternatives(scaled, picked) {
   const most = scaled[argmax(scaled)];
   const weights = scaled.map((value) => Math.exp(value - most));

@@ -1,14 +1,14 @@
-// Ends a text before another one, as charformer/sampling/stopping.py does.
+// Ends a text before a stop text, as charformer/sampling/stopping.py does.
 
 export class StopText {
-  /** `stop` is where to end; the empty text ends nothing. */
+  /** `stop` is the stop text; an empty one ends nothing. */
   constructor(stop) {
     this.stop = Array.from(stop);
-    this.held = []; // what may be the beginning of `stop`, and once that is reached all from there on
+    this.held = []; // what may be the beginning of `stop`; once `stop` is reached, everything from its start
     this.isReached = false;
   }
 
-  /** Take in the next items, each with its `character`; returns those that can be shown by now. */
+  /** Add the next items, each with its `character`; return those that can now be shown. */
   push(items) {
     const shown = [];
     for (const item of items) {
@@ -21,7 +21,7 @@ export class StopText {
     return shown;
   }
 
-  /** The length of the longest ending of what is held that begins `stop`. */
+  /** Return the length of the longest ending of `held` that begins `stop`. */
   begun() {
     let length = Math.min(this.stop.length, this.held.length);
     const matches = (at) => this.held.at(at - length).character === this.stop[at];

@@ -1,7 +1,7 @@
-// The text on the page: one run of text for readers and screen readers alike, whose characters can be looked at.
+// The text on the page: one piece for readers and screen readers alike, whose characters can be inspected.
 //
-// Marks on it (the prompt, what surprised the model, the character that is looked at) are highlights of the CSS Custom
-// Highlight API, which leave the text in one piece; without that API there are none, and all else works.
+// Marks on it (the prompt, what surprised the model, the inspected character) are highlights of the CSS Custom
+// Highlight API, which leave the text in one piece; without that API there are no marks, and everything else works.
 
 const SURPRISES = [1, 3, 5]; // bits from which a character is shaded, each darker than the one before
 
@@ -18,7 +18,7 @@ export class TextView {
     element.addEventListener("keydown", (event) => this.onKey(event));
   }
 
-  /** Begin anew, with a prompt. */
+  /** Start again with a prompt. */
   clear(prompt) {
     this.node = document.createTextNode(prompt);
     this.element.replaceChildren(this.node);
@@ -31,7 +31,7 @@ export class TextView {
     if (prompt) this.marks?.prompt.add(this.range(0, prompt.length));
   }
 
-  /** Append characters, each with the probability that it had. */
+  /** Append characters, each with its probability. */
   append(characters) {
     let end = this.node.length;
     this.node.appendData(characters.map(({ character }) => character).join(""));
@@ -48,12 +48,12 @@ export class TextView {
     return new StaticRange({ startContainer, startOffset: start, endContainer, endOffset: end });
   }
 
-  /** Where the new character `index` is in the node: [start, end]. */
+  /** Return the place of the new character `index` in the node: [start, end]. */
   place(index) {
     return [this.starts[index], this.starts[index + 1] ?? this.node.length];
   }
 
-  /** Its boxes in the window: several where a line breaks within it. */
+  /** Return the boxes of the new character `index` in the window: several where a line breaks within it. */
   boxes(index) {
     const range = document.createRange(), [start, end] = this.place(index);
     range.setStart(this.node, start);
@@ -61,7 +61,7 @@ export class TextView {
     return [...range.getClientRects()];
   }
 
-  /** Look at the new character `index`, or at none for null. */
+  /** Inspect the new character `index`, or none for null. */
   inspect(index) {
     if (index === this.inspected) return;
     this.inspected = index;
@@ -70,7 +70,7 @@ export class TextView {
     this.onInspect(index);
   }
 
-  /** Look at the character `by` places on, and bring it to the upper half of the window if it is out of sight. */
+  /** Inspect the character `by` places further on, and scroll it into the window's upper half if it is not there. */
   step(by) {
     if (!this.starts.length) return;
     const last = this.starts.length - 1;
@@ -84,14 +84,14 @@ export class TextView {
     if (index !== null) this.inspect(index);
   }
 
-  /** The number of the new character at a point of the window, or null. */
+  /** Return the number of the new character at a point of the window, or null. */
   indexAt(x, y) {
     const caret = document.caretPositionFromPoint?.(x, y);
     const range = caret ? null : document.caretRangeFromPoint?.(x, y);
     const node = caret?.offsetNode ?? range?.startContainer;
     if (node !== this.node) return null;
     const offset = caret?.offset ?? range.startOffset;
-    const after = this.starts.findLastIndex((start) => start <= offset); // the caret is before or behind a character
+    const after = this.starts.findLastIndex((start) => start <= offset); // the caret is before or after a character
     const holds = (box) => x >= box.left && x < box.right && y >= box.top && y < box.bottom;
     for (const index of [after, after - 1]) {
       if (index >= 0 && this.boxes(index).some(holds)) return index;

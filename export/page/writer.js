@@ -3,7 +3,7 @@
 import { Noise } from "./noise.js";
 import { alternatives, isGreedy, pick, scaledLogits } from "./sampler.js";
 
-/** One text: it can be stopped behind any character, and go on. */
+/** Writes one text, which can be stopped after any character and continued. */
 export class Writer {
   /** `prompt` holds at least one id, `seed` is a BigInt; `draft` may be null. */
   constructor(engine, draft, description, prompt, seed) {
@@ -15,7 +15,7 @@ export class Writer {
     this.position = 0; // of the next character, counted from the prompt's end
   }
 
-  /** Write `count` characters; yields the next ones as [{ id, alternatives }, ...]. */
+  /** Write `count` characters; yield the next ones as [{ id, alternatives }, ...]. */
   async *write(count, settings) {
     const end = this.position + count;
     while (this.position < end) {
@@ -33,7 +33,7 @@ export class Writer {
     }
   }
 
-  /** The characters that the rows of logits pick, up to the first that was not proposed. */
+  /** Return the characters that the rows of logits pick, up to the first that was not proposed. */
   picked(logits, noise, proposed, settings) {
     const made = [];
     for (const [at, row] of logits.entries()) {

@@ -181,7 +181,7 @@ def _cross_entropy(shape: Shape) -> tuple[Work, Work]:
     backward = Work(
         0,
         2 * logits + targets + lse,
-        # The loss writes a number a row, and zeros elsewhere. log-softmax: that gradient and its own result -> d_logits.
+        # The loss writes a number a row, zeros elsewhere. log-softmax: that gradient and its own result -> d_logits.
         (targets + wide) + (2 * wide + logits),
     )
     return forward, backward

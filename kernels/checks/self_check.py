@@ -20,7 +20,7 @@ def failures(everything: Iterable[Case], device: torch.device) -> dict[str, str]
     """Return the reason of each op's first failing call, by op; ops that work are left out.
 
     Args:
-        everything: calls such as ``kernels.checks.cases.step_cases`` returns for the training's model and a small batch.
+        everything: such as ``kernels.checks.cases.step_cases`` returns for the training's model and a small batch.
 
     Raises DeviceFaultError if a kernel ends in a GPU fault.
     """
