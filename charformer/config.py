@@ -147,3 +147,8 @@ class TrainConfig(_Config):
         super().__post_init__()
         if self.muon_learning_rate and not self.learning_rate:
             raise UserError("`learning_rate` must be above 0: `muon_learning_rate` rises and falls with it")
+
+
+SCORE_CHARACTERS = 2_000_000  # of a validation split that are scored at the end, unless asked otherwise
+MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]  # which the text decides
+TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]

@@ -31,7 +31,7 @@ ORDER = [
     ["charformer.sampling", "charformer.ui"],
     ["charformer.training"],
     ["export"],
-    ["charformer.api", "charformer.commands"],
+    ["charformer.api", "charformer.api_train", "charformer.commands"],
     ["bench"],
 ]
 # Rooms on one line that must not know of each other.

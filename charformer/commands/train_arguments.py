@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from charformer.commands.common import Parser
-from charformer.config import ModelConfig, TrainConfig
+from charformer.config import MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
 from charformer.data import corpus as corpora
 from charformer.errors import UserError
 from charformer.presets import PRESETS
@@ -13,10 +13,7 @@ from charformer.runs.folder import RunDir
 from charformer.training.distributed import World
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
-DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
 MAX_THREADS = 1024
-MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]
-TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
 
 EXAMPLES = """\
 presets:
@@ -113,7 +110,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--score-characters",
         type=int,
-        default=2_000_000,
+        default=SCORE_CHARACTERS,
         metavar="N",
         help="score at most about N characters of the validation split at the end (default: %(default)s)",
     )

@@ -7,7 +7,6 @@ import os
 import shlex
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,33 +16,29 @@ from charformer.commands.common import logs_to
 from charformer.commands.plan import show_plan
 from charformer.commands.train_arguments import (
     DEFAULT_DATA,
-    DEFAULT_PRESETS,
-    MODEL_FIELDS,
-    TRAIN_FIELDS,
     folder,
     given,
     source_folder,
     stage_of,
 )
+from charformer.config import MODEL_FIELDS, TRAIN_FIELDS
 from charformer.data import corpus as corpora
 from charformer.data.division import divided, tail_differs, validated_on
 from charformer.data.recall import divided_like, recall
 from charformer.errors import UserError, WriteError
 from charformer.model.freeze import count_parameters
-from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from charformer.runs.lock import locked
 from charformer.runs.record import RunRecord
 from charformer.sampling import sampler
 from charformer.threads import LoadProbe
 from charformer.training.distributed import ProcessLostError, World
+from charformer.training.recipe import choose_recipe
 from charformer.training.session import (
     Place,
     Result,
     TrainingSession,
     is_begun,
-    prepare_finetune,
-    prepare_pretrain,
     prepare_resume,
 )
 from charformer.training.signals import StoppedError, stop_signals
@@ -109,15 +104,10 @@ def _prepare(
     else:
         _choose_threads(args, load, None, notices)
         place = _place(args, world, "auto", "auto")
-        source = source_folder(args)
-        preset = args.preset or (_preset_of(source) if stage == "finetune" else DEFAULT_PRESETS[place.device.type])
-        training = replace(getattr(PRESETS[preset], stage), **changes)
-        corpus = _load(args, stage, console, notices)
-        if stage == "finetune":
-            session = prepare_finetune(run, source, training, preset, args.freeze or "none", corpus, place)
-        else:
-            shape = replace(PRESETS[preset].model, **given(args, MODEL_FIELDS))
-            session = prepare_pretrain(run, shape, training, preset, corpus, place)
+        source = source_folder(args) if stage == "finetune" else None
+        values = changes | given(args, MODEL_FIELDS)
+        recipe = choose_recipe(place.device.type, args.preset, source, args.freeze, values)
+        session = recipe.session(run, _load(args, stage, console, notices), place)
     if args.prompt is not None:
         sampler.encode_prompt(session.vocab, args.prompt)  # fail now, not at the end of a long training
         session.record.prompt = args.prompt
@@ -146,14 +136,6 @@ def _place(args: argparse.Namespace, world: World, device_name: str, dtype_name:
     """Return the place to train: the device and dtype in the arguments, or the named ones where those are auto."""
     device = machine.choose_device(device_name if args.device == "auto" else args.device)
     return Place(device, machine.choose_dtype(dtype_name if args.dtype == "auto" else args.dtype, device), world)
-
-
-def _preset_of(source: RunDir) -> str:
-    """Return the preset that a run was made with. Raises UserError for a preset unknown to this version."""
-    preset = RunRecord.read(source).preset
-    if preset not in PRESETS:
-        raise UserError(f"{source.config} names an unknown preset {preset!r}; pass --preset")
-    return preset
 
 
 def _load(args: argparse.Namespace, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:

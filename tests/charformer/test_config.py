@@ -2,10 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from charformer.commands.train_arguments import DEFAULT_PRESETS
 from charformer.config import ModelConfig, TrainConfig
 from charformer.errors import UserError
-from charformer.presets import PRESETS
+from charformer.presets import DEFAULT_PRESETS, PRESETS
 
 
 def test_presets_are_the_baseline_s_as_its_page_and_as_its_code_say() -> None:

@@ -1,0 +1,160 @@
+"""charformer as a library: train a model on a text of one's own, or fine-tune one.
+
+import charformer
+
+run = charformer.train("novel.txt", steps=400)       # into runs/novel
+print(charformer.load(run.out).generate("ROMEO:"))
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from charformer import device as machine
+from charformer.config import SCORE_CHARACTERS
+from charformer.data import corpus as corpora
+from charformer.errors import UserError, WriteError
+from charformer.runs.folder import RunDir
+from charformer.runs.lock import locked
+from charformer.runs.metrics import Progress
+from charformer.runs.record import RunRecord
+from charformer.sampling.sampler import encode_prompt
+from charformer.training.recipe import choose_recipe
+from charformer.training.session import Place, TrainingSession, prepare_resume
+from charformer.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What came of a training.
+
+    Attributes:
+        out: the folder of the run, for ``charformer.load``.
+        val_loss: nats a character over the validation split, by the best weights.
+        best_step: the step that they are of.
+        steps: that were taken in all.
+        characters: that were read in all.
+        seconds: of training, without evaluations.
+        sample: a text that the best weights wrote.
+    """
+
+    out: Path
+    val_loss: float
+    best_step: int
+    steps: int
+    characters: int
+    seconds: float
+    sample: str
+
+
+def train(
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    preset: str | None = None,
+    init_from: str | Path | None = None,
+    freeze: Literal["attention", "trunk", "all"] | None = None,
+    prompt: str = "",
+    resume: bool = False,
+    overwrite: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    encoding: str = "utf-8",
+    on_step: Callable[[Progress], None] = lambda _: None,
+    **values: Any,
+) -> TrainedRun:
+    """Train a model on a text, and return what came of it.
+
+    The training runs in a thread of its own, so that an interrupt (Ctrl-C, or a notebook's stop button) ends it after a
+    step: everything is saved, KeyboardInterrupt is raised, and ``resume`` continues. PyTorch's global random state is
+    used while it runs.
+
+    Args:
+        data: a file, a folder of text files, or several; or the name of a corpus.
+        out: the folder of the run (default: runs/ and the name of the text).
+        steps: of the training (default: the preset's).
+        preset: the name of a preset (default: ``nano`` on a CPU, ``fast`` on a GPU; of a fine-tune its source's).
+        init_from: the folder of a run to fine-tune.
+        freeze: what a fine-tune leaves as it is (default: nothing).
+        prompt: what the sample at the end continues; empty for a newline.
+        resume: continue the run in ``out``, with the ``steps`` and ``values`` that are given.
+        overwrite: replace the run in ``out``.
+        device: ``auto`` takes a GPU where there is one.
+        dtype: of matrix products; ``auto`` takes bfloat16 where the processor has it.
+        encoding: of the files.
+        on_step: called with each step's Progress in the caller's thread. What it raises stops the training, which is
+            saved first.
+        values: fields of ModelConfig and TrainConfig, such as ``n_layer`` or ``learning_rate``.
+
+    Raises:
+        UserError: for what cannot work, and where the training cannot be written; it is then saved elsewhere.
+    """
+    places = [str(place) for place in ([data] if isinstance(data, str | Path) else data)]
+    run = RunDir(out or Path("runs") / Path(places[0]).stem)
+    values |= {} if steps is None else {"max_steps": steps}
+    where = machine.choose_device(device)
+    place = Place(where, machine.choose_dtype(dtype, where))
+    machine.keep_freed_memory()
+    if not resume:
+        source = None if init_from is None else RunDir(init_from)
+        recipe = choose_recipe(where.type, preset, source, freeze, values)
+        run.check_free(overwrite)
+    with locked(run):
+        corpus = corpora.load(places, encoding=encoding)
+        if resume:
+            session = prepare_resume(run, RunRecord.read(run), values, corpus, place)
+        else:
+            session = recipe.session(run, corpus, place)
+        if prompt:
+            encode_prompt(session.vocab, prompt)
+            session.record.prompt = prompt
+        session.open()
+        try:
+            _take_steps(session.trainer, on_step)
+        except WriteError as error:
+            raise UserError(f"{error}; the training was saved in {session.rescue().path} instead") from error
+        return _finish(session)
+
+
+def _take_steps(trainer: Trainer, on_step: Callable[[Progress], None]) -> None:
+    """Take all steps in a thread; what ends this one early, such as an interrupt, is raised once all is saved."""
+    stop = threading.Event()
+    taken: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            for progress in trainer.steps(stop.is_set):
+                taken.put(progress)
+        finally:
+            taken.put(None)
+
+    with ThreadPoolExecutor(1, "charformer-train") as pool:
+        done: Future[None] = pool.submit(work)
+        try:
+            while (progress := taken.get()) is not None:
+                on_step(progress)
+        finally:
+            stop.set()
+        done.result()
+
+
+def _finish(session: TrainingSession) -> TrainedRun:
+    with suppress(Exception):  # a font that is missing is not worth the result
+        session.plot()
+    result, counters = session.finish(most=SCORE_CHARACTERS), session.trainer.counters
+    assert result.val_loss is not None, "nothing asked the scoring to stop"
+    return TrainedRun(
+        session.run.path,
+        result.val_loss,
+        counters.best_step,
+        counters.step,
+        counters.characters,
+        counters.train_seconds,
+        result.sample,
+    )

@@ -1,0 +1,104 @@
+"""charformer.train: what a program in Python does without the command."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import charformer
+from charformer.commands import train as command
+from charformer.runs.checkpoint import load_model
+from charformer.runs.folder import RunDir
+from charformer.runs.metrics import Progress
+from tests.conftest import TINY
+
+SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "batch_size": 8, "ngram_order": 0}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(RunDir(folder))[0].state_dict()
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_it_trains_what_the_command_trains_and_prints_nothing(
+    text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[Progress] = []
+    handler = signal.getsignal(signal.SIGINT)
+    run = charformer.train(
+        text_file, out=tmp_path / "library", steps=12, eval_interval=6, on_step=steps.append, dtype="float32", **SHAPE
+    )
+    assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [progress.step for progress in steps] == list(range(13))
+    flags = ["--data", str(text_file), "--out", str(tmp_path / "command"), "--steps", "12", "--eval-interval", "6"]
+    assert command.main([*flags, *TINY, "--dtype", "float32"]) == 0
+    assert_same(tmp_path / "library", tmp_path / "command")
+    assert (run.out, run.steps, run.characters) == (tmp_path / "library", 12, 12 * 8 * 24)
+    assert run.sample == (tmp_path / "command" / "sample.txt").read_text("utf-8")
+    assert len(charformer.load(run.out).generate(max_new_tokens=20, seed=1)) == 20
+
+
+def test_a_second_training_fine_tunes_the_first_in_another_thread(text_file: Path, tmp_path: Path) -> None:
+    first = charformer.train(text_file, out=tmp_path / "first", steps=4, **SHAPE)
+    found: list[charformer.TrainedRun] = []
+
+    def work() -> None:
+        run = charformer.train(text_file, out=tmp_path / "second", init_from=first.out, freeze="attention", steps=3)
+        found.append(run)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(120)
+    assert found[0].steps == 3
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
+    assert RunDir(tmp_path / "second").read_config()["freeze"] == "attention"
+
+
+def test_an_interrupt_saves_and_resume_ends_as_if_there_had_been_none(text_file: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"eval_interval": 10, "dtype": "float32", **SHAPE}
+    whole = charformer.train(text_file, out=tmp_path / "whole", steps=20, **options)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt  # as a notebook's stop button does
+
+    with pytest.raises(KeyboardInterrupt):
+        charformer.train(text_file, out=tmp_path / "run", steps=20, on_step=interrupt, **options)
+    run = charformer.train(text_file, out=tmp_path / "run", resume=True, dtype="float32")
+    assert run.steps == 20
+    assert_same(whole.out, run.out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stepps": 3}, "`stepps` is not a field"),
+        ({"preset": "tiny"}, "`preset` is 'tiny'; it can be baseline"),
+        ({"freeze": "attention"}, "`freeze` is for fine-tuning"),
+        ({"steps": 0}, "`max_steps`"),
+        ({"init_from": "nowhere"}, "there is no run in nowhere"),
+    ],
+)
+def test_mistakes_name_the_argument_and_leave_nothing(
+    options: dict[str, Any], message: str, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(charformer.UserError, match=message):
+        charformer.train(text_file, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_unasked(trained_run: Path, text_file: Path) -> None:
+    before = (trained_run / "model.safetensors").read_bytes()
+    with pytest.raises(charformer.UserError, match="overwrite"):
+        charformer.train(text_file, out=trained_run, steps=2, **SHAPE)
+    assert (trained_run / "model.safetensors").read_bytes() == before
