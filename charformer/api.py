@@ -4,9 +4,9 @@
 
     model = charformer.load("runs/novel")                # or a .onnx file
     print(model.generate("ROMEO:", max_new_tokens=200, temperature=0.8, seed=1))
-    print(model.score("some text").bits)                 # a character
+    print(model.score("some text").bits)                 # bits per character
 
-Nothing is printed; what may interest a person goes to the logger ``charformer``.
+The library prints nothing; it sends messages for the user to the logger ``charformer``.
 Several threads may use one model.
 """
 
@@ -42,19 +42,19 @@ __all__ = ["Model", "SamplingOptions", "Score", "load"]
 DEFAULT_PRECISION = "int8"
 
 log = logging.getLogger("charformer")
-log.addHandler(logging.NullHandler())  # else Python prints warnings that nobody asked for
+log.addHandler(logging.NullHandler())  # else Python prints warnings where no logging is set up
 
 
 class SamplingOptions(TypedDict):
-    """How characters are picked, and how many.
+    """The options that decide how characters are picked, and how many.
 
     Attributes:
-        max_new_tokens: characters to make at most (default: 500).
+        max_new_tokens: the most characters to generate (default: 500).
         temperature: 0 is greedy (default: 1.0).
-        top_k: pick among the so many likeliest characters; None or 0 among all (default).
-        top_p: pick among the likeliest that together have this probability; None or 1 among all (default).
-        seed: the same one gives the same text; None takes a new one (default).
-        stop: a text, or several, that ends a sample, and is not part of it (default: none).
+        top_k: pick among this many of the likeliest characters; None or 0 picks among all (default).
+        top_p: pick among the likeliest that together have this probability; None or 1 picks among all (default).
+        seed: the same seed gives the same text; None takes a new one (default).
+        stop: one or more texts that end a sample; they are not part of it (default: none).
     """
 
     max_new_tokens: NotRequired[int]
@@ -66,7 +66,7 @@ class SamplingOptions(TypedDict):
 
 
 def check(options: SamplingOptions) -> tuple[SamplingConfig, list[str]]:
-    """Return how to pick characters, and the texts to stop at. Raises UserError for what means nothing."""
+    """Return how to pick characters, and the texts to stop at. Raises UserError for options that make no sense."""
     stop = options.get("stop", ())
     stops = [stop] if isinstance(stop, str) else list(stop)
     if "" in stops:
@@ -77,7 +77,7 @@ def check(options: SamplingOptions) -> tuple[SamplingConfig, list[str]]:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model, from a run's folder or a .onnx file; ``load`` makes one.
+    """A trained model, from a run's folder or a .onnx file; ``load`` creates one.
 
     Attributes:
         path: the folder or the file.
@@ -86,9 +86,9 @@ class Model:
         precision: ``float32`` or ``bfloat16`` on PyTorch; ``fp32``, ``fp16``, ``int8`` or ``int4`` on onnxruntime.
         config: the shape of the model.
         vocab: its characters.
-        new_engine: makes an engine with a context of its own.
+        new_engine: creates an engine with a context of its own.
         draft: a table of guesses, for speculative sampling.
-        sampler: what makes texts instead of an engine, on a GPU.
+        sampler: generates texts on a GPU, instead of an engine.
     """
 
     path: Path
@@ -102,18 +102,18 @@ class Model:
     sampler: "CudaSampler | None" = None
 
     def generate(self, prompt: str = "", **options: Unpack[SamplingOptions]) -> str:
-        """Return a text that continues ``prompt``, without it; an empty prompt means a newline.
+        """Return a text that continues ``prompt``, without the prompt; an empty prompt means a newline.
 
-        Raises UserError for options that mean nothing, and for characters that the model does not know.
+        Raises UserError for options that make no sense, and for characters that the model does not know.
         """
         return "".join(self.stream(prompt, **options))
 
     def stream(self, prompt: str = "", **options: Unpack[SamplingOptions]) -> Iterator[str]:
-        """Return what ``generate`` does in pieces, as they are made: mostly a character each, none of them empty."""
+        """Return an iterator over the text of ``generate`` in pieces: mostly one character each, and never empty."""
         return (pieces[0] for pieces in self.stream_batch(prompt, 1, **options) if pieces[0])
 
     def generate_batch(self, prompt: str, num_samples: int, **options: Unpack[SamplingOptions]) -> list[str]:
-        """Return several texts that continue ``prompt``, which are made together."""
+        """Return several texts that continue ``prompt``, generated together."""
         texts = [""] * num_samples
         for pieces in self.stream_batch(prompt, num_samples, **options):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
@@ -122,7 +122,7 @@ class Model:
     def stream_batch(
         self, prompt: str, num_samples: int, **options: Unpack[SamplingOptions]
     ) -> Iterator[tuple[str, ...]]:
-        """Return the pieces of several texts, (num_samples,) at each step, of which some may be empty."""
+        """Return an iterator over the pieces of several texts: (num_samples,) at each step, some perhaps empty."""
         if num_samples < 1:
             raise UserError(f"`num_samples` is {num_samples}; it must be 1 or more")
         config, stops = check(options)
@@ -130,7 +130,7 @@ class Model:
         return self._pieces(steps, [StopText(stops) for _ in range(num_samples)])
 
     def _steps(self, ids: Ids, num_samples: int, config: SamplingConfig) -> Iterator[Ids]:
-        """Return the next ids of all samples, (num_samples,), step by step."""
+        """Return an iterator over the steps: the next ids of all samples, (num_samples,)."""
         if self.sampler is not None:
             return self.sampler.generate(ids, num_samples, config)
         engine = self.new_engine()
@@ -150,7 +150,7 @@ class Model:
         yield tuple(text.finish() for text in texts)
 
     def score(self, text: str, prompt: str = "") -> Score:
-        """Return what each character of ``text`` costs behind ``prompt`` and the characters before it.
+        """Return the loss of each character of ``text``, given ``prompt`` and the characters before it.
 
         ``Score`` has the mean in nats and in bits, the perplexity, and the nats of each character. Raises UserError for
         characters that the model does not know.
@@ -164,15 +164,15 @@ class Model:
         """Write the model to a .onnx file, checked against its checkpoint; return how the two compare.
 
         Args:
-            out: where to write; a file of that name is replaced once the new one has passed.
+            out: the path to write; an existing file is replaced once the new one has passed the check.
             precision: of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
-            portable: keep to standard operators, which are slower here, for other runtimes.
-            data: the text to check the file on and to make its table of guesses from: a file or a name; by default the
-                one that the run was trained on.
+            portable: use only standard operators, for other runtimes; they are slower on onnxruntime.
+            data: the text, a file or a name, to check the exported model on and to build its table of guesses from; by
+                default the text that the run was trained on.
 
         Raises:
-            UserError: when the model came from a .onnx file, or the file cannot be written or is not what the
-                checkpoint is.
+            UserError: when the model came from a .onnx file, or the new file cannot be written or does not agree
+                with the checkpoint.
         """
         if self.run is None:
             raise UserError(f"{self.path} is an export already; load the folder of its run to export it again")
@@ -190,22 +190,22 @@ def load(
     threads: int | None = None,
     speculative: bool = True,
 ) -> Model:
-    """Return the model of a run's folder or of a .onnx file.
+    """Return the model in a run's folder or in a .onnx file.
 
     Args:
         path: the folder or the file.
-        engine: ``torch``; ``onnx``, which takes a run's model.onnx and exports it first where it is missing or out of
-            date; or ``auto``: ``onnx`` for a file, and for a folder where PyTorch is not installed.
-        weights: weights that were best on validation, or that the training saved last.
-        device: of PyTorch; ``auto`` takes a GPU where there is one.
-        dtype: of the weights on PyTorch.
-        provider: of onnxruntime; ``auto`` takes a GPU for a 16-bit file.
-        threads: of the processor; PyTorch's are the whole process's. None takes the engine's default.
-        speculative: let onnxruntime check several guesses in one run where one text is made; in 8 and 4 bits the text
-            of a seed is another one without.
+        engine: ``torch``; ``onnx``, which uses a run's model.onnx and exports it first if it is missing or out of
+            date; or ``auto``, which means ``onnx`` for a file, and also for a folder if PyTorch is not installed.
+        weights: the weights that were best on validation, or those that the training saved last.
+        device: the device of PyTorch; ``auto`` takes a GPU if there is one.
+        dtype: the dtype of the weights on PyTorch.
+        provider: the provider of onnxruntime; ``auto`` takes a GPU for a 16-bit file.
+        threads: the number of CPU threads; PyTorch's applies to the whole process. None takes the engine's default.
+        speculative: let onnxruntime check several guesses in one run when it generates a single text; in 8 and 4 bits
+            a seed gives a different text without this option.
 
     Raises:
-        UserError: when there is no model, its files are damaged, or an engine or a device is not there.
+        UserError: when there is no model, its files are damaged, or an engine or a device is not available.
     """
     path = Path(path)
     _require("engine", engine, ("auto", "torch", "onnx"))
@@ -234,7 +234,7 @@ def _require(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def _torch_model(path: Path, weights: str, device: str, dtype: str, threads: int | None) -> Model:
     run = RunDir(path)
-    run.read_config()  # before PyTorch, which takes seconds
+    run.read_config()  # report a missing run before importing PyTorch, which takes seconds
     import torch
 
     from charformer.device import choose_device
@@ -273,7 +273,7 @@ def _open(path: Path, threads: int | None, provider: str) -> "OnnxEngine":
 
 
 def _up_to_date(run: RunDir, weights: str, threads: int | None, provider: str) -> "OnnxEngine":
-    """Return an engine on the run's model.onnx, exported first unless it is there and of these weights."""
+    """Return an engine on the run's model.onnx; export it first unless it exists and has these weights."""
     from charformer.sampling.onnx_format import OutdatedError
 
     sha256 = run.weights_sha256(weights)
@@ -297,7 +297,7 @@ def _up_to_date(run: RunDir, weights: str, threads: int | None, provider: str) -
 
 def _export(run: RunDir, out: Path, precision: str, portable: bool, data: str | None, weights: str) -> "Export":
     from charformer.sampling.onnx_format import PRECISIONS
-    from export.exporter import export  # onnx takes a while, and most sampling does without
+    from export.exporter import export  # importing onnx takes a while, and sampling rarely needs it
 
     _require("precision", precision, PRECISIONS)
     corpus = corpora.load(data) if data is not None else recall(run.read_section("corpus"))

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from charformer.errors import UserError
 
-SLIDE_AT_LEAST = 16  # slots: more than one run of speculative sampling fills
+SLIDE_AT_LEAST = 16  # slots; one run of speculative sampling fills fewer
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class _Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that ``to_dict`` wrote. Raises UserError for an unknown or mistyped field.
+        """Return the config that ``to_dict`` wrote. Raises UserError for an unknown or mistyped field.
 
-        A missing one takes its default, so that a run from before a field was thought of can still be read.
+        A missing field takes its default, so that a run from before the field existed can still be read.
         """
         expected = {item.name: item.type for item in fields(cls)}
         for name, value in values.items():
@@ -42,7 +42,7 @@ def _number(default: float, help: str, least: float = 0, most: float = 2**31 - 1
 
 @dataclass(frozen=True)
 class ModelConfig(_Config):
-    """The shape of a GPT; names as in GPT-2's and nanoGPT's configs."""
+    """The shape of a GPT; the names are those of GPT-2's and nanoGPT's configs."""
 
     n_layer: int = _number(6, "transformer blocks", least=1)
     n_head: int = _number(6, "attention heads in a block", least=1)
@@ -58,12 +58,12 @@ class ModelConfig(_Config):
     vocab_size: int = _number(0, "distinct characters; taken from the text")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields; ``ngram_order`` only where there is one, so that earlier versions read the others."""
+        """Return the fields; ``ngram_order`` only if it is not 0, so that earlier versions can read the others."""
         return {name: value for name, value in super().to_dict().items() if value or name != "ngram_order"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """See ``_Config``; a model from before the two dropouts were told apart has one for both."""
+        """Return the config; a model from before ``attention_dropout`` existed has one dropout for both."""
         if "dropout" in values:
             values = {"attention_dropout": values["dropout"], **values}
         return super().from_dict(values)
@@ -77,16 +77,16 @@ class ModelConfig(_Config):
 
     @property
     def cache_size(self) -> int:
-        """Positions that a cache of keys and values holds.
+        """Return the number of positions that a cache of keys and values holds.
 
-        Learned positions fill it once. Rotary ones slide: a full cache moves its last block_size - 1 to the front, and
-        what it holds beyond block_size says how seldom; more slots cost onnxruntime time at every character
-        (docs/lab/sampling.md).
+        Learned positions fill the cache once. Rotary positions slide: a full cache moves its last block_size - 1
+        positions to the front. The more slots it has beyond block_size, the more rarely it moves them; but every slot
+        costs onnxruntime time at every character (docs/lab/sampling.md).
         """
         return self.block_size + (max(SLIDE_AT_LEAST, self.block_size // 4) if self.rope_base else 0)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of a checkpoint, by its name in the state dict."""
+        """Return the shape of every tensor of a checkpoint, by its name in the state dict."""
         wide, hidden = self.n_embd, 4 * self.n_embd
         shapes: dict[str, tuple[int, ...]] = {
             "tok_emb.weight": (self.vocab_size, wide),
@@ -108,9 +108,9 @@ class ModelConfig(_Config):
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):
-    """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam where weight_decay is 0).
+    """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam if weight_decay is 0).
 
-    Where muon_learning_rate is not 0, the matrices of the blocks are Muon's (charformer/training/muon.py).
+    If muon_learning_rate is not 0, Muon trains the matrices of the blocks (charformer/training/muon.py).
     """
 
     batch_size: int = _number(32, "sequences of block_size characters in a step", least=1)
@@ -140,7 +140,7 @@ class TrainConfig(_Config):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """See ``_Config``; a training from before windows were drawn goes on with evenly spaced ones."""
+        """Return the config; a training from before windows were drawn at random keeps its evenly spaced ones."""
         return super().from_dict({"even_windows": 1, **values})
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The machine that a run is on: its device, the dtype that it is fast in, and its memory."""
+"""The machine that a run uses: its device, its fastest dtype and its memory."""
 
 import ctypes
 import os
@@ -14,15 +14,15 @@ from kernels import backend
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Also turns TF32 off, which the environment may have asked for.
+    """Return the device of this name; ``auto`` is the GPU if there is one. Also turn off TF32.
 
-    Raises UserError for a GPU that is not there, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
+    Raises UserError for an unavailable GPU, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU here; pass `device` cpu, or install a CUDA build of torch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    # NVIDIA's images do so by an environment variable; but a score is float32's, and so is --dtype float32.
+    # NVIDIA's images turn TF32 on with an environment variable, but scores and --dtype float32 need full float32.
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device(name)
     try:
@@ -33,9 +33,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on a GPU or an x86 processor that multiplies matrices of it natively, else float32.
+    """Return the dtype of this name; ``auto`` is bfloat16 where the hardware multiplies it natively, else float32.
 
-    ARM processors that have it count as not having it: PyTorch's bfloat16 there is unmeasured here.
+    The hardware is a GPU or an x86 processor. ARM processors with bfloat16 count as not having it, because PyTorch's
+    bfloat16 on them has not been measured for this project.
     """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -48,12 +49,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Return a context in which matrix products on ``device`` are of ``dtype``."""
+    """Return a context in which matrix products on ``device`` use ``dtype``."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what config.json says of the machine; on a GPU with what each op runs."""
+    """Return the machine's entry in config.json; on a GPU it includes the implementation of each op."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     about = {
         "device": device.type,
@@ -65,21 +66,21 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory, instead of giving every large tensor back to the system at each step.
+    """Make glibc keep freed memory instead of returning every large tensor to the system at each step.
 
-    Each step would else fault the same pages in anew. Elsewhere than on Linux with glibc this does nothing.
+    Otherwise each step would fault the same pages in again. Except on Linux with glibc, this does nothing.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # the most that an older glibc takes
+        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # the maximum of an older glibc
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of the GPU, or of the machine; None where the system does not say."""
+    """Return the bytes of memory of the GPU or the machine; None if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):  # Windows
@@ -88,14 +89,14 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Peak memory of this process: allocated on a GPU, resident on the CPU; None where the system does not say."""
+    """Return this process's peak memory in bytes, allocated on a GPU or resident on the CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # its getrusage counts the parent's memory too, from between fork and exec
+    if sys.platform == "linux":  # its getrusage also counts the parent's memory, from the time between fork and exec
         try:
             status = Path("/proc/self/status").read_text("utf-8")
             return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-        except (OSError, IndexError):  # a sandbox without it
+        except (OSError, IndexError):  # a sandbox without /proc
             return None
     try:
         import resource

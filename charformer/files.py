@@ -1,4 +1,4 @@
-"""Files that a kill at any moment cannot leave half written."""
+"""Atomic writes: killing the program at any moment leaves no half-written file."""
 
 import os
 import time
@@ -11,9 +11,9 @@ from charformer.errors import UserError, WriteError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; on leaving it is flushed to disk and renamed to ``path``.
+    """Yield a temporary path beside ``path``; on exit, flush its file to disk and rename it to ``path``.
 
-    Raises WriteError when the folder cannot be written to; the previous file stays whole.
+    Raises WriteError if the folder cannot be written to; the previous file stays intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,12 +30,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # what stood in the way may still do so
+        with suppress(OSError):  # the reason for the first error may prevent this too
             temporary.unlink(missing_ok=True)
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename, trying for two seconds where Windows refuses because another program has ``path`` open."""
+    """Rename ``temporary``; retry for two seconds if Windows refuses because another program has ``path`` open."""
     for _ in range(20 if os.name == "nt" else 0):
         try:
             temporary.replace(path)
@@ -46,7 +46,7 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create ``path`` and its parents. Raises UserError where that is impossible."""
+    """Create ``path`` and its parents. Raises UserError if that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,6 +54,6 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8, newlines as they are, atomically."""
+    """Write ``text`` as UTF-8, atomically and with unchanged newlines."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")

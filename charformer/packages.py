@@ -1,7 +1,7 @@
-"""Whether the folders that lie beside this package are the ones that Python would import.
+"""A check that Python imports our folders beside this package, and no others of the same names.
 
-``kernels`` and ``export`` are names that others use too: Hugging Face's package ``kernels``, or a user's own export.py
-in the current folder, which ``python -m`` puts before everything that is installed.
+Others use the names ``kernels`` and ``export`` too: Hugging Face has a package ``kernels``, and a user may have an
+export.py in the current folder, which ``python -m`` puts before everything that is installed.
 """
 
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ NAMES = ("kernels", "export")
 
 
 def check_packages(root: Path = ROOT) -> None:
-    """Raise UserError, which names the file, where something hides a module of ours. Imports none of them."""
+    """Raise UserError, which names the file, if something hides a module of ours. Imports none of them."""
     for name in NAMES:
         ours = root / name
         if hiding := _find_hiding(name, ours):
@@ -25,7 +25,7 @@ def check_packages(root: Path = ROOT) -> None:
 
 
 def _find_hiding(name: str, ours: Path) -> Path | None:
-    """Return the file or folder that Python would import in place of one in ``ours``; None if there is none."""
+    """Return the file or folder that Python would import instead of ours in ``ours``; None if there is none."""
     spec = find_spec(name)
     if spec is None:
         return None

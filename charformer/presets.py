@@ -1,4 +1,4 @@
-"""The presets: what each name stands for, as data."""
+"""The presets: the settings that each name stands for, as data."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ from charformer.config import ModelConfig, TrainConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A model and a TrainConfig for each stage."""
+    """A model's shape and a TrainConfig for each stage."""
 
     model: ModelConfig
     pretrain: TrainConfig

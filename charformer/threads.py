@@ -1,7 +1,7 @@
-"""How many threads to compute with: as many as there are processors that other programs leave idle.
+"""The number of threads to compute with: one for each processor that other programs leave idle.
 
-Threads of one operation wait for one another. Where one of them has no processor, all of them wait for the scheduler at
-every operation, and two threads beside one busy program are slower than one (bench.busy).
+The threads of one operation wait for one another. If one of them has no processor, all of them wait for the scheduler
+at every operation, and two threads beside one busy program are slower than one (bench.busy).
 """
 
 import os
@@ -13,16 +13,16 @@ MIN_SECONDS = 0.2  # the system counts in hundredths of a second
 
 
 class LoadProbe:
-    """Measures what other programs take of the processors, from its creation on."""
+    """Measures the processor time that other programs use, from its creation on."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._own, self._all = time.process_time(), _busy_seconds()
 
     def threads(self, most: int) -> int:
-        """Return a number of threads from 1 to ``most``: the processors that others leave idle, rounded.
+        """Return a number of threads from 1 to ``most``: the processors that other programs leave idle, rounded.
 
-        It waits until some tenths of a second have passed since the creation.
+        This waits until some tenths of a second have passed since the probe was created.
         """
         time.sleep(max(0.0, self._began + MIN_SECONDS - time.perf_counter()))
         seconds = time.perf_counter() - self._began
@@ -32,6 +32,6 @@ class LoadProbe:
 
 
 def _busy_seconds() -> float:
-    """Return the seconds that all processors together have worked since the system started."""
+    """Return the seconds that all processors together have been busy since the system started."""
     times = psutil.cpu_times()
     return sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))

@@ -21,7 +21,7 @@ presets:
 
 examples:
   charformer-train                                      pretrain on Tiny Shakespeare, into runs/pretrain
-  charformer-train --data novel.txt --out runs/novel    pretrain on a text of your own
+  charformer-train novel.txt --out runs/novel           pretrain on a text of your own
   charformer-train --stage finetune --freeze            adapt runs/pretrain to a second text, attention frozen
   charformer-train --resume                             continue a run that was stopped
   charformer-train --preset fast --plan                 what memory and time a training takes here
@@ -38,10 +38,12 @@ def build_parser() -> Parser:
     parser = Parser(
         "charformer-train", "Pretrain a character-level GPT, or fine-tune one.", EXAMPLES.format(presets=presets)
     )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to train on, as --data takes them")
     parser.add_argument(
         "--stage",
         choices=DEFAULT_DATA,
-        help="pretrain starts from nothing, finetune from --init-from (default: pretrain)",
+        help="pretrain starts from nothing, finetune from --init-from (default: finetune with --init-from, else "
+        "pretrain)",
     )
     parser.add_argument(
         "--preset",
@@ -142,7 +144,7 @@ def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def stage_of(args: argparse.Namespace) -> str:
     """Return the stage that the arguments ask for."""
-    return args.stage or "pretrain"
+    return args.stage or ("finetune" if args.init_from else "pretrain")
 
 
 def folder(args: argparse.Namespace) -> RunDir:
@@ -156,7 +158,8 @@ def source_folder(args: argparse.Namespace) -> RunDir:
 
 
 def check(args: argparse.Namespace, world: World) -> None:
-    """Raise UserError for arguments that cannot work, before any slow step."""
+    """Raise UserError for arguments that cannot work, before any slow step; gather the texts in ``args.data``."""
+    args.data = [*args.texts, *(args.data or [])] or None
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise UserError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
     if args.plan and (args.resume or world.is_launched):

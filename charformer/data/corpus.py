@@ -1,7 +1,7 @@
-"""A named corpus or a file of the user's -> ids to train on and ids to validate on.
+"""The conversion of a named corpus or the user's files into ids to train on and ids to validate on.
 
-A text is never held whole: it is decoded in pieces, and its ids lie in a memory-mapped file in the user's cache
-folder, keyed by the text's hash.
+A text is never in memory as a whole: it is decoded in pieces, and its ids are in a memory-mapped file in the user's
+cache folder, with the text's hash as the key.
 """
 
 import io
@@ -22,7 +22,7 @@ from charformer.data.vocab import CODE_POINTS, Vocab, code_points, from_code_poi
 from charformer.errors import UserError
 from charformer.files import atomic_path, make_folder, write_text
 
-SHARE = 0.1  # of a text, which validates unless told otherwise
+SHARE = 0.1  # the default share of a text that is for validation
 Split = Literal["tail", "blocks"]
 SPLITS = get_args(Split)
 
@@ -33,7 +33,7 @@ OnProgress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Download:
-    """A text on the web, and the stand-in that needs no network."""
+    """A text on the web, and the stand-in that needs no network connection."""
 
     url: str
     sha256: str
@@ -64,7 +64,7 @@ NAMES = (*DOWNLOADS, *STAND_INS)
 class Corpus:
     """A text as ids of its own alphabet; ``table`` maps them to a model's ids.
 
-    Its end validates, or another text does, whose ids are of the same alphabet then.
+    The validation split is the end of the text, or another text, whose ids then belong to the same alphabet.
     """
 
     name: str
@@ -79,12 +79,12 @@ class Corpus:
 
     @property
     def train(self) -> Ids:
-        """What there is to train on: the first 90 %, or what the share and the other text leave."""
+        """Return the ids to train on: all but the validation share at the end, or all if another text validates."""
         return self.ids if self.validation_text else self.ids[: self._boundary]
 
     @property
     def validation(self) -> Ids:
-        """What there is to validate on: the rest, or the other text."""
+        """Return the ids to validate on: the share at the end, or the other text."""
         return self.validation_text.ids if self.validation_text else self.ids[self._boundary :]
 
     @property
@@ -92,11 +92,11 @@ class Corpus:
         return int((1 - self.share) * len(self.ids))
 
     def table(self, vocab: Vocab) -> NDArray[np.int64]:
-        """(len(alphabet),): for each id of the alphabet, its id in ``vocab``, which must hold them all."""
+        """Return each alphabet character's id in ``vocab``, which must have them all, (len(alphabet),)."""
         return vocab.encode(self.alphabet)
 
     def require(self, block_size: int, advice: str) -> None:
-        """Raise UserError, ending in ``advice``, unless both splits hold a window of ``block_size + 1``."""
+        """Raise UserError, ending in ``advice``, unless both splits have at least ``block_size + 1`` characters."""
         shortest = min(len(self.train), len(self.validation))
         if shortest < block_size + 1:
             raise UserError(
@@ -106,7 +106,7 @@ class Corpus:
             )
 
     def summary(self) -> dict[str, Any]:
-        """What config.json and --json say of the text."""
+        """Return the description of the text in config.json and --json."""
         values: dict[str, Any] = {
             "name": self.name,
             "source": self.source,
@@ -123,10 +123,10 @@ class Corpus:
 
 
 def cache_folder() -> Path:
-    """Where downloads and ids are kept: XDG_CACHE_HOME on Linux, the system's own place elsewhere."""
+    """Return the folder of downloads and ids: in XDG_CACHE_HOME on Linux, in the system's own place elsewhere."""
     try:
         import platformdirs
-    except ImportError:  # an image for GPUs may have everything else
+    except ImportError:  # an image for GPUs may lack only this package
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charformer"
     return platformdirs.user_cache_path("charformer")
 
@@ -137,10 +137,10 @@ def load(
     encoding: str = "utf-8",
     notice: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
-    """The text that ``--data`` names: files, folders, pipes and names of ``NAMES``, one behind the other.
+    """Return the text that ``--data`` names: files, folders, pipes and names in ``NAMES``, one after the other.
 
-    ``notice`` is told which files of a folder were taken. Raises NoConnectionError for a download without network,
-    UserError for a text that cannot be used.
+    ``notice`` is called with a message about which files of a folder were used. Raises NoConnectionError for a download
+    without a network connection, and UserError for a text that cannot be used.
     """
     places = [data] if isinstance(data, str) else list(data)
     encoding = checked_encoding(encoding)
@@ -157,7 +157,7 @@ def load(
 def load_or_stand_in(
     name: str, on_progress: OnProgress = lambda *_: None, notice: Callable[[str], None] = print
 ) -> Corpus:
-    """The downloaded corpus ``name`` or, with a notice, its stand-in when there is no network."""
+    """Return the corpus ``name``, downloaded, or its stand-in, with a notice, when there is no network connection."""
     try:
         return encoded(Text(name, [_downloaded(name, on_progress)]), on_progress)
     except NoConnectionError as error:
@@ -167,7 +167,7 @@ def load_or_stand_in(
 
 
 def _files(place: str, on_progress: OnProgress, encoding: str, notice: Callable[[str], None]) -> list[TextFile]:
-    """What one --data names."""
+    """Return the files that one --data names."""
     if place in NAMES and encoding != "utf-8":
         raise UserError(f"{place} is UTF-8; --encoding is for files")
     if place in STAND_INS:
@@ -187,7 +187,7 @@ def _files(place: str, on_progress: OnProgress, encoding: str, notice: Callable[
 
 
 def stand_in_file(name: str) -> TextFile:
-    """The text of a stand-in, in memory."""
+    """Return a stand-in as a file whose text is in memory."""
     source, make = STAND_INS[name]
     content = make().encode()
     return TextFile(name, source, len(content), lambda: io.BytesIO(content))
@@ -205,7 +205,7 @@ def _downloaded(name: str, on_progress: OnProgress) -> TextFile:
 
 
 def encoded(text: Text, on_progress: OnProgress) -> Corpus:
-    """``text`` as a corpus, its ids in the cache. Raises UserError for a text that cannot be used."""
+    """Return ``text`` as a corpus with its ids in the cache. Raises UserError for a text that cannot be used."""
     try:
         sha256 = text.sha256()
         alphabet, ids = cached(sha256)
@@ -218,7 +218,7 @@ def encoded(text: Text, on_progress: OnProgress) -> Corpus:
 
 
 def _write_ids(text: Text, sha256: str, on_progress: OnProgress) -> tuple[str, Ids]:
-    """The alphabet of ``text`` and its ids, written to the cache."""
+    """Write the alphabet and the ids of ``text`` to the cache; return both."""
     make_folder(cache_folder())
 
     def pieces(doing: str) -> Iterator[str]:
@@ -237,12 +237,12 @@ def _write_ids(text: Text, sha256: str, on_progress: OnProgress) -> tuple[str, I
 
 
 def ids_path(name: str) -> Path:
-    """Where the cache keeps the ids of the text with this hash, or another array that ``name`` is the key of."""
+    """Return the path in the cache of the ids of the text whose hash is ``name``, or of another array with this key."""
     return cache_folder() / f"{name}.npy"
 
 
 def cached(sha256: str) -> tuple[str, Ids | None]:
-    """The alphabet and the ids that the cache has of a text; None where it has none, or damaged ones."""
+    """Return a text's alphabet and ids from the cache; None for the ids if they are missing or damaged."""
     try:
         header = json.loads(ids_path(sha256).with_suffix(".json").read_text("utf-8"))
         alphabet = Vocab.from_dict(header).characters
@@ -254,7 +254,7 @@ def cached(sha256: str) -> tuple[str, Ids | None]:
 
 
 def _survey(pieces: Iterator[str]) -> tuple[str, int]:
-    """The sorted distinct characters, and how many characters there are in all."""
+    """Return the distinct characters, sorted, and the number of characters in all."""
     seen = np.zeros(CODE_POINTS, bool)
     characters = 0
     for piece in pieces:
@@ -264,7 +264,7 @@ def _survey(pieces: Iterator[str]) -> tuple[str, int]:
 
 
 def _encode(pieces: Iterator[str], alphabet: str, characters: int, path: Path) -> None:
-    """Write the ids of the text to a .npy file, in the smallest unsigned type that holds them."""
+    """Write the ids of the text to a .npy file, in the smallest unsigned type that fits them."""
     dtype = np.min_scalar_type(len(alphabet) - 1)
     table = np.zeros(CODE_POINTS, dtype)
     table[code_points(alphabet)] = np.arange(len(alphabet), dtype=dtype)

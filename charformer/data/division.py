@@ -1,4 +1,4 @@
-"""Which characters validate: the end of a text, blocks from all over it, or another text."""
+"""The choice of the characters to validate on: the end of a text, blocks from all over it, or another text."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -11,15 +11,15 @@ from charformer.errors import UserError
 from charformer.files import atomic_path
 
 MAX_BLOCKS = 20
-BLOCK_CHARACTERS = 4096  # at least, where the text is long enough for two such blocks
-COUNTED = 100_000  # characters of each tenth of a text, to see how the tenths differ
-UNLIKE = 0.15  # total variation by which a tail differs from the rest beyond what tenths of the text usually do
+BLOCK_CHARACTERS = 4096  # the minimum, if the validation share is long enough for two such blocks
+COUNTED = 100_000  # about how many characters of each tenth of a text are counted to compare the tenths
+UNLIKE = 0.15  # the excess of the total variation between tail and rest over what is usual for tenths of the text
 
 
 def divided(corpus: Corpus, share: float, split: Split) -> Corpus:
-    """``corpus`` with another share of it for validation: its tail, or blocks from all over it, moved to its end.
+    """Return ``corpus`` with a new share for validation: its tail, or blocks from all over it, moved to its end.
 
-    Raises UserError for a share that is none.
+    Raises UserError unless the share is between 0 and 1.
     """
     if not 0 < share < 1:
         raise UserError(f"--validation-share is {share}; it must lie between 0 and 1")
@@ -29,7 +29,7 @@ def divided(corpus: Corpus, share: float, split: Split) -> Corpus:
 
 
 def validated_on(corpus: Corpus, other: Corpus) -> Corpus:
-    """``corpus``, all of it to train on, validated on ``other``."""
+    """Return ``corpus`` with all of it for training and ``other`` for validation."""
     alphabet = corpus.alphabet + "".join(sorted(set(other.alphabet) - set(corpus.alphabet)))
     table = Vocab(alphabet).encode(other.alphabet).astype(np.min_scalar_type(len(alphabet) - 1))
     same = replace(other, alphabet=alphabet, ids=table[other.ids])
@@ -37,10 +37,10 @@ def validated_on(corpus: Corpus, other: Corpus) -> Corpus:
 
 
 def tail_differs(corpus: Corpus) -> float | None:
-    """How unlike the rest a tail's characters are: the share of them that is out of proportion, from 0 to 1.
+    """Return how much a tail's characters differ from the rest: the share that is out of proportion, from 0 to 1.
 
-    That is the total variation distance of the two distributions of characters. None where the other tenths of the text
-    differ about as much from their rests, or where the tail does not validate.
+    This is the total variation distance between the two distributions of characters. The result is None if the other
+    tenths of the text differ about as much from their rests, or if the tail is not the validation split.
     """
     if corpus.split != "tail" or corpus.validation_text or len(corpus.ids) < 1000:
         return None
@@ -58,8 +58,10 @@ def tail_differs(corpus: Corpus) -> float | None:
 
 
 def _blocks_last(corpus: Corpus, share: float) -> Ids:
-    """The ids of ``corpus`` in another order, (len(ids),): at the end of each of some stretches of the text lies a
-    block that validates, and all of these come last."""
+    """Return the ids of ``corpus`` with the blocks for validation moved to the end, (len(ids),).
+
+    The text is cut into stretches, and the end of each stretch is such a block.
+    """
     characters = len(corpus.ids)
     held = characters - int((1 - share) * characters)
     count = max(1, min(MAX_BLOCKS, held // 2, max(2, held // BLOCK_CHARACTERS)))

@@ -1,4 +1,4 @@
-"""Fetch one file over HTTPS into the cache, whole and checked or not at all."""
+"""The download of one file over HTTPS into the cache, complete and checked or not at all."""
 
 import hashlib
 import http.client
@@ -15,20 +15,20 @@ from charformer.files import atomic_path, make_folder
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 10.0
-LONGEST_SECONDS = 300.0  # in all: a server may send a little, again and again
+LONGEST_SECONDS = 300.0  # in all: a server may keep sending small pieces
 LARGEST = 64 * 2**20
 
 
 class NoConnectionError(UserError):
-    """The server could not be reached, or broke off."""
+    """An error for a server that cannot be reached, or that breaks off the transfer."""
 
 
 def fetch(url: str, sha256: str, path: Path, on_progress: Callable[[int, int | None], None]) -> None:
     """Download ``url`` to ``path``, calling ``on_progress(bytes so far, bytes in all or None)``.
 
-    Raises NoConnectionError when no answer comes within ``CONNECT_SECONDS`` in all (name look-up, every address and
-    redirects together), or one that sends us to another host, or the transfer breaks off or takes longer than
-    ``LONGEST_SECONDS``; UserError when the content has another SHA-256.
+    Raises NoConnectionError if no answer comes within ``CONNECT_SECONDS`` in all (name look-up, every address and
+    redirects together), the answer redirects to another host, or the transfer breaks off or takes longer than
+    ``LONGEST_SECONDS``. Raises UserError if the content has another SHA-256.
     """
     make_folder(path.parent)
     content = bytearray()
@@ -38,7 +38,7 @@ def fetch(url: str, sha256: str, path: Path, on_progress: Callable[[int, int | N
         with response:
             length = response.headers.get("Content-Length")
             total = int(length) if length and length.isdecimal() else None
-            while block := response.read1(1 << 16):  # not read, which waits for all of them
+            while block := response.read1(1 << 16):  # read would wait for all of the bytes
                 content += block
                 on_progress(len(content), total)
                 if time.monotonic() > until:
@@ -56,7 +56,7 @@ def fetch(url: str, sha256: str, path: Path, on_progress: Callable[[int, int | N
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within a host."""
+    """A handler that follows redirects only within a host."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -68,7 +68,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
 
 
 def _open(url: str) -> http.client.HTTPResponse:
-    """Open ``url``; a thread, since a name look-up and a second address have no time limit of their own."""
+    """Open ``url`` in a thread, because name look-up and a second address have no time limit of their own."""
     answer: list[http.client.HTTPResponse | BaseException] = []
 
     def ask() -> None:

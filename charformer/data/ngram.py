@@ -1,28 +1,29 @@
 """A table of n-gram probabilities: for every context of up to K characters, how likely each next character is.
 
 charformer/data/ngram_counts.py makes one from a text, by interpolated Kneser-Ney smoothing (Kneser & Ney 1995; Chen &
-Goodman 1999). This module stores it, reads it and looks contexts up, with NumPy alone.
+Goodman 1999). This module stores the table, reads it and looks up contexts, with NumPy alone.
 
 The contexts form a tree. Its root is the empty context; the child ``c`` of a context adds ``c`` in front of it, one
-character further back in the text. A lookup starts at the root and follows the text backwards for as long as the tree
-goes, at most K characters, and at each context that it meets turns the distribution p over the next character into
+character further back in the text. A lookup starts at the root and follows the text backwards as far as the tree
+reaches, at most K characters. At each context on the way it changes the distribution p over the next character:
 
-    p = backoff * p,   then for each stored next character x:   p[x] += (1 - backoff) * share[x] / (sum of the shares),
+    p = backoff * p,   then for each stored next character x:   p[x] += (1 - backoff) * share[x] / (sum of the shares).
 
-beginning with p = 1 / V for each of the V characters. What the tree lacks changes nothing, so p always sums to one.
+It begins with p = 1 / V for each of the V characters. Contexts that the tree lacks change nothing, so p always sums
+to one.
 
-Six arrays hold the tree; "context" below is a number, given breadth first: the root is 0, then come the contexts of
-one character by that character, then those of two, sorted by their parents and then by the character in front.
+Six arrays store the tree. Contexts are numbered breadth first: the root is 0, then come the contexts of one character,
+sorted by that character, then those of two characters, sorted by their parents and then by the character in front.
 
     characters  (contexts,)  uint16  the character in front; 0 for the root
-    children    (contexts,)  uint16  how many children a context has. They have consecutive numbers, which begin at one
-                                     plus the sum of ``children`` of all contexts before it
+    children    (contexts,)  uint16  how many children a context has. Their numbers are consecutive, and the first is
+                                     one plus the sum of ``children`` of all contexts before it
     entries     (contexts,)  uint16  how many next characters are stored; they begin at the sum of ``entries`` before
     backoffs    (contexts,)  uint16  backoff * 65535; never 0
-    following   (entries,)   uint16  the next characters, rising within a context
-    shares      (entries,)   uint8   a share is 2 ** (-code / 16); only its ratio to the context's others matters
+    following   (entries,)   uint16  the next characters, in ascending order within a context
+    shares      (entries,)   uint8   a share is 2 ** (-code / 16); only its ratio to the context's other shares matters
 
-A port to another language needs the two running sums, a binary search among a context's children, and the line above.
+A port to another language needs the two running sums, a binary search among a context's children, and the formula.
 """
 
 import math
@@ -36,13 +37,13 @@ from charformer.errors import UserError
 
 Rows = NDArray[np.float32]
 
-MAX_CHARACTERS = 8192  # distinct, for which rows of probabilities are kept dense
-LONGEST = 8  # characters of context
-FLOOR = 1e-12  # of a probability, whose logarithm is asked for
+MAX_CHARACTERS = 8192  # the largest vocabulary, because rows of probabilities are dense
+LONGEST = 8  # the most characters of a context
+FLOOR = 1e-12  # the smallest probability, because its logarithm is needed
 BACKOFF_STEPS = 65535
-SHARE_STEPS = 16  # an octave
-DENSE_CELLS = 1 << 18  # of the rows of the shortest contexts, which are made once
-MAX_KEPT = 1 << 22  # cells of rows that a lookup of one context at a time keeps
+SHARE_STEPS = 16  # per factor of two
+DENSE_CELLS = 1 << 18  # the most cells of the rows of the shortest contexts, which are computed once
+MAX_KEPT = 1 << 22  # the most cells of rows that single lookups keep
 ARRAYS = {
     "characters": np.uint16,
     "children": np.uint16,
@@ -54,14 +55,14 @@ ARRAYS = {
 
 
 class NgramTable:
-    """Probabilities of the next character behind up to ``order`` others; the module's text describes the arrays.
+    """A table of probabilities of the next character after up to ``order`` others; see the module for its arrays.
 
     Args:
         vocab_size: V, at most ``MAX_CHARACTERS``.
-        arrays: those of ``ARRAYS``, by name.
+        arrays: the arrays named in ``ARRAYS``, by name.
 
     Raises:
-        UserError: for arrays that are no such tree.
+        UserError: if the arrays do not form such a tree.
     """
 
     def __init__(self, vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -72,7 +73,7 @@ class NgramTable:
         contexts = len(children)
         self._first_entry = np.concatenate([[0], np.cumsum(entries)])
         parents = np.repeat(np.arange(contexts), children)
-        self._keys = parents * vocab_size + arrays["characters"][1:]  # sorted: children follow their parents' order
+        self._keys = parents * vocab_size + arrays["characters"][1:]  # sorted: children have the order of parents
         if (np.diff(self._keys) <= 0).any():
             raise UserError("the n-gram table's contexts are out of order")
         self._depth_ends = _depth_ends(children)
@@ -83,32 +84,33 @@ class NgramTable:
         dense = [depth for depth, end in enumerate(self._depth_ends) if depth == 0 or end * vocab_size <= DENSE_CELLS]
         self._dense_depth = dense[-1]
         self._dense = self._dense_rows()
-        self._dense_children = np.zeros(len(self._dense) * vocab_size, np.int32)  # 0 where there is no such child
+        self._dense_children = np.zeros(len(self._dense) * vocab_size, np.int32)  # 0 means no such child
         short = self._keys < len(self._dense_children)
         self._dense_children[self._keys[short]] = np.flatnonzero(short) + 1
         self._kept: dict[int, Rows] = {}
-        self._children: dict[int, int] = {}  # by a key as in ``_keys``, as far as they were asked for
+        self._children: dict[int, int] = {}  # by a key as in ``_keys``, for past lookups
 
     def __len__(self) -> int:
-        """Return the number of n-grams: next characters that are stored, of all contexts together."""
+        """Return the number of n-grams: the stored next characters of all contexts."""
         return len(self._following)
 
     def bytes(self) -> int:
-        """Return the memory that the table takes, but for rows that single lookups keep."""
+        """Return the bytes of memory that the table takes, without the rows that single lookups keep."""
         own = (self._first_entry, self._keys, self._backoffs, self._shares, self._dense, self._dense_children)
         return sum(array.nbytes for array in (*self.arrays.values(), *own))
 
     def contexts_of(self, text: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the number of the longest known context at the end of each row of ``text``, (N, K) -> (N,).
 
-        A row's last character is the nearest one; a negative character ends the context, which is then shorter.
+        A row's last character is the nearest one; a negative character ends the context early.
         """
         return self._walk(text)[0]
 
     def rows(self, text: NDArray[np.integer[Any]]) -> Rows:
-        """Return the probabilities of the next character behind each row of ``text``, (N, K) -> (N, V) float32.
+        """Return the probabilities of the next character after each row of ``text``, (N, K) -> (N, V) float32.
 
-        See ``contexts_of`` for the rows of ``text``. Each result sums to one, to rounding, and is at least ``FLOOR``.
+        See ``contexts_of`` for the rows of ``text``. Each row of the result sums to one, apart from rounding, and no
+        probability is below ``FLOOR``.
         """
         _, dense, steps = self._walk(text)
         rows = self._dense[dense]
@@ -117,9 +119,9 @@ class NgramTable:
         return np.maximum(rows, np.float32(FLOOR), out=rows)
 
     def row(self, text: list[int]) -> Rows:
-        """Return the probabilities behind one context, (V,) float32, as ``rows`` does; must not be written to.
+        """Return the probabilities after one context, (V,) float32, as ``rows`` does; do not write to them.
 
-        ``text`` may be longer than ``order``. What was computed is kept, up to ``MAX_KEPT`` cells, for the next time.
+        ``text`` may be longer than ``order``. Computed rows are kept for later calls, up to ``MAX_KEPT`` cells.
         """
         context, path = 0, [0]
         for character in reversed(text[-self.order :] if self.order else []):
@@ -142,7 +144,7 @@ class NgramTable:
         return np.maximum(row, np.float32(FLOOR))
 
     def _child_of(self, context: int, character: int) -> int:
-        """Return the context with one more character in front; 0 where the tree has none."""
+        """Return the context with one more character in front; 0 if the tree has none."""
         key = context * self.vocab_size + character
         if key < len(self._dense_children):
             return self._dense_children.item(key)
@@ -158,8 +160,8 @@ class NgramTable:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
         """Follow each row of ``text`` backwards through the tree.
 
-        Returns the contexts where the rows end, those where they leave the dense ones, and for each depth below that
-        which rows reach it and the contexts that they reach.
+        Returns the last context of each row, its last dense context, and for each greater depth the rows that reach it
+        and the contexts that they reach.
         """
         found = np.zeros(len(text), np.int64)
         dense = found
@@ -180,7 +182,7 @@ class NgramTable:
         return found, dense if steps else found, steps
 
     def _children_of(self, contexts: NDArray[np.int64], characters: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the contexts with one more character in front, all of one length; 0 where the tree has none."""
+        """Return the contexts, all of one length, with one more character in front; 0 where the tree has none."""
         keys = contexts * self.vocab_size + characters
         if keys.max(initial=0) < len(self._dense_children):
             return np.where(characters < 0, 0, self._dense_children[keys]).astype(np.int64)
@@ -189,7 +191,7 @@ class NgramTable:
         return np.where(known, place + 1, 0)
 
     def _refine(self, rows: Rows, which: NDArray[np.int64], contexts: NDArray[np.int64]) -> None:
-        """Take ``rows[which]`` from the distributions of the contexts' parents to those of ``contexts``."""
+        """Change ``rows[which]`` from the distributions of the contexts' parents to those of ``contexts``."""
         rows[which] *= self._backoffs[contexts, None]
         first = self._first_entry[contexts]
         counts = self._first_entry[contexts + 1] - first
@@ -214,7 +216,7 @@ class NgramTable:
 
 
 def _check(vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise UserError unless the arrays have the right types and sizes, and their numbers point inside them."""
+    """Raise UserError unless the arrays have the right types and sizes, and their numbers are in range."""
     if not 1 <= vocab_size <= MAX_CHARACTERS:
         raise UserError(f"an n-gram table takes 1 to {MAX_CHARACTERS:,} distinct characters, not {vocab_size:,}")
     types = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
@@ -231,14 +233,14 @@ def _check(vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise UserError("the n-gram table's numbers do not fit together")
     ends = np.cumsum(arrays["entries"].astype(np.int64))
     rises = np.diff(arrays["following"].astype(np.int64)) > 0
-    rises[ends[(ends > 0) & (ends < len(arrays["following"]))] - 1] = True  # from one context to the next
+    rises[ends[(ends > 0) & (ends < len(arrays["following"]))] - 1] = True  # a new context may fall
     empty = (arrays["entries"] == 0) & (arrays["backoffs"] < BACKOFF_STEPS)
     if not rises.all() or empty.any():
         raise UserError("the n-gram table's next characters are out of order")
 
 
 def _depth_ends(children: NDArray[np.int64]) -> list[int]:
-    """Return where the contexts of each depth end. Raises UserError for numbers that make no tree of the depth."""
+    """Return where the contexts of each depth end. Raises UserError for no tree, or one deeper than ``LONGEST``."""
     ends, start, end = [1], 0, 1
     while (more := int(children[start:end].sum())) > 0:
         if len(ends) > LONGEST:
@@ -251,7 +253,7 @@ def _depth_ends(children: NDArray[np.int64]) -> list[int]:
 
 
 def _shares(codes: NDArray[np.uint8], entries: NDArray[np.int64], backoffs: NDArray[np.uint16]) -> Rows:
-    """Return what each entry adds to its character, so that a context's entries and its backoff sum to one."""
+    """Return the amount that each entry adds to its character; a context's amounts and its backoff sum to one."""
     relative = 2.0 ** (-np.arange(256) / SHARE_STEPS)
     shares: NDArray[np.float64] = relative[codes]
     sums = np.bincount(np.repeat(np.arange(len(entries)), entries), weights=shares, minlength=len(entries))

@@ -1,4 +1,4 @@
-"""Counts of a text's n-grams, and the interpolated Kneser-Ney table that they make (charformer/data/ngram.py)."""
+"""The counts of a text's n-grams, and the interpolated Kneser-Ney table from them (charformer/data/ngram.py)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ Ids = NDArray[np.integer[Any]]
 Keys = NDArray[np.int64]
 
 DISCOUNTS = (0.5, 0.6, 0.8, 0.85, 0.9, 0.92, 0.95, 0.95, 0.95)  # by the length of the context
-PIECE = 1 << 22  # characters that are counted at once
-MIN_GAIN = 0.25  # nats over the whole text, for which a context is worth its place
-MAX_NGRAMS = 1 << 21  # distinct ones of the longest context that are kept of a text
+PIECE = 1 << 22  # characters to count at once
+MIN_GAIN = 0.25  # nats over the whole text; contexts that gain less are left out
+MAX_NGRAMS = 1 << 21  # the most distinct n-grams of the longest context to keep of a text
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each string of ``order`` + 1 characters occurs in a text.
+    """The number of times that each string of ``order`` + 1 characters occurs in a text.
 
     Attributes:
         vocab_size: V.
-        order: K, the characters of a context.
-        keys: (N,) int64, rising: a string as a number of K + 1 digits in base V, the context's nearest character first,
-            then those further back, and last the character behind the context.
+        order: K, the number of characters of a context.
+        keys: (N,) int64, ascending: a string as a number of K + 1 digits in base V, the nearest character of the
+            context first, then those further back, and last the character after the context.
         counts: (N,) int64.
     """
 
@@ -37,7 +37,7 @@ class Counts:
     counts: NDArray[np.int64]
 
     def without(self, other: "Counts") -> "Counts":
-        """Return these counts less those of ``other``, a part of the same text; what falls to zero is left out."""
+        """Return these counts minus those of ``other``, a part of the same text, without counts that become zero."""
         place = np.searchsorted(self.keys, other.keys)
         found = self.keys[np.minimum(place, len(self.keys) - 1)] == other.keys if len(self.keys) else place < 0
         counts = self.counts.copy()
@@ -47,7 +47,7 @@ class Counts:
 
 
 def longest_context(order: int, vocab_size: int) -> int:
-    """Return ``order``, or the longest context whose n-grams fit 63 bits where that is shorter."""
+    """Return ``order``, or the length of the longest context whose n-grams fit in 63 bits if that is less."""
     order = min(order, LONGEST)
     while vocab_size ** (order + 1) >= 2**63:
         order -= 1
@@ -65,11 +65,11 @@ def count(
     """Count the strings of ``order`` + 1 characters of a text, in pieces.
 
     Args:
-        ids: (N,), which may lie in a file.
-        vocab_size: V, for which ``longest_context`` gives ``order``.
-        table: for each id its number below ``vocab_size``; None leaves ids as they are.
-        most: distinct strings to keep; where there are more, the rarest are dropped as they come.
-        on_progress: called with the characters counted so far.
+        ids: (N,), possibly a memory-mapped file.
+        vocab_size: V, which must allow ``order`` by ``longest_context``.
+        table: for each id, its number below ``vocab_size``; None leaves the ids unchanged.
+        most: the most distinct strings to keep; if there are more, the rarest are dropped along the way.
+        on_progress: called with the number of characters counted so far.
     """
     found = Counts(vocab_size, order, np.zeros(0, np.int64), np.zeros(0, np.int64))
     for start in range(0, max(0, len(ids) - order), PIECE):
@@ -93,7 +93,7 @@ def _counted(ids: NDArray[np.int64], vocab_size: int, order: int) -> Counts:
 
 
 def _runs(rising: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct numbers of a rising array and how often each occurs."""
+    """Return the distinct numbers of an ascending array, and how often each occurs."""
     starts = _starts(rising)
     return rising[starts], np.diff(starts, append=len(rising))
 
@@ -106,20 +106,20 @@ def _starts(rising: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def merged(parts: list[Counts]) -> Counts:
-    """Return the sum of counts, at least one, of the same vocabulary and order."""
+    """Return the sum of one or more counts of the same vocabulary and order."""
     filled = [part for part in parts if len(part.keys)]
     if len(filled) < 2:
         return (filled or parts)[0]
     keys = np.concatenate([part.keys for part in filled])
     counts = np.concatenate([part.counts for part in filled])
-    order = np.argsort(keys, kind="stable")  # merges the sorted parts
+    order = np.argsort(keys, kind="stable")  # a stable sort merges the sorted parts
     keys, counts = keys[order], counts[order]
     starts = _starts(keys)
     return Counts(parts[0].vocab_size, parts[0].order, keys[starts], np.add.reduceat(counts, starts))
 
 
 def _within(counts: Counts, most: int) -> Counts:
-    """Drop the rarest until there are at most ``most``."""
+    """Return the counts without the rarest, so that at most ``most`` remain."""
     least = 1
     kept = counts
     while len(kept.keys) > most:
@@ -136,23 +136,24 @@ def fold_bounds(characters: int, folds: int) -> list[tuple[int, int]]:
 
 
 def leave_one_out(parts: list[Counts]) -> Iterator[Counts]:
-    """Yield for each part the counts of all others together."""
+    """Yield for each part the combined counts of all other parts."""
     whole = merged(parts)
     for part in parts:
         yield whole.without(part)
 
 
 def build(counts: Counts, min_count: int = 1, min_gain: float = MIN_GAIN) -> NgramTable:
-    """Make the table of interpolated Kneser-Ney probabilities.
+    """Return the table of interpolated Kneser-Ney probabilities.
 
     For a context c of k characters, p_k(x|c) = max(n_k(c, x) - D_k, 0) / N_k(c) + backoff * p_{k-1}(x | c without its
-    first character), where n_K are counts, and below K how many different characters come before c x (Kneser & Ney
-    1995), N their sum over x, D the ``DISCOUNTS``, and p_{-1} = 1 / V.
+    first character), where n_K are the counts and, for k below K, n_k is the number of different characters that come
+    before c x (Kneser & Ney 1995), N is the sum of n over x, D are the ``DISCOUNTS``, and p_{-1} = 1 / V.
 
     Args:
-        min_count: n-grams that occur less often in the text are left out, whatever the length of their context.
-        min_gain: contexts are left out that would raise the log-likelihood of the whole text by less than this, in
-            nats, over their shorter ones (Seymore & Rosenfeld 1996 do so by n-grams, which suits Kneser-Ney badly).
+        min_count: n-grams that occur less often in the text are left out, for every length of context.
+        min_gain: contexts are left out if they would raise the log-likelihood of the whole text by less than this, in
+            nats, over their shorter contexts (Seymore & Rosenfeld 1996 leave out single n-grams, which suits Kneser-Ney
+            badly).
     """
     if not len(counts.keys):
         nothing = {name: np.zeros(0 if name in ("following", "shares") else 1, kind) for name, kind in ARRAYS.items()}
@@ -171,12 +172,13 @@ class _Level:
     """The n-grams whose contexts are of one length.
 
     Attributes:
-        keys: (N,) int64, rising, as those of ``Counts``.
-        shares: (N,) what each n-gram has beyond the probability behind its shorter context.
-        weights: (N,) how often it occurs; for a shorter context than the longest, behind how many different ones.
-        contexts: (C,) int64, rising, the keys without their last digit.
-        entries: (C,) n-grams of each context.
-        is_worth: (C,) whether to keep it for its own sake.
+        keys: (N,) int64, ascending, as in ``Counts``.
+        shares: (N,) the part of each probability that does not come from the shorter context.
+        weights: (N,) the n in ``build``: how often each n-gram occurs; in shorter contexts than the longest, how many
+            different characters come before it.
+        contexts: (C,) int64, ascending, the keys without their last digit.
+        entries: (C,) the number of n-grams of each context.
+        is_worth: (C,) whether to keep a context for its own gain.
     """
 
     def __init__(self, keys: Keys, numbers: Keys, base: int, discount: float) -> None:
@@ -195,13 +197,13 @@ class _Level:
         return np.bincount(whose, weights=values, minlength=len(self.entries)).astype(np.float64)
 
     def keep(self, which: NDArray[np.bool_]) -> None:
-        """Leave out the n-grams, (N,), that are not chosen."""
+        """Keep only the n-grams chosen by ``which``, (N,)."""
         self.entries = self.sum(which).astype(np.int64)
         self.keys, self.shares, self.weights = self.keys[which], self.shares[which], self.weights[which]
 
 
 def _levels(counts: Counts, min_count: int) -> list[_Level]:
-    """Return the n-grams of every length of context, the empty one first."""
+    """Return the n-grams of every length of context, the empty context first."""
     base = counts.vocab_size
     keys, numbers, occurrences = counts.keys, counts.counts, counts.counts
     levels = []
@@ -225,12 +227,12 @@ def _levels(counts: Counts, min_count: int) -> list[_Level]:
 
 
 def _shortened(keys: Keys, base: int) -> Keys:
-    """Return the keys of the n-grams without the first character of their context, which is not empty."""
+    """Return the keys of n-grams without the first character of their contexts, which must not be empty."""
     return keys // (base * base) * base + keys % base
 
 
 def _gains(levels: list[_Level], base: int) -> list[NDArray[np.float64]]:
-    """Return by how much each context raises the log-likelihood of the text over its shorter one, in nats."""
+    """Return how much each context raises the log-likelihood of the text over its shorter context, in nats."""
     gains, keys, probabilities = [], np.zeros(0, np.int64), np.zeros(0)
     for order, level in enumerate(levels):
         below = np.full(len(level.keys), 1 / base)
@@ -244,7 +246,7 @@ def _gains(levels: list[_Level], base: int) -> list[NDArray[np.float64]]:
 
 
 def _prune(levels: list[_Level], base: int) -> None:
-    """Leave out the contexts that are not worth it, unless a longer one that is hangs from them."""
+    """Remove the contexts that gain too little, unless a longer context that is kept needs them."""
     is_needed = np.zeros(len(levels[-1].contexts), bool)
     for order in range(len(levels) - 1, 0, -1):
         level = levels[order]
@@ -255,7 +257,7 @@ def _prune(levels: list[_Level], base: int) -> None:
 
 
 def _arrays(levels: list[_Level], base: int) -> dict[str, NDArray[Any]]:
-    """Lay the levels out breadth first, as ``NgramTable`` takes them."""
+    """Return the arrays of ``NgramTable``: the levels in breadth-first order."""
     children = []
     for level, longer in pairwise(levels):
         parents = np.searchsorted(level.contexts, longer.contexts // base)

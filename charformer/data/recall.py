@@ -1,4 +1,4 @@
-"""The text of a run again, as its config.json sums it up."""
+"""The recovery of a run's text from the summary in its config.json."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ from charformer.errors import UserError
 
 
 def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
-    """The text that a run's config.json sums up, if it is at hand: encoded in the cache, or unchanged where it lay."""
+    """Return the text that config.json describes, if it is in the cache or unchanged in its old place; else None."""
     corpus = _undivided(summary, on_progress)
     return divided_like(corpus, summary, on_progress) if corpus else None
 
 
 def divided_like(corpus: Corpus, summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
-    """``corpus`` with the validation that a run's config.json sums up; None where another text's is not at hand."""
+    """Return ``corpus`` with the validation split that config.json describes; None if its text is not available."""
     recorded = summary.get("validation")
     if not isinstance(recorded, dict):
         return corpus
@@ -34,7 +34,7 @@ def divided_like(corpus: Corpus, summary: dict[str, Any], on_progress: OnProgres
 def _undivided(summary: dict[str, Any], on_progress: OnProgress) -> Corpus | None:
     name, source, sha256 = summary.get("name"), summary.get("source"), str(summary.get("sha256"))
     sources: list[Any] = source if isinstance(source, list) else [source]
-    if not re.fullmatch("[0-9a-f]{64}", sha256):  # a stranger's, and part of a path below
+    if not re.fullmatch("[0-9a-f]{64}", sha256):  # a config.json is untrusted, and this is part of a path below
         return None
     if not (isinstance(name, str) and sources and all(isinstance(entry, str) for entry in sources)):
         return None
@@ -43,17 +43,17 @@ def _undivided(summary: dict[str, Any], on_progress: OnProgress) -> Corpus | Non
         alphabet, ids = corpora.cached(sha256)
         if ids is None:
             text = Text(name, _files(name, sources, sha256), encoding)
-            if not text.files or text.sha256() != sha256:  # before a copy of whatever it is goes to the cache
+            if not text.files or text.sha256() != sha256:  # check an unknown file before copying it to the cache
                 return None
             found = corpora.encoded(text, on_progress)
             alphabet, ids = found.alphabet, found.ids
         return Corpus(name, source if isinstance(source, list) else sources[0], sha256, alphabet, ids, encoding)
-    except (UserError, OSError, ValueError):  # ValueError: a path with NUL in it
+    except (UserError, OSError, ValueError):  # ValueError: a path that contains NUL
         return None
 
 
 def _files(name: str, sources: list[str], sha256: str) -> list[TextFile]:
-    """A text's files; none unless all of them are there and are files, which a stranger's need not be."""
+    """Return a text's files; none unless all paths exist and are files, as those of an untrusted run may not be."""
     if name in STAND_INS:
         return [corpora.stand_in_file(name)]
     download = corpora.cache_folder() / f"{sha256}.txt"

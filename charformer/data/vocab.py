@@ -1,4 +1,4 @@
-"""Characters and their ids: any Unicode code points, encoded and decoded without a Python loop."""
+"""The characters of a model and their ids: any Unicode code points, encoded and decoded without a Python loop."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -12,28 +12,28 @@ CODE_POINTS = 0x110000
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
-    """The Unicode code points of ``text``, (len(text),)."""
+    """Return the Unicode code points of ``text``, (len(text),)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def from_code_points(codes: NDArray[np.uint32]) -> str:
-    """The text of these code points."""
+    """Return the text that consists of these code points."""
     return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def universal_newlines(text: str) -> str:
-    """Return ``text`` with \\n for every newline of any system, as texts to train on are read."""
+    """Return ``text`` with \\n for the newlines of every system; texts to train on are read the same way."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def describe(characters: str) -> str:
-    """The first ten characters by code point, readable on any terminal: ``'\\xe9' (U+00E9), ...``."""
+    """Return the first ten characters with their code points, readable on any terminal: ``'\\xe9' (U+00E9), ...``."""
     names = [f"{character!a} (U+{ord(character):04X})" for character in characters[:10]]
     return ", ".join(names) + (f" and {len(characters) - 10} more" if len(characters) > 10 else "")
 
 
 class Vocab:
-    """An ordered set of characters; a character's id is its place."""
+    """An ordered set of characters; a character's id is its position."""
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -45,11 +45,11 @@ class Vocab:
 
     @classmethod
     def of(cls, characters: Iterable[str]) -> Self:
-        """The sorted vocabulary of all characters that occur in ``characters``."""
+        """Return the sorted vocabulary of all characters that occur in ``characters``."""
         return cls("".join(sorted(set(characters))))
 
     def extended(self, characters: Iterable[str]) -> "Vocab":
-        """This vocabulary, every id unchanged, with the characters that it lacks appended in sorted order."""
+        """Return this vocabulary, with unchanged ids, and with the missing characters appended in sorted order."""
         return Vocab(self.characters + "".join(sorted(set(characters) - set(self.characters))))
 
     def __len__(self) -> int:
@@ -59,28 +59,28 @@ class Vocab:
         return bool(self._table[ord(character)] >= 0)
 
     def unknown(self, text: str) -> str:
-        """The distinct characters of ``text`` that have no id, sorted."""
+        """Return the distinct characters of ``text`` that have no id, sorted."""
         codes = np.unique(code_points(text))
         return from_code_points(codes[self._table[codes] < 0])
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Ids of ``text``, (len(text),). Raises UserError that names the characters without an id."""
+        """Return the ids of ``text``, (len(text),). Raises UserError, which names the characters without an id."""
         ids = self._table[code_points(text)]
         if (ids < 0).any():
             raise UserError(f"the vocabulary lacks {describe(self.unknown(text))}")
         return ids.astype(np.int64)
 
     def decode(self, ids: NDArray[np.integer]) -> str:
-        """The text of ``ids``, (T,)."""
+        """Return the text of ``ids``, (T,)."""
         return from_code_points(self._codes[ids])
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the vocabulary as values for JSON."""
         return {"code_points": [int(code) for code in self._codes]}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """The vocabulary that ``to_dict`` wrote. Raises UserError for anything else."""
+        """Return the vocabulary that ``to_dict`` wrote. Raises UserError for any other value."""
         codes = values.get("code_points") if isinstance(values, dict) else None
         if not isinstance(codes, list) or not all(type(code) is int and _is_character(code) for code in codes):
             raise UserError('not a vocabulary, which is {"code_points": [numbers of Unicode characters]}')
@@ -88,4 +88,4 @@ class Vocab:
 
 
 def _is_character(code: int) -> bool:
-    return 0 <= code < 0xD800 or 0xE000 <= code < CODE_POINTS  # a surrogate is no character: UTF-8 has none
+    return 0 <= code < 0xD800 or 0xE000 <= code < CODE_POINTS  # UTF-8 cannot encode surrogates

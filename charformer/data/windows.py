@@ -1,4 +1,4 @@
-"""Which windows of a text a step trains on, and those windows as tensors."""
+"""The choice of the windows that a step trains on, and their tensors."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 
 class WindowOrder:
-    """Windows in passes over the text: each pass goes over it once, cut elsewhere and in another order.
+    """The order of windows in passes over the text: each pass covers it once, with other cuts and in another order.
 
-    What is left over at its ends, less than two windows, has its turn in other passes, if less often.
+    The rest at the ends of a pass, less than two windows, is covered by other passes, but less often.
 
-    A pass follows from the seed and its number alone: a resumed run needs to know only how many windows it has drawn.
-    Drawn independently instead, a third of the text would go unseen while as much as all of it is read
+    A pass depends only on the seed and its number: a resumed run needs to know only how many windows it has drawn.
+    If windows were drawn independently, much of the text would stay unseen after as many characters as the text has
     (docs/lab/training.md).
 
     Args:
-        characters: of the text, more than ``length``.
-        length: of a window, to which belongs one more character, the last one's target.
+        characters: the length of the text, more than ``length``.
+        length: the length of a window, without the one more character that is the target of its last one.
     """
 
     def __init__(self, characters: int, length: int, seed: int) -> None:
@@ -29,7 +29,7 @@ class WindowOrder:
         self._pass = (-1, np.zeros(0, np.int64))
 
     def starts(self, first: int, count: int) -> NDArray[np.int64]:
-        """Where the windows ``first`` to ``first + count - 1`` of the training begin, (count,)."""
+        """Return where the windows ``first`` to ``first + count - 1`` of the training begin, (count,)."""
         numbers = np.arange(first, first + count)
         passes = numbers // self._count
         parts = [self._starts_of(number)[numbers[passes == number] % self._count] for number in np.unique(passes)]
@@ -44,11 +44,11 @@ class WindowOrder:
 
 
 class Windows:
-    """Cuts windows out of ids.
+    """Cuts windows out of the ids of a text.
 
     Args:
         table: for each id of a text's alphabet, its id in the model's vocabulary.
-        device: where the windows are wanted.
+        device: the device of the windows.
     """
 
     def __init__(self, table: NDArray[np.int64], device: torch.device) -> None:
@@ -58,14 +58,14 @@ class Windows:
     def __call__(
         self, ids: NDArray[Any], starts: NDArray[np.int64], length: int, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the ``length`` characters from each of ``starts``, (B,), and the character behind them.
+        """Return the ``length`` characters from each of ``starts``, (B,), and the character after them.
 
         Returns:
             (B, length + 1) int64 on the device: ``out``, which is overwritten, or a new tensor.
         """
         windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
         if self._device.type == "cuda":
-            windows = windows.pin_memory()  # PyTorch keeps it until the copy is done, so nothing here waits
+            windows = windows.pin_memory()  # PyTorch keeps this memory until the copy is done, so no wait is needed
         if out is not None:
             return out.copy_(windows, non_blocking=True)
         return windows.to(self._device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""GPT: a pre-LN decoder with learned or rotary positions and a ReLU MLP, written on ``kernels.ops``.
+"""The GPT: a pre-LN decoder with learned or rotary positions and a ReLU MLP, written on ``kernels.ops``.
 
 Shapes: B batch, T time, C channels, H heads, D head width, V vocabulary.
 """
@@ -18,20 +18,20 @@ from kernels.reference import rotate
 
 
 class Cache(Protocol):
-    """What a model needs of the texts that were read before: where the next characters stand, and what they see."""
+    """The interface to the texts read so far: the positions of the next characters, and the keys that they see."""
 
     def rows(self, table: Tensor, count: int) -> Tensor:
-        """Return the rows of a table with a row for each position, (P, ...), that are the next ``count`` positions'."""
+        """Return the next ``count`` positions' rows of a table with one row for each position, (P, ...)."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store k and v, (B, H, T, D), behind what is there; return the attention of q, (B, H, T, D), in q's shape."""
+        """Append k and v, (B, H, T, D), to the cache; return the attention of q, (B, H, T, D), in q's shape."""
 
     def advance(self, count: int) -> None:
-        """Move on by the ``count`` characters that have passed through every layer."""
+        """Advance by ``count`` characters, which have passed through every layer."""
 
 
 class KVCache:
-    """Keys and values of every layer for up to ``cache_size`` positions, of which the last ``block_size`` are seen."""
+    """A cache of every layer's keys and values, up to ``cache_size``; attention sees the last ``block_size``."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.n_layer, batch, config.n_head, config.cache_size, config.n_embd // config.n_head)
@@ -55,7 +55,7 @@ class KVCache:
 
 
 class Rotary(nn.Module):
-    """Positions as rotations of queries and keys (charformer/model/rotary.py)."""
+    """The positions as rotations of queries and keys (charformer/model/rotary.py)."""
 
     cos: Tensor
     sin: Tensor
@@ -72,7 +72,7 @@ class Rotary(nn.Module):
         return cos, sin
 
     def slide(self, cache: KVCache) -> None:
-        """Move the last ``block_size`` - 1 positions to the front of ``cache``, their keys turned back accordingly."""
+        """Move the last ``block_size`` - 1 positions to the front of ``cache``, and rotate their keys back to match."""
         kept = cache.block_size - 1
         first = cache.length - kept
         cos, sin = (table[first : first + 1].to(cache.keys.dtype) for table in (self.cos, self.sin))
@@ -82,7 +82,7 @@ class Rotary(nn.Module):
 
 
 class Linear(nn.Linear):
-    """PyTorch's, by ``kernels.ops``; with a bias."""
+    """PyTorch's linear layer, with a bias, computed by ``kernels.ops``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         self.proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
-        """(B, T, C) -> (B, T, C); ``turns`` are what ``Rotary`` returns."""
+        """Return the attention of ``x``, (B, T, C) -> (B, T, C); ``turns`` is the result of ``Rotary``."""
         batch, time, channels = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head)
         if turns is not None:
@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linears, four times as wide between them, around a ReLU or its square (So et al. 2021)."""
+    """Two linear layers around a ReLU or its square (So et al. 2021), four times as wide between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -130,13 +130,13 @@ class MLP(nn.Module):
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """Two passes over the gradient instead of four."""
+    """The square of a ReLU, with two passes over the gradient in the backward pass instead of four."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         root = x.relu()
         ctx.save_for_backward(root)
-        return root * root  # square() is float32 under a GPU's autocast
+        return root * root  # square() returns float32 under autocast on a GPU
 
     @staticmethod
     @once_differentiable
@@ -146,7 +146,7 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """Attention and MLP; each sum and the layer norm behind it are one op, so it may span two blocks."""
+    """A block of attention and MLP; each add and its layer norm are one op, so the last norm is the next block's."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -164,7 +164,10 @@ class Block(nn.Module):
         turns: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream (B, T, C) and its ``ln1`` -> the stream behind this block and its ``next_ln``."""
+        """Return the residual stream after this block and its ``next_ln``, from the stream before and its ``ln1``.
+
+        All are (B, T, C).
+        """
         dropout_p = self.dropout if self.training else 0.0
         ln2 = self.ln2
         x, h = ops.add_dropout_layer_norm(x, self.attn(h, turns, cache), ln2.weight, ln2.bias, dropout_p)
@@ -186,12 +189,12 @@ class GPT(nn.Module):
         self.ngram_prior = NgramPrior(config) if config.ngram_order else None
 
     def forward(self, ids: Tensor, cache: Cache | None = None, prior: Tensor | None = None) -> Tensor:
-        """Next-character logits at every position.
+        """Return the next-character logits at every position.
 
         Args:
-            ids: (B, T) int64, T <= block_size; positions count from where the cache is, at most cache_size.
+            ids: (B, T) int64, T <= block_size; positions count from the length of the cache, up to cache_size.
             cache: filled by a first call with any T, then extended by calls with T = 1.
-            prior: (B, T, V), an n-gram table's probabilities behind each position; of a model with an ngram_order.
+            prior: (B, T, V), an n-gram table's probabilities after each position; for a model with an ngram_order.
 
         Returns:
             (B, T, V).
@@ -199,7 +202,7 @@ class GPT(nn.Module):
         return self._logits(self.trunk(ids, cache, prior)[1], prior)
 
     def trunk(self, ids: Tensor, cache: Cache | None = None, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The residual stream behind the last block and its ``ln_f``, (B, T, C) each; arguments as in ``forward``."""
+        """Return the residual stream after the last block and its ``ln_f``, (B, T, C) each; see ``forward``."""
         time = ids.shape[1]
         x = self.tok_emb(ids)
         if self.pos_emb is not None:
@@ -218,7 +221,7 @@ class GPT(nn.Module):
         return x, h
 
     def logits(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
-        """(B, T, V) from the residual stream behind the last block, as ``trunk`` gives it."""
+        """Return the logits, (B, T, V), for the residual stream after the last block, the first result of ``trunk``."""
         return self._logits(ops.layer_norm(x, self.ln_f.weight, self.ln_f.bias), prior)
 
     def _logits(self, h: Tensor, prior: Tensor | None) -> Tensor:
@@ -230,7 +233,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def zero_init(self) -> None:
-        """Let every branch begin as nothing, and every character as likely as another."""
+        """Set the head and the last linear layer of every branch to zero.
+
+        Then every branch adds nothing at first, and all characters are equally likely.
+        """
         blocks = cast("list[Block]", list(self.blocks))
         for linear in (self.head, *(branch.proj for block in blocks for branch in (block.attn, block.mlp))):
             linear.weight.zero_()
@@ -240,8 +246,8 @@ class GPT(nn.Module):
     def extend_vocab(self, vocab_size: int, generator: torch.Generator) -> None:
         """Append rows to the embedding and the head until there are ``vocab_size``; old rows keep their values.
 
-        A new row is the mean of the old ones, the best guess at an unseen character, and an embedding also gets
-        noise of a tenth of their spread, so that new characters can be told apart from the first step on.
+        A new row is the mean of the old ones, the best guess for an unseen character. An embedding also gets noise of a
+        tenth of their spread, so that new characters differ from the first step on.
         """
         new = vocab_size - self.config.vocab_size
         old = self.tok_emb.weight

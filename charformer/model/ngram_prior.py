@@ -1,8 +1,8 @@
-"""An n-gram model's probabilities as a second input of a GPT, and as what its logits correct.
+"""The n-gram prior: an n-gram model's probabilities as a second input of a GPT, which its logits correct.
 
-A network that starts from what counting already knows learns only the rest (Li et al. 2022, "N-gram is back: Residual
-learning of neural text generation with n-gram language model"). Given to the first block as well, and with a gate that
-says at each position how far to trust it, it goes on helping as the network learns (docs/training.md).
+A network that starts from the knowledge in counts needs to learn only the rest (Li et al. 2022, "N-gram is back:
+Residual learning of neural text generation with n-gram language model"). The prior is also an input of the first block,
+and a gate weights it at each position, so that it continues to help as the network learns (docs/training.md).
 """
 
 import torch
@@ -14,9 +14,10 @@ INPUT_SPREAD = 0.1  # standard deviation of the input map's initial weights
 
 
 class NgramPrior(nn.Module):
-    """What a GPT does with ``prior``, (B, T, V): the probabilities of the next character by charformer/data/ngram.py.
+    """The part of a GPT that uses ``prior``, (B, T, V): the next-character probabilities of an n-gram table.
 
-    The square root gives rare characters some weight in the input, and makes every distribution a vector of length one.
+    charformer/data/ngram.py has the table. The square root gives rare characters some weight in the input, and makes
+    every distribution a vector of length one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -28,14 +29,14 @@ class NgramPrior(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def embed(self, prior: Tensor) -> Tensor:
-        """Return what joins the embedding of the characters, (B, T, C)."""
+        """Return the embedding of ``prior``, (B, T, C), to add to the embedding of the characters."""
         embedded: Tensor = self.input(prior.to(self.input.weight.dtype).sqrt())
         return embedded
 
     def correct(self, logits: Tensor, h: Tensor, prior: Tensor) -> Tensor:
-        """Return ``logits`` plus the gated logarithm of ``prior``, (B, T, V), in float32 at least.
+        """Return ``logits`` plus the gated logarithm of ``prior``, (B, T, V), in at least float32.
 
-        ``h`` is the normalised residual stream that the logits come from, (B, T, C).
+        ``h`` is the normalised residual stream from which the logits come, (B, T, C).
         """
         gate = self.gate(h).float().exp() if logits.dtype != torch.float64 else self.gate(h).exp()
         return logits + gate * prior.to(gate.dtype).log()
@@ -44,7 +45,7 @@ class NgramPrior(nn.Module):
     def extend_vocab(self, vocab_size: int, generator: torch.Generator) -> None:
         """Append columns to the input map until there are ``vocab_size``; old ones keep their values.
 
-        A new column is the mean of the old ones with noise of a tenth of their spread, as in ``GPT.extend_vocab``.
+        A new column is the mean of the old ones plus noise of a tenth of their spread, as in ``GPT.extend_vocab``.
         """
         old = self.input.weight
         new = vocab_size - old.shape[1]

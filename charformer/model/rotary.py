@@ -1,7 +1,7 @@
-"""Rotary positions (Su et al. 2021): pairs of channels, half a head apart, rotated by an angle for each position.
+"""The rotary positions (Su et al. 2021): pairs of channels, half a head apart, rotated by an angle per position.
 
-A score depends on how far apart a query and a key are. So a cache may move its keys to other slots, if each is rotated
-by as much as it moves.
+An attention score depends only on the distance between a query and a key. So a cache may move its keys to other slots
+if it rotates each key by as much as it moves.
 """
 
 import numpy as np
@@ -18,12 +18,12 @@ def rotary_tables(config: ModelConfig, positions: NDArray[np.int64]) -> tuple[ND
 
 
 def rotary_cache(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the tables of the slots of a cache, (cache_size, D / 2) each."""
+    """Return the cosines and sines for the slots of a cache, (cache_size, D / 2) each."""
     return rotary_tables(config, np.arange(config.cache_size))
 
 
 def rotate_back(keys: NDArray[np.floating], config: ModelConfig, slots: int) -> NDArray[np.floating]:
-    """Return keys, (..., T, D), as they are ``slots`` slots earlier; D may be padded with zeros behind each half."""
+    """Return keys, (..., T, D), rotated to ``slots`` slots earlier; zeros may pad D at the end of each half."""
     missing = keys.shape[-1] // 2 - config.n_embd // config.n_head // 2
     cos, sin = (np.pad(table, (0, missing)) for table in rotary_tables(config, np.array(slots)))
     a, b = np.split(keys.astype(np.float32), 2, axis=-1)

@@ -1,4 +1,4 @@
-"""A model, and a training in full, to the files of a run's folder and back."""
+"""The saving and loading of a model, or of a complete training state, in the files of a run's folder."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,20 +17,20 @@ from charformer.runs.tensors import Tensors, read_tensors, require_finite, write
 
 
 def save_weights(run: RunDir, weights: Mapping[str, torch.Tensor], step: int, val_loss: float) -> None:
-    """Write a model's state dict to model.safetensors, and the step and the loss that it is the best of."""
+    """Write a model's state dict to model.safetensors, with the step and the validation loss of these best weights."""
     tensors = {name: _array(tensor) for name, tensor in weights.items()}
     write_tensors(run.weights, tensors, {"step": str(step), "val_loss": repr(val_loss)})
 
 
 def load_weights(run: RunDir, model: GPT) -> None:
-    """Read model.safetensors into ``model``. Raises UserError when it does not fit, or is not finite."""
+    """Read model.safetensors into ``model``. Raises UserError if the weights do not fit, or are not finite."""
     _fill(model, run.read_weights(model.config)[0], run)
 
 
 def load_model(run: RunDir, which: str = "best") -> tuple[GPT, Vocab]:
-    """The model of a run, with its best or its last weights, on the CPU, and its vocabulary.
+    """Return the model of a run, with its best or its last weights, on the CPU, and its vocabulary.
 
-    Raises UserError when there is none, or its files are damaged or do not fit one another.
+    Raises UserError if there is no model, or its files are damaged or do not fit one another.
     """
     config, vocab = run.read_shape()
     tensors = run.read_weights(config, which)[0]
@@ -40,13 +40,13 @@ def load_model(run: RunDir, which: str = "best") -> tuple[GPT, Vocab]:
 
 
 def state_tensors(model: GPT, optimizer: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of last.safetensors by name: the model's, and the optimizer's state, given by name."""
+    """Yield the tensors of last.safetensors with their names: the model's, and those of the optimizer's state."""
     yield from ((f"{MODEL}{name}", tensor) for name, tensor in model.state_dict().items())
     yield from ((f"optimizer.{name}", tensor) for name, tensor in optimizer)
 
 
 def save_state(run: RunDir, tensors: Iterable[tuple[str, torch.Tensor]], counters: Counters) -> None:
-    """Write everything that an exact continuation needs, ``state_tensors`` and the counters, to last.safetensors."""
+    """Write all that an exact continuation needs, ``state_tensors`` and the counters, to last.safetensors."""
     arrays: Tensors = {name: _array(tensor) for name, tensor in tensors}
     write_tensors(run.state, arrays, {"counters": json.dumps(asdict(counters))})
 
@@ -54,7 +54,7 @@ def save_state(run: RunDir, tensors: Iterable[tuple[str, torch.Tensor]], counter
 def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tensor]]:
     """Read last.safetensors into the model; return the counters and the optimizer's state by name.
 
-    Raises UserError when there is nothing to resume from, or it does not fit.
+    Raises UserError if there is nothing to resume from, or it does not fit.
     """
     if not run.state.is_file():
         raise UserError(f"the run in {run.path} has saved nothing to resume from; start again with --overwrite")
@@ -63,7 +63,7 @@ def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tenso
     _fill(model, _below(tensors, MODEL), run)
     try:
         counters = _counters(metadata)
-        if run.weights.is_file():  # a kill between the two files may have left it newer than this one
+        if run.weights.is_file():  # a kill between the two writes may have left it newer
             best = read_tensors(run.weights)[1]
             counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -72,7 +72,7 @@ def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tenso
 
 
 def _counters(metadata: dict[str, str]) -> Counters:
-    """Return the counters of last.safetensors. Raises ValueError, or what JSON raises, for impossible numbers."""
+    """Return the counters of last.safetensors. Raises ValueError, or an error of JSON, for impossible numbers."""
     if "training" in metadata:
         raise ValueError("an earlier version saved it, whose order of windows is gone")
     values = json.loads(metadata["counters"])

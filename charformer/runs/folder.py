@@ -1,4 +1,4 @@
-"""A run's folder: its files by name, and what they hold."""
+"""A run's folder: its files by name, and their contents."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from charformer.runs.tensors import (
 )
 
 FORMAT = 1
-WEIGHTS = ("best", "last")  # on validation, and when the training was saved last
-MODEL = "model."  # begins the name of a weight in last.safetensors
+WEIGHTS = ("best", "last")  # the best on validation, and those of the last save
+MODEL = "model."  # the prefix of a weight's name in last.safetensors
 PLOTTED = ("step", "characters", "train_loss", "val_loss")
 
 
@@ -44,35 +44,35 @@ class RunDir:
         self.lock = self.path / ".lock"
 
     def _files(self) -> list[Path]:
-        """Every file of a run, config.json last: while it is there, the folder is a run's."""
+        """Return every file of a run, config.json last: as long as it exists, the folder is a run's."""
         files = [value for name, value in vars(self).items() if name not in ("path", "config", "lock")]
         return [*files, self.config]
 
     def _left_over(self) -> list[Path]:
-        """Temporary files of writes that were killed."""
+        """Return the temporary files of writes that were killed."""
         return [path for file in self._files() for path in self.path.glob(f".{file.name}.*.tmp")]
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run in the folder."""
+        """Return whether there is a run in the folder."""
         return self.config.is_file()
 
     @property
     def written(self) -> float:
-        """When the weights were written, in seconds since the epoch. Raises OSError where there are none."""
+        """Return when the weights were written, in seconds since the epoch. Raises OSError if there are none."""
         return self.weights.stat().st_mtime
 
     def check_free(self, overwrite: bool) -> None:
-        """Raise UserError when the folder holds a run and ``overwrite`` is False, or holds anything but a run.
+        """Raise UserError if the folder contains a run and ``overwrite`` is False, or contains anything but a run.
 
-        Temporary files of a write that was killed, and a lock, count as nothing.
+        A lock and the temporary files of a write that was killed do not count.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; choose another `out`")
         if self.exists:
-            self.read_config()  # other programs have a config.json too: theirs must not be taken for a run
+            self.read_config()  # other programs have a config.json too, which is not a run's
             if not overwrite:
                 raise UserError(
                     f"{self.path} holds a run: `resume` continues it, `overwrite` replaces it, "
@@ -82,14 +82,14 @@ class RunDir:
             raise UserError(f"{self.path} holds files that are not a run's; choose another `out`")
 
     def start(self) -> None:
-        """Make the folder, and remove the files of a run that it held. Raises UserError where that is impossible."""
+        """Create the folder, and remove the files of an earlier run in it. Raises UserError if that is impossible."""
         make_folder(self.path)
         _remove([*self._left_over(), *self._files()])
 
     def tidy(self) -> None:
-        """Remove what killed writes have left. Raises UserError where that is impossible.
+        """Remove the files that killed writes have left. Raises UserError if that is impossible.
 
-        Not a model.onnx in the making: an export takes no lock, and may be at work.
+        An unfinished model.onnx stays: an export takes no lock, and may be running.
         """
         _remove([path for path in self._left_over() if not path.name.startswith(f".{self.onnx.name}.")])
 
@@ -97,7 +97,7 @@ class RunDir:
         write_text(self.config, json.dumps({"format": FORMAT} | values, indent=2) + "\n")
 
     def read_config(self) -> dict[str, Any]:
-        """Raises UserError when there is no run, or one that this version cannot read."""
+        """Return config.json. Raises UserError if there is no run, or one that this version cannot read."""
         if not self.exists:
             raise UserError(f"there is no run in {self.path}; `charformer-train --out {self.path}` makes one")
         values = _read_json(self.config)
@@ -106,23 +106,23 @@ class RunDir:
         return values
 
     def read_section(self, name: str) -> dict[str, Any]:
-        """One object of config.json. Raises UserError when it is missing."""
+        """Return one object of config.json. Raises UserError if it is missing."""
         values = self.read_config().get(name)
         if not isinstance(values, dict):
             raise UserError(f"{self.config} has no {name!r}")
         return values
 
     def read_shape(self) -> tuple[ModelConfig, Vocab]:
-        """The shape of the run's model, and its vocabulary. Raises UserError unless they are there and of one size."""
+        """Return the model's shape and its vocabulary. Raises UserError unless both exist and have the same size."""
         config, vocab = ModelConfig.from_dict(self.read_section("model")), self.read_vocab()
         if not len(vocab) == config.vocab_size > 0:
             raise UserError(f"{self.vocab} has {len(vocab)} characters, {self.config} says {config.vocab_size}")
         return config, vocab
 
     def read_weights(self, config: ModelConfig, which: str = "best") -> tuple[Tensors, dict[str, str]]:
-        """Return the weights, best or last, and their metadata, of which the hash is always there.
+        """Return the weights, best or last, and their metadata, which always includes the hash.
 
-        Raises UserError when there are none yet, or they are damaged, not finite, or not of a model of that shape.
+        Raises UserError if there are none yet, or they are damaged, not finite, or not of a model of that shape.
         """
         self._require_weights()
         if which == "last":
@@ -134,16 +134,16 @@ class RunDir:
         if any(array.dtype != np.float32 for array in tensors.values()):
             raise UserError(f"the weights in {self.path} are not float32, as charformer-train writes them")
         shapes = {name: array.shape for name, array in tensors.items()}
-        if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # a giant that is declared is not listed
+        if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # no list for a huge n_layer
             raise UserError(f"the weights in {self.path} do not fit its config.json")
         require_finite(tensors, self.weights)
         return tensors, metadata
 
     def weights_sha256(self, which: str = "best") -> str:
-        """The hash of the model: of its weights, best or last, and, where it has one, of its n-gram table.
+        """Return the hash of the model: of its weights, best or last, and of its n-gram table if it has one.
 
-        Raises UserError where there is none. Files state the hash of the best weights and of the table, which stay
-        unread.
+        Raises UserError if there is no model. The hashes of the best weights and of the table are read from their
+        files' metadata, without the tensors.
         """
         self._require_weights()
         config = ModelConfig.from_dict(self.read_section("model"))
@@ -155,9 +155,9 @@ class RunDir:
         write_tensors(self.ngram, table.arrays, {})
 
     def read_ngram(self, config: ModelConfig) -> NgramTable | None:
-        """Return the table of the run's n-gram prior; None where its model, of the shape ``config``, has none.
+        """Return the table of the run's n-gram prior; None if its model, of the shape ``config``, has no prior.
 
-        Raises UserError when it is missing, damaged, or of another size.
+        Raises UserError if the table is missing, damaged, or of another size.
         """
         if not config.ngram_order:
             return None
@@ -171,7 +171,7 @@ class RunDir:
         return table
 
     def _require_weights(self) -> None:
-        self.read_config()  # whose error says that there is no run at all
+        self.read_config()  # to raise the error for a missing run first
         if not self.weights.is_file():
             raise UserError(f"the run in {self.path} has saved no weights yet; start again with `overwrite`")
 
@@ -188,7 +188,7 @@ class RunDir:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; empty when there is no such file. Raises UserError when it is damaged."""
+        """Return the rows of metrics.jsonl, or none if there is no such file. Raises UserError if it is damaged."""
         if not self.metrics.is_file():
             return []
         try:
@@ -202,12 +202,12 @@ class RunDir:
 
 
 def joint_sha256(weights: str, table: str | None) -> str:
-    """Return one hash for a model's weights and its n-gram table, by their own; without a table the weights' own."""
+    """Return one hash for the hashes of a model's weights and n-gram table; without a table, that of the weights."""
     return weights if table is None else hashlib.sha256(f"{weights} {table}".encode()).hexdigest()
 
 
 def table_sha256(table: NgramTable | None) -> str | None:
-    """Return the hash that a run's file states of ``table``."""
+    """Return the hash of ``table``, as its file in a run states it; None for no table."""
     return None if table is None else tensors_sha256(table.arrays)
 
 

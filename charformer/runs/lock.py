@@ -1,4 +1,4 @@
-"""One training at a time in a folder: a lock that the system lets go of when its holder ends, however it ends."""
+"""A lock for one training at a time in a folder, which the system releases when its holder ends for any reason."""
 
 import os
 import stat
@@ -11,16 +11,16 @@ from charformer.errors import UserError
 from charformer.files import make_folder
 from charformer.runs.folder import RunDir
 
-BEYOND = 2**20  # the byte that Windows locks, behind the content, which others may then still read
+BEYOND = 2**20  # the byte that Windows locks: after the content, so that others can still read that
 
 
 @contextmanager
 def locked(run: RunDir) -> Iterator[None]:
-    """Make the folder of ``run`` and hold its lock, a file with our process number in it.
+    """Create the folder of ``run`` and hold its lock, a file that contains our process number.
 
-    Raises UserError while another process holds it, whose number the message tells, and where it cannot be written. A
-    file that a killed process left is nobody's, and is taken over. Folders that were created and stay empty are removed
-    at the end.
+    Raises UserError if another process holds the lock, with that process's number in the message, or if the lock cannot
+    be written. A file that a killed process left is not locked, and is taken over. Folders that this creates and that
+    stay empty are removed at the end.
     """
     created = [path for path in (run.path, *run.path.parents) if not path.exists()]
     make_folder(run.path)
@@ -32,17 +32,17 @@ def locked(run: RunDir) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows keeps what is open
-                if _is_there(file, run):  # not another one's, in a folder of the same name
+            with suppress(OSError):  # Windows cannot remove open files
+                if _is_there(file, run):  # not another run's lock, in a folder of the same name
                     run.lock.unlink()
-                for path in created:  # which stay empty where the work never began
+                for path in created:  # these are empty if the work never began
                     path.rmdir()
 
 
 def _held(run: RunDir) -> BinaryIO:
-    """The lock's file, locked."""
+    """Return the lock's file, locked. Raises UserError if another process holds it."""
     while True:
-        # A stranger's run may hold a link instead, and what it points to must not be written to.
+        # An untrusted run may contain a link here, whose target must not be written to.
         file = open(os.open(run.lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b")  # noqa: SIM115
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
@@ -55,7 +55,7 @@ def _held(run: RunDir) -> BinaryIO:
                 f"{run.path} is being written by another training, process {holder}; "
                 "wait for it, stop it, or choose another `out`"
             )
-        if _is_there(file, run):  # else its last holder has removed it between our two calls
+        if _is_there(file, run):  # else its last holder removed it between our two calls
             file.seek(0)
             file.truncate(0)
             file.write(str(os.getpid()).encode())
@@ -65,7 +65,7 @@ def _held(run: RunDir) -> BinaryIO:
 
 
 def _is_there(file: BinaryIO, run: RunDir) -> bool:
-    """Whether ``file`` is the one that the folder has now."""
+    """Return whether ``file`` is still the lock file in the folder."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), run.lock.lstat())
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _is_there(file: BinaryIO, run: RunDir) -> bool:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether the lock is ours now."""
+    """Try to lock ``file``; return whether that succeeded."""
     try:
         if sys.platform == "win32":
             import msvcrt

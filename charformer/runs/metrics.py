@@ -1,4 +1,4 @@
-"""How far a training has come, and what it reports after each step."""
+"""The counters of a training, and its reports after each step."""
 
 from dataclasses import dataclass
 from typing import SupportsFloat
@@ -6,7 +6,7 @@ from typing import SupportsFloat
 
 @dataclass
 class Counters:
-    """How far a training has come."""
+    """The progress of a training, in counters."""
 
     step: int = 0
     characters: int = 0
@@ -18,9 +18,9 @@ class Counters:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of metrics.jsonl. Losses are means over a fixed subset of each split, in nats a character.
+    """A line of metrics.jsonl. Losses are means over a fixed subset of each split, in nats per character.
 
-    ``seconds`` counts training alone; ``chars_per_second`` is that of the steps since the last evaluation.
+    ``seconds`` counts training alone; ``chars_per_second`` is the rate since the last evaluation.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after a step; ``loss`` is its batch's and may live on a GPU, where reading it waits."""
+    """A report after a step; ``loss`` is the batch's and may be on a GPU, where reading it waits for the step."""
 
     step: int
     loss: SupportsFloat

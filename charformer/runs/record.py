@@ -1,4 +1,4 @@
-"""What config.json says of a run, typed."""
+"""The contents of a run's config.json, with types."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -12,20 +12,20 @@ TEXTS = ("stage", "preset", "freeze", "prompt", "init_from", "counted")
 
 @dataclass
 class RunRecord:
-    """The record of a run.
+    """The record of a run, which config.json stores.
 
     Attributes:
         stage: ``pretrain`` or ``finetune``.
-        preset: the name of the preset that its values came from.
-        freeze: what a fine-tune leaves as it was, ``none`` in a pretraining.
-        corpus: name, source, SHA-256 and size of the text.
-        prompt: what the sample at the end continues; empty for a newline.
+        preset: the name of the preset that provided its values.
+        freeze: the weights that a fine-tune keeps unchanged; ``none`` in a pretraining.
+        corpus: the name, source, SHA-256 and size of the text.
+        prompt: the text that the sample at the end continues; empty for a newline.
         init_from: the folder of the run that a fine-tune started from, else empty.
-        counted: which text a fine-tune's n-gram table has counted: ``new``, ``old`` or ``both``; else empty.
+        counted: the text whose n-grams a fine-tune's table counts: ``new``, ``old`` or ``both``; else empty.
         machine: the device, its name, the dtype and the threads.
-        processes: how many trained together.
-        versions: of charformer and of the libraries that a result depends on.
-        changes: which values of the training were changed when it was resumed, and from which step on.
+        processes: the number of processes that trained together.
+        versions: the versions of charformer and of the libraries that a result depends on.
+        changes: the values of the training that changed when it was resumed, and from which step on.
     """
 
     stage: str
@@ -44,7 +44,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, run: RunDir) -> Self:
-        """Read the record of ``run``. Raises UserError where there is none, or it is damaged."""
+        """Read the record of ``run``. Raises UserError if there is none, or it is damaged."""
         values = run.read_config()
         for name in ("model", "training", "corpus", "machine"):
             if not isinstance(values.get(name), dict):
@@ -62,5 +62,5 @@ class RunRecord:
         )
 
     def write(self, run: RunDir) -> None:
-        """Write the record to the config.json of ``run``. Raises WriteError where that is impossible."""
+        """Write the record to the config.json of ``run``. Raises WriteError if that is impossible."""
         run.write_config(asdict(self))

@@ -1,4 +1,4 @@
-"""Tensors to safetensors files and back, with the hash that each file states of its tensors."""
+"""The writing and reading of safetensors files, each of which states the hash of its tensors."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Tensors = dict[str, np.ndarray[Any, Any]]
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of ``tensors``, in the order of their names."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of ``tensors``, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
@@ -29,26 +29,26 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; its metadata gains the SHA-256 of its tensors.
+    """Write a safetensors file atomically, with the SHA-256 of its tensors added to the metadata.
 
-    Equal tensors and metadata give equal bytes.
+    Equal tensors and metadata produce equal bytes.
     """
-    # safetensors 0.8.0 stores the memory of a transposed array as it lies, under the shape of the transpose.
+    # safetensors 0.8.0 writes the memory of a transposed array without reordering, under the shape of the transpose.
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     with atomic_path(path) as temporary:
         content = safetensors.numpy.save(tensors, metadata | {"sha256": tensors_sha256(tensors)})
         header, data = _ordered_header(content)
-        with open(temporary, "wb") as file:  # save_file would make it unreadable to others
+        with open(temporary, "wb") as file:  # save_file would make it unreadable for other users
             file.write(header)
             file.write(data)
 
 
 def _ordered_header(content: bytes) -> tuple[bytes, memoryview]:
-    """Return the header of a safetensors file with its keys in order, since safetensors writes those of the metadata
-    in a random one, and the tensors behind it.
+    """Return the header of a safetensors file with sorted keys, and the tensors after it.
 
-    The format (https://github.com/huggingface/safetensors): the header's length as a little-endian uint64, the header
-    in JSON, filled up with spaces, and the tensors.
+    The header is sorted because safetensors writes the keys of the metadata in random order. The format
+    (https://github.com/huggingface/safetensors) is: the header's length as a little-endian uint64, the header in JSON,
+    padded with spaces, and the tensors.
     """
     (length,) = struct.unpack_from("<Q", content)
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -56,9 +56,9 @@ def _ordered_header(content: bytes) -> tuple[bytes, memoryview]:
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors and the metadata of a file that ``write_tensors`` wrote.
+    """Return the tensors and the metadata of a file that ``write_tensors`` wrote.
 
-    Raises UserError when the file is missing, damaged or does not have the hash that it states.
+    Raises UserError if the file is missing, damaged or does not have the hash that it states.
     """
     with _open_tensors(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
@@ -71,14 +71,14 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def require_finite(tensors: Tensors, path: Path) -> None:
-    """Raise UserError for infinities and NaN in the tensors of ``path``."""
+    """Raise UserError if the tensors of ``path`` contain infinities or NaN."""
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UserError(f"{name} in {path} holds values that are not finite; train the run again")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of such a file alone, its tensors unread. Raises UserError when it is missing or damaged."""
+    """Return only the metadata of such a file, without the tensors. Raises UserError if it is missing or damaged."""
     with _open_tensors(path) as file:
         return file.metadata() or {}
 
@@ -90,5 +90,5 @@ def _open_tensors(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
-    except (OSError, TypeError, AttributeError, safetensors.SafetensorError) as error:  # a dtype that NumPy lacks too
+    except (OSError, TypeError, AttributeError, safetensors.SafetensorError) as error:  # or a dtype that NumPy lacks
         raise UserError(f"cannot read {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""loss.png: the losses of a run, and of the run that it came from."""
+"""The plot loss.png: the losses of a run, and of the run that it started from."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Rows = list[dict[str, Any]]
 
 
 def plot_losses(run: RunDir, stages: list[tuple[str, Rows]]) -> None:
-    """Draw training and validation loss against the characters seen, one panel a stage, to the run's loss.png."""
+    """Draw training and validation loss against the characters seen, one panel per stage, in the run's loss.png."""
     figure = Figure(figsize=(5.5 * len(stages), 4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
@@ -30,7 +30,7 @@ def plot_losses(run: RunDir, stages: list[tuple[str, Rows]]) -> None:
             arrowprops={"arrowstyle": "->", "color": "gray"},
         )
         axes.set_xlabel("characters seen (millions)")
-        axes.set_title(title, parse_math=False)  # a file's name may hold dollar signs
+        axes.set_title(title, parse_math=False)  # a file's name may contain dollar signs
         axes.grid(alpha=0.3)
         axes.legend()
     panels[0].set_ylabel("loss (nats a character)")

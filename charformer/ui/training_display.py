@@ -1,4 +1,4 @@
-"""What a person sees while it works: a live panel on a terminal, plain lines elsewhere."""
+"""The display of a training at work: a live panel on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from charformer.runs.metrics import Progress
 from charformer.ui.console import duration
 
 PANEL_WIDTH = 100
-FIGURES_WIDTH = 46  # of the panel, borders and the curve's labels included
+FIGURES_WIDTH = 46  # of the panel, including borders and the curve's labels
 CURVE_HEIGHT = 8
 PLAIN_SECONDS = 10.0
-REFRESH_SECONDS = 0.5  # drawing takes 2.5 ms (docs/lab/cpu-speed.md)
+REFRESH_SECONDS = 0.5  # drawing takes time from training (docs/lab/cpu-speed.md)
 
 
 class TrainingDisplay:
-    """Shows the steps of one training, to be used as a context.
+    """A context manager that shows the steps of one training.
 
     Args:
-        first_step, max_steps: where this process begins, and where it ends.
+        first_step, max_steps: the steps at which this process begins and ends.
         characters_per_step: batch_size x block_size.
-        memory: peak memory so far, in bytes, or None.
+        memory: returns the peak memory so far, in bytes, or None.
         history: (step, training loss, validation loss) of evaluations before ``first_step``.
     """
 
@@ -62,7 +62,7 @@ class TrainingDisplay:
             self._live.stop()
 
     def update(self, step: Progress) -> None:
-        """Take in a step; redraw if it is time to."""
+        """Record a step; redraw if it is time to."""
         self._clock.tick(step.step, counts=step.evaluation is None)
         if step.evaluation:
             row = step.evaluation
@@ -117,7 +117,7 @@ class TrainingDisplay:
 
 
 class _Clock:
-    """Steps a second: an average that follows the last twenty steps or so, without the first, which warms up."""
+    """An average of the steps per second over about the last twenty, without the first step, which warms up."""
 
     def __init__(self, step: int) -> None:
         self._first = step + 1
@@ -126,7 +126,7 @@ class _Clock:
         self._mean: float | None = None
 
     def tick(self, step: int, counts: bool) -> None:
-        """A step is done; it counts unless it was held up by an evaluation."""
+        """Record that a step is done; ``counts`` is False for a step that an evaluation has delayed."""
         now = time.monotonic()
         if self._time is not None and step > self._first and (counts or self._mean is None):
             seconds = (now - self._time) / (step - self._step)
@@ -140,7 +140,7 @@ class _Clock:
 
 
 def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int, width: int) -> Text:
-    """Both losses against the step, ``width`` cells of braille dots: cyan for training, yellow for validation."""
+    """Draw both losses by step in ``width`` cells of braille dots: cyan for training, yellow for validation."""
     text = Text()
     if len(evaluations) < 2:
         return text

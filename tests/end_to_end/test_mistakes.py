@@ -39,11 +39,11 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("flags", "named"),
     [
         (["--freeze"], "add --stage finetune"),
-        (["--init-from", "x"], "add --stage finetune"),
+        (["--init-from", "x"], "there is no run in x to fine-tune"),
         (["--stage", "finetune"], "`charformer-train` makes runs/pretrain"),
         (["--stage", "other"], "invalid choice"),
         (["--steps", "many"], "invalid int value"),
-        (["--ste", "5"], "unrecognized arguments: --ste 5; did you mean --steps?"),
+        (["--ste", "5"], "unrecognized arguments: --ste; did you mean --steps?"),
         (["--resume"], "there is no run in runs/pretrain"),
         (["--data", "nowhere.txt"], "no file nowhere.txt"),
         (["--data", "short.txt"], "choose a --block-size of at most 9"),
