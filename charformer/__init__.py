@@ -1,11 +1,6 @@
 """Train, fine-tune and sample small character-level GPTs on the machine that a person has.
 
-<<<<<<< HEAD
-The library's names are in ``charformer.api`` and ``charformer.api_train``, and are imported when they are first asked
-for (PEP 562).
-=======
-The library's names are defined in ``charformer.api`` and are imported on first use (PEP 562).
->>>>>>> 4610827 (English: docstrings of data, model, runs and ui)
+The library's names are in ``charformer.api`` and ``charformer.api_train``, and are imported on first use (PEP 562).
 """
 
 import importlib
