@@ -18,7 +18,7 @@ class WindowOrder:
 
     Args:
         characters: the length of the text, more than ``length``.
-        length: the length of a window, without the one more character that is the target of its last one.
+        length: the length of a window, without the one more character that is the target of its last character.
     """
 
     def __init__(self, characters: int, length: int, seed: int) -> None:

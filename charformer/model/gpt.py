@@ -55,7 +55,7 @@ class KVCache:
 
 
 class Rotary(nn.Module):
-    """The positions as rotations of queries and keys (charformer/model/rotary.py)."""
+    """The rotations of queries and keys that encode positions (charformer/model/rotary.py)."""
 
     cos: Tensor
     sin: Tensor

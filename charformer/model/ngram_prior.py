@@ -1,4 +1,4 @@
-"""The n-gram prior: an n-gram model's probabilities as a second input of a GPT, which its logits correct.
+"""The n-gram prior: an n-gram model's probabilities as a second input of a GPT and the base of its logits.
 
 A network that starts from the knowledge in counts needs to learn only the rest (Li et al. 2022, "N-gram is back:
 Residual learning of neural text generation with n-gram language model"). The prior is also an input of the first block,

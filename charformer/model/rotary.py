@@ -1,7 +1,7 @@
 """The rotary positions (Su et al. 2021): pairs of channels, half a head apart, rotated by an angle per position.
 
-An attention score depends only on the distance between a query and a key. So a cache may move its keys to other slots
-if it rotates each key by as much as it moves.
+Positions affect an attention score only by the distance between query and key. So a cache may move its keys to other
+slots if it rotates each key by as much as it moves.
 """
 
 import numpy as np

@@ -48,7 +48,7 @@ def test_train_fine_tune_list_and_sample(here: Path, text_file: Path, capsys: py
     assert 0 < first["val_loss"] < 10
 
     assert front.main(["sample", "--max-new-tokens", "5", "--seed", "1"]) == 0
-    assert len(capsys.readouterr().out) == 7
+    assert len(capsys.readouterr().out.rstrip("\n")) >= 5
 
 
 def test_a_folder_without_runs_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
