@@ -18,21 +18,19 @@ def plot_losses(run: RunDir, stages: list[tuple[str, Rows]]) -> None:
     panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     for axes, (title, rows) in zip(panels, stages, strict=True):
         characters = [row["characters"] / 1e6 for row in rows]
-        for key, label, color in (("train_loss", "training", "tab:blue"), ("val_loss", "validation", "tab:orange")):
-            axes.plot(characters, [row[key] for row in rows], marker=".", label=label, color=color)
         best = min(rows, key=lambda row: row["val_loss"])
-        axes.annotate(
-            f"best {best['val_loss']:.3f}\nat step {best['step']:,}",
-            (best["characters"] / 1e6, best["val_loss"]),
-            xytext=(0, 28),
-            textcoords="offset points",
-            ha="right",
-            arrowprops={"arrowstyle": "->", "color": "gray"},
-        )
+        labels = {
+            "train_loss": ("training, estimated", "tab:blue"),
+            "val_loss": (f"validation, estimated; best {best['val_loss']:.3f} at step {best['step']:,}", "tab:orange"),
+        }
+        for key, (label, color) in labels.items():
+            axes.plot(characters, [row[key] for row in rows], marker=".", label=label, color=color)
+        axes.plot(best["characters"] / 1e6, best["val_loss"], "o", mfc="none", color="tab:orange", markersize=10)
         axes.set_xlabel("characters seen (millions)")
         axes.set_title(title, parse_math=False)  # a file's name may contain dollar signs
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.margins(y=0.25)  # room for the legend above the lines
+        axes.legend(loc="upper right", fontsize="small")
     panels[0].set_ylabel("loss (nats a character)")
     with atomic_path(run.plot) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

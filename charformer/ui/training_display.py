@@ -1,8 +1,8 @@
 """The display of a training at work: a live panel on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Self
 
 from rich.console import Console, Group
@@ -14,10 +14,12 @@ from rich.text import Text
 
 from charformer.runs.metrics import Progress
 from charformer.ui.console import duration
+from charformer.ui.loss_curve import Points, loss_curve
 
 PANEL_WIDTH = 100
-FIGURES_WIDTH = 46  # of the panel, including borders and the curve's labels
-CURVE_HEIGHT = 8
+FIGURES_WIDTH = 44  # of the panel, including borders
+CURVE_WIDTH = 26  # below which the curve goes under the figures
+MAX_BATCHES = 400  # losses of batches that the curve keeps
 PLAIN_SECONDS = 10.0
 REFRESH_SECONDS = 0.5  # drawing takes time from training (docs/lab/cpu-speed.md)
 
@@ -48,6 +50,7 @@ class TrainingDisplay:
         self._characters_per_step = characters_per_step
         self._memory = memory
         self._evaluations = list(history)
+        self._batches: Points = []
         self._clock = _Clock(first_step)
         self._drawn = 0.0
         self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
@@ -79,41 +82,69 @@ class TrainingDisplay:
     def _line(self, step: Progress) -> str:
         facts = [f"step {step.step:,}/{self._max_steps:,}"]
         if step.evaluation:
-            facts += [f"train loss {step.evaluation.train_loss:.4f}", f"val loss {step.evaluation.val_loss:.4f}"]
+            facts += [f"training {step.evaluation.train_loss:.4f}", f"validation {step.evaluation.val_loss:.4f}"]
         else:
-            facts += [f"batch loss {float(step.loss):.4f}"]
+            facts += [f"batch {float(step.loss):.4f}"]
         return " | ".join([*facts, *(f"{name} {value}" for name, value in self._figures(step))])
 
     def _figures(self, step: Progress) -> list[tuple[str, str]]:
-        rate = self._clock.steps_per_second
-        memory = self._memory()
-        return [
-            ("learning rate", f"{step.learning_rate:.2e}"),
-            ("chars/s", f"{rate * self._characters_per_step:,.0f}"),
-            ("left", duration((self._max_steps - step.step) / rate) if rate else "?"),
-            ("memory", f"{memory / 2**20:,.0f} MiB" if memory else "?"),
-        ]
+        """Return what is known of the speed and the memory, by name."""
+        rate, memory = self._clock.steps_per_second, self._memory()
+        figures = [("learning rate", f"{step.learning_rate:.2e}")] if step.step else []
+        if rate:
+            figures.append(("chars/s", f"{rate * self._characters_per_step:,.0f}"))
+            figures.append(("left", duration((self._max_steps - step.step) / rate)))
+        if memory:
+            figures.append(("memory", f"{memory / 2**20:,.0f} MiB"))
+        return figures
 
     def _panel(self, step: Progress) -> Panel:
         figures = Table.grid(padding=(0, 2))
-        rows = [
-            ("step", f"{step.step:,} of {self._max_steps:,}", "dim"),
-            ("batch loss", f"{float(step.loss):.4f}", "dim"),
-        ]
+        rows = [("step", f"{step.step:,} of {self._max_steps:,}", "dim"), ("batch", _loss(float(step.loss)), "dim")]
         if self._evaluations:
             _, train_loss, val_loss = self._evaluations[-1]
-            rows += [("train loss", f"{train_loss:.4f}", "cyan"), ("val loss", f"{val_loss:.4f}", "yellow")]
+            rows += [("training", _loss(train_loss), "cyan"), ("validation", _loss(val_loss), "yellow")]
         rows += [(name, value, "dim") for name, value in self._figures(step)]
         for name, value, style in rows:
             figures.add_row(Text(name, style), Text(value))
-        body = Table.grid(padding=(0, 3))
-        room = min(self._console.width, PANEL_WIDTH) - FIGURES_WIDTH
-        if room >= 20 and self._console.encoding.lower().startswith("utf"):
-            body.add_row(figures, loss_curve(self._evaluations, self._max_steps, room))
-        else:
-            body.add_row(figures)
-        bar = ProgressBar(total=self._max_steps, completed=step.step)
-        return Panel(Group(body, bar), title=Text(self._title), width=min(self._console.width, PANEL_WIDTH))
+        self._keep_batch(step)
+        width = min(self._console.width, PANEL_WIDTH)
+        beside = width - FIGURES_WIDTH
+        parts: list[Table | Text | ProgressBar] = [figures]
+        if self._console.encoding.lower().startswith("utf"):
+            curve = loss_curve(self._series(), self._max_steps, beside if beside >= CURVE_WIDTH else width - 4)
+            if beside >= CURVE_WIDTH:
+                body = Table.grid(padding=(0, 2))
+                body.add_row(figures, curve)
+                parts = [body]
+            else:
+                parts.append(curve)
+        parts.append(ProgressBar(total=self._max_steps, completed=step.step))
+        return Panel(Group(*parts), title=Text(self._title), width=width)
+
+    def _series(self) -> list[tuple[str, Points]]:
+        """Return the lines of the curve, without the first steep fall, beside which all that follows would be flat."""
+        trained = [row for row in self._evaluations if row[0]]
+        first = trained[0][0] if len(trained) > 1 else 0
+        return [
+            ("bright_black", [point for point in self._batches if point[0] >= first]),
+            ("cyan", [(step, loss) for step, loss, _ in trained]),
+            ("yellow", [(step, loss) for step, _, loss in trained]),
+        ]
+
+    def _keep_batch(self, step: Progress) -> None:
+        """Keep the mean of the batches' losses so far, of which recent ones count most, for the curve."""
+        if not step.step or (self._batches and step.step <= self._batches[-1][0]):
+            return
+        before = self._batches[-1][1] if self._batches else float(step.loss)
+        self._batches.append((step.step, 0.8 * before + 0.2 * float(step.loss)))
+        if len(self._batches) > MAX_BATCHES:
+            self._batches = self._batches[::2]
+
+
+def _loss(nats: float) -> str:
+    """Return a loss in nats and in bits a character."""
+    return f"{nats:.4f}  ({nats / math.log(2):.2f} bits)"
 
 
 class _Clock:
@@ -137,35 +168,3 @@ class _Clock:
     @property
     def steps_per_second(self) -> float:
         return 1 / self._mean if self._mean else 0.0
-
-
-def loss_curve(evaluations: list[tuple[int, float, float]], max_steps: int, width: int) -> Text:
-    """Draw both losses by step in ``width`` cells of braille dots: cyan for training, yellow for validation."""
-    text = Text()
-    if len(evaluations) < 2:
-        return text
-    losses = [loss for row in evaluations for loss in row[1:]]
-    low, high = min(losses), max(losses)
-    dots_x, dots_y = 2 * width - 1, 4 * CURVE_HEIGHT - 1
-    cells: dict[tuple[int, int], tuple[int, str]] = {}
-    for series, color in ((1, "cyan"), (2, "yellow")):
-        for before, after in pairwise(evaluations):
-            left, right = (round(dots_x * row[0] / max_steps) for row in (before, after))
-            for x in range(left, right + 1):
-                share = (x - left) / (right - left) if right > left else 0.0
-                loss = before[series] + share * (after[series] - before[series])
-                y = round(dots_y * (high - loss) / (high - low)) if high > low else 0
-                bits, _ = cells.get((y // 4, x // 2), (0, color))
-                cells[y // 4, x // 2] = (bits | _BRAILLE[x % 2][y % 4], color)
-    for row in range(CURVE_HEIGHT):
-        label = {0: f"{high:.2f}", CURVE_HEIGHT - 1: f"{low:.2f}"}.get(row, "")
-        text.append(f"{label:>5} ", style="dim")
-        for column in range(width):
-            bits, color = cells.get((row, column), (0, ""))
-            text.append(chr(0x2800 + bits) if bits else " ", style=color)
-        text.append("\n")
-    return text
-
-
-# The bit of each dot of a braille cell, by column and row (Unicode 1.1, U+2800 block).
-_BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))

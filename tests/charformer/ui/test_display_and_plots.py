@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ from rich.console import Console
 
 from charformer.runs.folder import RunDir
 from charformer.ui.console import PlainConsole, printable, progress_bar
+from charformer.ui.loss_curve import loss_curve
 from charformer.ui.plots import plot_losses
-from charformer.ui.training_display import TrainingDisplay, loss_curve
+from charformer.ui.training_display import TrainingDisplay
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ STEPS = [
 def test_lines_where_nobody_watches() -> None:
     lines = show(PlainConsole(file=io.StringIO(), width=60), STEPS).splitlines()
     assert len(lines) == 3  # the first step and both evaluations
-    assert "step 3/100 | train loss 3.5000 | val loss 3.6000 | learning rate 1.00e-03" in lines[1]
+    assert not any("?" in line or "chars/s 0" in line for line in lines)
+    assert "step 3/100 | training 3.5000 | validation 3.6000 | learning rate 1.00e-03" in lines[1]
     assert "memory 3 MiB" in lines[2]
     assert not any("\x1b" in line for line in lines)
 
@@ -64,7 +67,7 @@ def test_speed_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(console.file, io.StringIO)
     last = console.file.getvalue().splitlines()[-1]
     assert "step 60/100" in last
-    assert "| chars/s 128 | left 0:20 | memory ?" in last
+    assert last.endswith("| chars/s 128 | left 0:20")
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -85,15 +88,37 @@ def test_colours_in_a_pipe_bring_no_panel(name: str) -> None:
 
 
 def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
-    rows = loss_curve([(0, 4.0, 4.0), (50, 2.0, 2.5), (100, 1.0, 1.5)], 100, 30).plain.splitlines()
-    assert rows[0].startswith(" 4.00 ")
-    assert rows[-1].startswith(" 1.00 ")
+    training, validation = [(0, 4.0), (50, 2.0), (100, 1.0)], [(0, 4.0), (50, 2.5), (100, 1.5)]
+    drawn = loss_curve([("cyan", training), ("yellow", validation)], 100, 36)
+    rows = drawn.plain.splitlines()
+    assert len(rows) == 9
+    assert max(map(len, rows)) == 36
+    assert (rows[0][:6], rows[4][:6], rows[7][:6]) == (" 4.00 ", " 2.29 ", " 1.00 ")
     assert rows[0][6] != " "
     assert rows[0][-1] == " "
-    assert rows[-1][-1] != " "
-    assert rows[-1][6] == " "
-    assert loss_curve([(0, 4.0, 4.0)], 100, 30).plain == ""
-    assert loss_curve([(0, 4.0, 4.0), (100, 4.0, 4.0)], 100, 30).plain  # a flat curve divides by nothing
+    assert rows[7][-1] != " "
+    assert rows[7][6] == " "
+    assert rows[8].split() == ["0", "100"]
+    assert {str(span.style) for span in drawn.spans} >= {"cyan", "yellow"}
+    assert loss_curve([("cyan", [(0, 4.0)])], 100, 36).plain == ""
+    assert loss_curve([("cyan", [(0, 4.0), (100, 4.0)])], 100, 36).plain  # a flat curve divides by nothing
+
+
+def test_a_steep_line_hangs_together() -> None:
+    rows = loss_curve([("cyan", [(50, 4.0), (51, 1.0)])], 100, 36).plain.splitlines()
+    assert all(row[6:].strip() for row in rows[:8])
+
+
+def test_the_curve_leaves_out_the_untrained_model_and_survives_fifty_columns() -> None:
+    steps = [Step(0, 4.2, 0.0, Losses(0, 4.2, 4.2))]
+    steps += [Step(step, 2.0, 1e-3, Losses(step, 2.0 - step / 100, 2.1 - step / 100)) for step in (20, 40, 60)]
+    for width in (50, 100):
+        console = PlainConsole(file=io.StringIO(), force_terminal=True, width=width, _environ={})
+        last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", show(console, steps)).rpartition("╭")[2]
+        assert "2.00 " in last, "the highest loss of a trained model, a batch of its own, labels the axis"
+        assert "4.20" not in last
+        assert "1.5000  (2.16 bits)" in last
+        assert max(map(len, last.splitlines())) <= width
 
 
 def test_no_text_steers_the_terminal() -> None:
