@@ -1,9 +1,10 @@
-"""What each ingredient of a preset gives: its pretraining again with that one left out, loss and speeds.
+"""Measure what each ingredient of a preset contributes, by repeating the pretraining without it.
 
-    python -m bench.ablation --preset nano        each ingredient of nano, some twenty minutes on two cores
+    python -m bench.ablation --preset nano        every ingredient of nano, some twenty minutes on two cores
 
-Every variant takes the preset's whole pretraining with the same seed and the same batches. Its loss is that of the best
-weights over the whole validation split; its sampling speed that of the exported 8-bit model, all variants in turn.
+Every variant runs the preset's whole pretraining with the same seed and the same batches. Its loss is that of the best
+weights over the whole validation split. Its sampling speed is that of the exported 8-bit model, measured with all
+variants taking turns.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from bench.engines import baseline
 from bench.harness import results
 from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
-from bench.harness.sampling import SamplingEntry, race
+from bench.harness.sampling import SamplingEntry, interleave_samplers
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, keep_freed_memory
@@ -43,15 +44,14 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("ablation", __doc__)
     parser.add_presets("nano", several=False)
-    parser.add_count("--steps", None, "of each run")
+    parser.add_count("--steps", None, "steps of each run")
     parser.add_data()
     parser.add_device()
     parser.add_dtype()
-    parser.add_count("--characters", 200, "to sample")
-    parser.add_count("--rounds", 7, "texts of each")
+    parser.add_count("--characters", 200, "characters to sample for each text")
+    parser.add_count("--rounds", 7, "texts of each variant")
     return execute(parser, argv, _run)
 
 
@@ -86,8 +86,10 @@ def _run(args: argparse.Namespace) -> int:
             options = {"path": str(file), "characters": args.characters}
             entries.append(SamplingEntry("charformer-onnx", "int8", "bench.engines.sample_charformer", options))
         task = progress.add_task("sampling", total=None)
-        raced = race(entries, args.rounds, lambda doing: progress.update(task, advance=1, description=doing))
-        for row, entry in zip(rows, raced, strict=True):
+        measured = interleave_samplers(
+            entries, args.rounds, lambda doing: progress.update(task, advance=1, description=doing)
+        )
+        for row, entry in zip(rows, measured, strict=True):
             sampled = entry.row("sampling", args.preset, preset.model.block_size)
             row["sampling"] = {key: sampled[key] for key in ("chars_per_second", "samples", "threads")}
     keep(args, config, rows)
@@ -96,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def variants(preset: Preset) -> dict[str, dict[str, Any]]:
-    """Return what can be left out of ``preset``. Raises UserError where that is nothing."""
+    """Return the changes that remove each ingredient of ``preset``, by its name. Raise UserError if there are none."""
     values = preset.model.to_dict() | preset.pretrain.to_dict()
     found = {
         name: changes
@@ -109,7 +111,7 @@ def variants(preset: Preset) -> dict[str, dict[str, Any]]:
 
 
 def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
-    """``preset`` with other values for fields of its model and its pretraining."""
+    """Return ``preset`` with other values for fields of its model and its pretraining."""
     model, training = (
         {item.name: value for item in fields(config) if (value := changes.get(item.name)) is not None}
         for config in (ModelConfig, TrainConfig)
@@ -138,7 +140,7 @@ def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    figures = ["validation loss", "costs", f"at {baseline.ITS_LOSS:g} after", "seconds", "chars/s", "int8 chars/s"]
+    figures = ["validation loss", "change", f"{baseline.ITS_LOSS:g} after", "seconds", "chars/s", "int8 chars/s"]
     found = table("each ingredient left out", ["without"], figures)
     for row in rows:
         there = next((point for point in row["curve"] if point["val_loss"] <= baseline.ITS_LOSS), None)

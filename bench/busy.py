@@ -1,10 +1,11 @@
-"""A training beside a busy program: characters a second by how OpenMP's threads wait, alone and with company.
+"""Measure how much a busy program beside a training slows it down, for several ways in which OpenMP's threads wait.
 
     python -m bench.busy --json bench/results/busy.json
 
-Between two parallel regions of a step a thread spins for a while before it sleeps. Alone that saves the time of waking
-it; beside another program it keeps the one core that the step waits for. Each setting trains in turn, alone and beside
-one process that counts, for several rounds; a round's speed is the median of its evaluations' but the first.
+Between two parallel regions of a step a thread spins for a while before it sleeps. When the training has the machine to
+itself, spinning saves the time of waking the thread; beside another program it occupies the core that the step is
+waiting for. Each setting trains in turn, alone and beside one process that counts, for several rounds. A round's speed
+is the median over its evaluations except the first.
 """
 
 import argparse
@@ -23,24 +24,23 @@ from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 
-COURSE = ("--eval-batches", "1")
+FLAGS = ("--eval-batches", "1")
 COUNT = "while True: pass"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
     parser = BenchParser("busy", __doc__)
     parser.add_presets("nano", several=False)
-    parser.add_count("--steps", 40, "of a round")
-    parser.add_count("--rounds", 3, "of each")
+    parser.add_count("--steps", 40, "steps of a round")
+    parser.add_count("--rounds", 3, "rounds of each setting")
     parser.add_dtype()
     parser.add_argument(
         "--spins",
         nargs="+",
         metavar="N",
         default=["as it is", "300000", "0"],
-        help="of a thread before it sleeps (GOMP_SPINCOUNT); 'as it is' leaves that to charformer-train, 300000 is GNU "
-        "OpenMP's own (default: 'as it is' 300000 0)",
+        help="how often a thread spins before it sleeps (GOMP_SPINCOUNT); 'as it is' leaves that to charformer-train, "
+        "300000 is GNU OpenMP's own value (default: 'as it is' 300000 0)",
     )
     parser.add_data("--data", "tiny-shakespeare")
     return execute(parser, argv, _run)
@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """Let another process keep one core busy."""
+    """Keep one core busy with another process for the length of the context."""
     with subprocess.Popen([sys.executable, "-c", COUNT]) as process:
         try:
             yield
@@ -86,11 +86,11 @@ def busy_process() -> Iterator[None]:
 
 
 def _speed(args: argparse.Namespace, spins: str) -> float:
-    """Return the characters a second of a training. Raises UserError when it fails."""
+    """Return the characters a second of one training. Raise UserError when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         flags = ["--preset", args.preset, "--steps", str(args.steps), "--data", args.data, "--dtype", args.dtype]
-        flags += ["--device", "cpu", "--eval-interval", str(max(1, args.steps // 4)), *COURSE, "--out", str(run.path)]
+        flags += ["--device", "cpu", "--eval-interval", str(max(1, args.steps // 4)), *FLAGS, "--out", str(run.path)]
         environment = os.environ | ({} if spins == "as it is" else {"GOMP_SPINCOUNT": spins})
         command = [sys.executable, "-m", "charformer.commands.train", *flags]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)

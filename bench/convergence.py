@@ -1,11 +1,11 @@
-"""How many characters, and seconds, a preset takes to a validation loss: the curve of each of several seeds.
+"""Measure how many characters and seconds a preset needs to reach a validation loss, over several seeds.
 
-    python -m bench.convergence --preset nano --target 1.7     three seeds, the preset's own training
+    python -m bench.convergence --preset nano --target 1.7     three seeds of the preset's own training
     python -m bench.convergence --preset nano baseline         several presets, each to the baseline's loss
 
-Each seed is a run of its own, as charformer-train would make it, that ends where its weights reach the target on the
-whole validation split, or with the preset's last step. Estimates on the way, at each evaluation, use a fixed subset.
-A stopped bench continues where it was when the same command is given again.
+Each seed is a run of its own, as charformer-train would make it. It ends when its weights reach the target on the whole
+validation split, or with the preset's last step. The evaluations in between are estimates on a fixed subset. A bench
+that was stopped continues where it was when the same command is given again.
 """
 
 import argparse
@@ -38,28 +38,31 @@ from charformer.training.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("convergence", __doc__)
     parser.add_presets("nano")
     parser.add_argument(
         "--target", type=float, default=baseline.ITS_LOSS, metavar="X", help="loss to stop at (default: %(default)s)"
     )
-    parser.add_count("--seeds", 3, "of each")
-    parser.add_count("--steps", None, "of a run at most")
-    parser.add_count("--eval-interval", None, "in steps")
+    parser.add_count("--seeds", 3, "seeds of each preset")
+    parser.add_count("--steps", None, "steps of a run at most")
+    parser.add_count("--eval-interval", None, "steps between evaluations")
     parser.add_data()
     parser.add_device()
     parser.add_dtype()
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs/convergence"), metavar="DIR", help="their folder (default: %(default)s)"
+        "--runs",
+        type=Path,
+        default=Path("runs/convergence"),
+        metavar="DIR",
+        help="the runs' folder (default: %(default)s)",
     )
     parser.add_argument(
         "--nanogpt",
         type=Path,
         metavar="DIR",
-        help="a checkout of nanoGPT, whose recipe for a CPU then runs too: once as published, once for as long as ours",
+        help="also run the CPU recipe of this nanoGPT checkout: once as published, and once for as long as ours takes",
     )
-    parser.add_chart("a picture of the curves")
+    parser.add_chart("a chart of the curves")
     return execute(parser, argv, _run)
 
 
@@ -70,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.nanogpt is not None:
         train_nanogpt.require(args.nanogpt)
         if device.type != "cpu" or len(args.preset) > 1:
-            raise UserError("--nanogpt compares times on a CPU with those of one --preset; add --device cpu, name one")
+            raise UserError("--nanogpt compares one --preset on a CPU; name one preset and add --device cpu")
     corpus = load_text(args.data, notices)
     config = _config(args, corpus)
     keep_freed_memory()
@@ -91,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
                 reached = train_to(trainer, args.target, count)
                 rows.append(_row(trainer, args.target, reached))
-                keep(args, config, rows)  # each time, so that what is done is kept
+                keep(args, config, rows)  # after each run, so that an interrupted bench keeps those that are done
         ours = median(row["curve"][-1]["seconds"] for row in rows)
         for seconds in (None, ours) if args.nanogpt is not None else ():
             task = progress.add_task("nanogpt", total=nanogpt_recipe.STEPS, loss="")
@@ -114,8 +117,8 @@ def train_to(
     """Train until the whole validation split's loss is at most ``target``, or to the last step.
 
     Returns:
-        Step, characters, seconds of training and that loss; None where it is never reached. The loss is looked at when
-        an evaluation's estimate is the best so far and at most ``target``, and at the last step.
+        Step, characters, seconds of training and that loss, or None if it is never reached. The whole split is scored
+        when an evaluation's estimate is the best so far and at most ``target``, and at the last step.
     """
     reached = _reached(trainer, target)
     while reached is None and trainer.counters.step < trainer.config.max_steps:
@@ -127,7 +130,7 @@ def train_to(
 
 
 def _is_promising(trainer: Trainer, target: float, after: int = 0) -> bool:
-    """Return whether the last step, one behind ``after``, gave the best estimate so far, and one at the target."""
+    """Return whether the last step came later than ``after`` and gave the best estimate so far, at most ``target``."""
     counters = trainer.counters
     return counters.best_val_loss <= target and counters.best_step == counters.step > after
 
@@ -136,7 +139,7 @@ def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
     at_its_end = trainer.counters.best_step == trainer.counters.step == trainer.config.max_steps
     if not (_is_promising(trainer, target) or at_its_end):  # an estimate can be a little too high
         return None
-    loss = trainer.whole_validation_loss()  # of the best weights, which are those that the model has
+    loss = trainer.whole_validation_loss()  # of the best weights, which the model has at this point
     if loss > target:
         return None
     counters = trainer.counters
@@ -151,7 +154,7 @@ def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
 def _open(args: argparse.Namespace, preset: str, number: int, corpus: Corpus, place: Place) -> TrainingSession:
     """Return a session of the preset's pretraining with its seed + ``number``, at its start or where it was stopped.
 
-    Raises UserError for a run there that was trained otherwise.
+    Raise UserError if the folder holds a run that was trained with other settings.
     """
     train_config = PRESETS[preset].pretrain
     changes = {"max_steps": args.steps, "eval_interval": args.eval_interval, "seed": train_config.seed + number}
@@ -163,7 +166,7 @@ def _open(args: argparse.Namespace, preset: str, number: int, corpus: Corpus, pl
         record = RunRecord.read(run)
         asked = (preset, train_config, describe(place.device, place.dtype))
         if (record.preset, record.training, record.machine) != asked:
-            raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
+            raise UserError(f"the run in {run.path} was trained with other settings; choose another folder with --runs")
         session = prepare_resume(run, record, {}, corpus, place)
     session.open()
     return session
@@ -215,7 +218,7 @@ def _config(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], target: float) -> None:
-    figures = ["characters", "seconds of training", "loss there, or of the best weights"]
+    figures = ["characters", "seconds of training", "loss then, or of the best weights"]
     found = table(f"to a validation loss of {target:g}, whole split", ["preset", "seed"], figures)
     ours = [row for row in rows if row["engine"] == "charformer"]
     for row in ours:

@@ -1,9 +1,9 @@
-"""What --freeze does and costs: one pretraining, then a full fine-tune and one of each --freeze from it.
+"""Measure what --freeze saves and costs: one pretraining, then a full fine-tune and one with each --freeze.
 
     python -m bench.freeze --json bench/results/freeze.json
 
-Each variant is a `charformer-train` in a process of its own. Runs that are there already are resumed, so that a
-stopped bench continues where it was.
+Each variant is a `charformer-train` in a process of its own. Runs that already exist are resumed, so that a bench that
+was stopped continues where it was.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 
-# The curves that the baseline's page shows, (training, validation) loss by step. Its fine-tunes start from 5,000 steps.
+# The losses that the baseline's page shows, (training, validation) by step. Its fine-tunes start from 5,000 steps.
 PUBLISHED = {
     ("pretrain", "none"): {500: (2.04, 2.11), 5000: (1.25, 1.52)},
     ("finetune", "none"): {500: (1.09, 1.15), 5000: (0.81, 1.07)},
@@ -25,21 +25,22 @@ PUBLISHED = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("freeze", __doc__)
     parser.add_presets("baseline-as-coded", several=False)
     parser.add_data("--pretrain-data", "tiny-shakespeare")
     parser.add_data("--finetune-data", "ace-attorney")
-    parser.add_count("--steps", 1000, "of pretraining")
-    parser.add_count("--finetune-steps", 500, "of each fine-tune")
-    parser.add_count("--eval-interval", 100, "in steps")
-    parser.add_argument("--runs", type=Path, default=Path("runs/freeze"), help="their folder (default: %(default)s)")
+    parser.add_count("--steps", 1000, "steps of pretraining")
+    parser.add_count("--finetune-steps", 500, "steps of each fine-tune")
+    parser.add_count("--eval-interval", 100, "steps between evaluations")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/freeze"), metavar="DIR", help="the runs' folder (default: %(default)s)"
+    )
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     for data in (args.pretrain_data, args.finetune_data):
-        corpus.load(data)  # a mistake in the second is said now, not behind the first training
+        corpus.load(data)  # a mistake in the second is reported now, not after the first training
     rows = _train_all(args)
     _print(rows)
     asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
@@ -58,7 +59,10 @@ def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: list[str]) -> dict[str, Any]:
-    """Train, or finish, one variant; returns its row. Raises UserError for a run there that was trained otherwise."""
+    """Train one variant, or finish its training, and return its row.
+
+    Raise UserError if the folder holds a run that was trained with other settings.
+    """
     began = run.state.is_file()
     command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
     if began:
@@ -66,7 +70,7 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
         training = config["training"]
         is_there = (config["preset"], config["corpus"]["name"], training["max_steps"], training["eval_interval"])
         if is_there != (args.preset, Path(data).name, steps, args.eval_interval):
-            raise UserError(f"the run in {run.path} is another one than is asked for; choose other --runs")
+            raise UserError(f"the run in {run.path} was trained with other settings; choose another folder with --runs")
         command.append("--resume")
     else:
         given = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
@@ -74,14 +78,14 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
     summary = results.run_process(command)
     return results.training_row(
         run,
-        peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed one saw only its own part
+        peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed process saw only its own part
         learning_rate=run.read_section("training")["learning_rate"],
         summary=summary,
     )
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    """Print the losses of every variant beside the published ones at the same step."""
+    """Print the losses of every variant beside those published for the same step."""
     figures = ["step", "train", "val", "published", "chars/s", "s/step"]
     found = table("freeze", ["stage", "freeze"], figures)
     for row in rows:

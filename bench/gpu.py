@@ -1,12 +1,12 @@
-"""A card's short visit: facts, compiling, accuracy, steps, trainings, sampling, op times, in one program.
+"""Measure a GPU that is available for a few minutes: accuracy, steps, trainings, sampling and op times in one program.
 
     python -m bench.gpu --out bench/results/gpu --data input.txt
     python -m bench.gpu --out visit --data input.txt --stages facts,steps --budget 100
 
-It needs no network and no pytest. Each stage has seconds of its own and its own result file, and an error or a fault of
-the GPU ends that stage alone. Without a GPU, or with --device cpu, it rehearses: every stage runs on small shapes. To
-spare the card's time, compile beforehand: python -m kernels.checks.compile --card sm_90 --cache DIR, and set
-TRITON_CACHE_DIR=DIR there.
+It needs no network and no pytest. Each stage has a time limit and a result file of its own, and an error or a GPU fault
+ends only that stage. Without a GPU, or with --device cpu, it rehearses: every stage runs on small shapes. To save time
+on the GPU, compile beforehand with python -m kernels.checks.compile --card sm_90 --cache DIR, and set
+TRITON_CACHE_DIR=DIR on its machine.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from charformer.device import choose_device
 from charformer.files import make_folder
 from charformer.presets import PRESETS
 
-# Seconds that each should take on an H100.
+# The seconds that each stage should take on an H100.
 STAGES = {
     "facts": 10,
     "compiling": 40,
@@ -38,19 +38,25 @@ STAGES = {
     "tests": 50,
 }
 BUDGET = 480.0
-MAX_OVER = {"cuda": 1.5, "cpu": 10.0}  # times those seconds, and more with a larger budget, before a stage is ended
-MIN_SHARE = 0.5  # of a stage's seconds, below which it is not begun
+MAX_OVER = {"cuda": 1.5, "cpu": 10.0}  # times those seconds end a stage; a larger budget raises this in proportion
+MIN_SHARE = 0.5  # of a stage's seconds must be left, or the stage is not started
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code, 1 where a stage failed."""
+    """Run the stages; return the exit code, which is 1 if a stage failed."""
     parser = BenchParser("gpu", __doc__, result=False)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    parser.add_argument("--data", required=True, metavar="FILE|NAME", help="the text to train on")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--data", required=True, metavar="FILE|NAME", help="text to train on")
     parser.add_argument(
-        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="of everything (default: %(default)g)"
+        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="time for all stages (default: %(default)g)"
     )
-    parser.add_argument("--stages", type=_stages, default=list(STAGES), metavar="NAMES", help=f"of {','.join(STAGES)}")
+    parser.add_argument(
+        "--stages",
+        type=_stages,
+        default=list(STAGES),
+        metavar="NAMES",
+        help=f"any of {','.join(STAGES)} (default: all)",
+    )
     parser.add_device()
     return execute(parser, argv, _run)
 
@@ -60,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     corpora.load(args.data).require(PRESETS["baseline"].model.block_size, "take a longer text")
     make_folder(args.out)
-    data = str(Path(args.data).absolute()) if Path(args.data).exists() else args.data  # a worker is in another folder
+    data = str(Path(args.data).absolute()) if Path(args.data).exists() else args.data  # a worker runs in another folder
     options = {"device": device.type, "out": str(args.out.absolute()), "data": data}
     allowance = MAX_OVER[device.type] * max(1.0, args.budget / BUDGET)
     visited: list[dict[str, Any]] = []
@@ -86,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _ask(worker: Worker, name: str, seconds: float) -> dict[str, Any]:
-    """Return what became of a stage that may take ``seconds``."""
+    """Run a stage for at most ``seconds``; return its status, seconds and last line."""
     began = time.monotonic()
     try:
         answer, status = worker.ask(f"{name} {seconds:.1f}", seconds), "done"
@@ -105,7 +111,7 @@ def _stages(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in STAGES:
-            raise argparse.ArgumentTypeError(f"{name!r} is no stage; there are {', '.join(STAGES)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not a stage; the stages are {', '.join(STAGES)}")
     return names
 
 

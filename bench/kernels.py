@@ -1,10 +1,10 @@
-"""The GPU's ops against PyTorch's own, eager and compiled: seconds, and shares of what the card was found to reach.
+"""Time the GPU's ops against PyTorch's own, eager and compiled, in seconds and as shares of the card's measured peaks.
 
     python -m bench.kernels --json bench/results/kernels-gpu.json
 
-Inputs are those of a training step under bf16 autocast: branches are bf16, the residual stream, which layer norms read,
-is float32. Every engine is credited with the FLOPs and bytes of our kernels (``kernels.checks.roofline``), so that
-shares compare as seconds do, though another engine may recompute less and read more.
+Inputs are those of a training step under bf16 autocast: branches are bf16, and the residual stream, which layer norms
+read, is float32. Every engine is credited with the FLOPs and bytes of our kernels (``kernels.checks.roofline``), so
+that shares compare in the same way as seconds, although another engine may recompute less and read more.
 """
 
 import argparse
@@ -31,33 +31,31 @@ DROPOUTS = (0.0, 0.2)
 PASSES = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
 WARM_UP = 5
 FLUSH_BYTES = 2**29  # far more than any level-2 cache
-FLUSHES = 8  # so that the GPU is busy until Python has queued what is timed, and no launch is waited for
+FLUSHES = 8  # keep the GPU busy until Python has queued the timed call, so that it never waits for a launch
 COPY_BYTES = 2**29
 MATMUL_SIZE = 8192
 
 Row = dict[str, Any]
-Prepare = Callable[[], Callable[[], object]]  # runs what is not timed, and returns what is
+Prepare = Callable[[], Callable[[], object]]  # does the work that is not timed, and returns the call that is
 
 
 class WrongResultError(Exception):
-    """An op is too far from float64."""
+    """Raised when an op's result is too far from float64."""
 
 
 class Ceilings(NamedTuple):
-    """What this card was measured to reach: bytes/s of a large copy, FLOP/s of a large bf16 matrix product."""
+    """The measured peaks of this card: bytes/s of a large copy, and FLOP/s of a large bf16 matrix product."""
 
     bandwidth: float
     peak: float
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, time and print; returns 2 without a GPU, 1 where a result is wrong."""
+    """Check the ops, time them and print; return the exit code, 2 without a GPU and 1 if a result is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.partition("\n\n")[0])
     roofline.add_shape_arguments(parser)
-    parser.add_argument(
-        "--rounds", type=positive, default=50, help="calls of each that are timed (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_argument("--rounds", type=positive, default=50, help="timed calls of each op (default: %(default)s)")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the result to this file")
     args = parser.parse_args(arguments)
     if args.width > ops.MAX_HEAD_WIDTH:
         parser.error(f"--width is {args.width}; the kernels go up to {ops.MAX_HEAD_WIDTH}")
@@ -85,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cases(shape: roofline.Shape) -> list[Case]:
-    """Return every op at ``shape``, those with dropout once for each of ``DROPOUTS``."""
+    """Return a case for every op at ``shape``; ops with dropout have one for each of ``DROPOUTS``."""
     found = []
     for p in DROPOUTS:
         found += step_cases(torch.bfloat16, shape.batch, shape.time, shape.heads, shape.width, shape.vocab, p, p)
@@ -94,11 +92,11 @@ def cases(shape: roofline.Shape) -> list[Case]:
 
 
 def sides(case: Case) -> dict[str, Op]:
-    """Return our op, PyTorch's own functions, and those compiled, by engine. Dropout draws a new seed each time."""
+    """Return our op, PyTorch's own functions, and those compiled, by engine. Dropout takes a new seed for each call."""
 
     def plain(*inputs: Tensor) -> Any:
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the peer to beat; other ops do not look at it
-            return op(case, module=reference)(*inputs)  # which without a seed is PyTorch's own
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the strongest peer; other ops ignore this setting
+            return op(case, module=reference)(*inputs)  # without a seed, the reference calls PyTorch's own functions
 
     return {"charformer": op(case), "torch": plain, "torch-compile": torch.compile(plain, dynamic=False)}
 
@@ -106,7 +104,7 @@ def sides(case: Case) -> dict[str, Op]:
 def check(case: Case, device: torch.device) -> float:
     """Return the largest root mean square error of our op's results and gradients against float64.
 
-    Raises WrongResultError where ``kernels.checks.accuracy`` would complain.
+    Raise WrongResultError where ``kernels.checks.accuracy`` reports a violation.
     """
     rows = accuracy.measure(case, device)
     for violation in filter(None, map(accuracy.violation, rows)):
@@ -115,7 +113,7 @@ def check(case: Case, device: torch.device) -> float:
 
 
 def prepared(case: Case, inputs: dict[str, Tensor], side: Op, direction: str) -> Prepare:
-    """Return what the timer calls for one of ``PASSES``; a backward pass gets a graph of its own each time."""
+    """Return the function that the timer calls for one of ``PASSES``; each backward pass gets a graph of its own."""
     leaves = [x for x in inputs.values() if x.requires_grad]
     gradients: list[Tensor | None] = []
 
@@ -124,7 +122,7 @@ def prepared(case: Case, inputs: dict[str, Tensor], side: Op, direction: str) ->
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def backward(outputs: tuple[Tensor, ...]) -> object:
-        if not gradients:  # at the first call, which is not timed
+        if not gradients:  # on the first call, which is not timed
             gradients.extend(make_gradients(case, outputs))
         return torch.autograd.grad(outputs, leaves, gradients)
 
@@ -198,7 +196,7 @@ def _ceilings(rounds: int, flush: Tensor) -> Ceilings:
 
 
 def _seconds(runs: dict[str, Prepare], rounds: int, flush: Tensor) -> dict[str, list[float]]:
-    """Return seconds of the GPU's time for each run, in turn, with a cold level-2 cache."""
+    """Return the GPU's seconds for each run; the runs take turns, each with a cold level-2 cache."""
     for prepare in runs.values():
         for _ in range(WARM_UP):
             prepare()()

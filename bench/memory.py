@@ -1,8 +1,8 @@
-"""Peak memory of trainings by batch and context: what `charformer-train --plan` counts, and what a process takes.
+"""Compare the memory that `charformer-train --plan` counts with what a training takes, by batch and context.
 
     python -m bench.memory --json bench/results/memory.json
 
-Each batch and context is a process of its own, whose peak includes what Python and PyTorch take by themselves.
+Each batch and context runs in a process of its own, whose peak includes what Python and PyTorch take by themselves.
 """
 
 import argparse
@@ -22,18 +22,22 @@ from charformer.training.estimate import CARDS, RESERVE, memory
 from charformer.ui.console import PlainConsole, progress_bar
 
 MIB = 2**20
-SECONDS = 0.01  # of a turn: two steps
+SECONDS = 0.01  # of a turn, which takes two steps at least
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("memory", __doc__)
     parser.add_presets("baseline", several=False)
     parser.add_argument(
-        "--batch", type=positive, nargs="+", default=[8, 32, 64], metavar="N", help="(default: 8 32 64)"
+        "--batch", type=positive, nargs="+", default=[8, 32, 64], metavar="N", help="batch sizes (default: 8 32 64)"
     )
     parser.add_argument(
-        "--context", type=positive, nargs="+", default=[128, 256, 384], metavar="N", help="(default: 128 256 384)"
+        "--context",
+        type=positive,
+        nargs="+",
+        default=[128, 256, 384],
+        metavar="N",
+        help="context lengths (default: 128 256 384)",
     )
     parser.add_data()
     return execute(parser, argv, _run)

@@ -1,8 +1,8 @@
-"""Where the time of a run of the graph goes, operator by operator, by onnxruntime's own profiler.
+"""Show where the time of a run of the ONNX graph goes, operator by operator, with ONNX Runtime's own profiler.
 
     python -m bench.onnx_profile model.onnx --json bench/results/onnx-profile.json
 
-The profiler itself costs about two microseconds a node: the shares are what to read.
+The profiler itself costs about two microseconds a node, so read the shares rather than the times.
 """
 
 import argparse
@@ -29,11 +29,10 @@ SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("onnx_profile", __doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="from charformer-export, not --portable")
-    parser.add_count("--characters", 256, "of each text")
-    parser.add_count("--threads", 1, "of onnxruntime")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file of charformer-export without --portable")
+    parser.add_count("--characters", 256, "characters of each text")
+    parser.add_count("--threads", 1, "threads of ONNX Runtime")
     return execute(parser, argv, _run)
 
 
@@ -54,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
 def _profile(
     content: bytes, description: Description, time: int, characters: int, threads: int
 ) -> list[dict[str, Any]]:
-    """Return microseconds of each operator in a run of ``time`` characters, the mean over a text's positions."""
+    """Return the microseconds of each operator in a run of ``time`` characters, averaged over a text's positions."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -1,9 +1,9 @@
-"""What a training spends beside its steps: batches, evaluations, saves, its display, and before and behind it all.
+"""Measure what a training spends outside its steps: on batches, evaluations, saves, the display, start and end.
 
     python -m bench.overhead --preset nano fast --json bench/results/overhead.json
 
 Each preset pretrains, and is fine-tuned with each --freeze, by `charformer-train` with its live panel, in this process
-and on the CPU, where no part leaves its work for another to wait for.
+and on the CPU, where every call has finished its work when it returns.
 """
 
 import argparse
@@ -31,24 +31,23 @@ from charformer.training.trainer import PhaseName, Trainer
 from charformer.ui.training_display import TrainingDisplay
 
 PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
-TRAINING_FREEZES = [freeze for freeze in FREEZES if freeze != "all"]  # which takes no step
-PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; the others are a step's
-ASIDE = ("data", "evaluation", "display")  # of a training, what its share is asked of
+TRAINING_FREEZES = [freeze for freeze in FREEZES if freeze != "all"]  # "all" takes no step
+PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; all others are part of a step
+OUTSIDE = ("data", "evaluation", "display")  # the parts whose share of the training is reported
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("overhead", __doc__)
     parser.add_presets("nano")
     parser.add_data("--pretrain-data", "tiny-shakespeare")
     parser.add_data("--finetune-data", "ace-attorney")
-    parser.add_count("--steps", None, "of every training")
+    parser.add_count("--steps", None, "steps of every training")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     for data in (args.pretrain_data, args.finetune_data):
-        corpus.load(data)  # encodes it; trainings that people run a second time find that done
+        corpus.load(data)  # encode it now; only the first training on a text has to
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for preset in dict.fromkeys(args.preset):
@@ -60,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
                 flags = ["--stage", "finetune", "--device", "cpu", "--init-from", str(source), "--out", str(run.path)]
                 flags += ["--freeze", freeze] if freeze != "none" else []
                 rows.append(_measure(run, [*flags, "--data", args.finetune_data, *_steps(args)]))
-    found = table("seconds", ["preset", "stage", "freeze"], [*PARTS, f"{', '.join(ASIDE)} of the training"])
+    found = table("seconds", ["preset", "stage", "freeze"], [*PARTS, f"{', '.join(OUTSIDE)} of the training"])
     for row in rows:
         seconds = (f"{row['seconds'][part]:.2f}" for part in PARTS)
         found.add_row(row["preset"], row["stage"], row["freeze"], *seconds, f"{100 * row['share']:.1f} %")
@@ -75,24 +74,24 @@ def _steps(args: argparse.Namespace) -> list[str]:
 
 
 def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
-    """Return a row. Raises UserError when the training fails; it has then said why."""
+    """Train, and return the row. Raise UserError when the training fails, which has then printed the reason."""
     began = time.perf_counter()
     with _timed() as spent, open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         code = train.main(flags)
     if code:
         raise UserError(f"the training in {run.path} ended with {code}")
     spent["rest"] = time.perf_counter() - began - sum(spent.values())
-    training = sum(spent[part] for part in (*ASIDE, "steps", "saves"))
+    training = sum(spent[part] for part in (*OUTSIDE, "steps", "saves"))
     return results.training_row(
         run,
         seconds={part: spent[part] for part in PARTS},
-        share=sum(spent[part] for part in ASIDE) / training,
+        share=sum(spent[part] for part in OUTSIDE) / training,
     )
 
 
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
-    """Add up, while it lasts, what the parts of a training take, each without those that it calls."""
+    """Add up the seconds of each part of a training within the context; a part excludes the parts that it calls."""
     places: list[tuple[Any, str, str]] = [
         (TrainingDisplay, "update", "display"),
         (TrainingSession, "finish", "score and sample"),
@@ -128,13 +127,13 @@ def _timed() -> Iterator[dict[str, float]]:
         return within_part(PHASES.get(name, "steps"))
 
     with ExitStack() as patched:
-        # rich's, for a panel where there is no terminal
+        # these make rich show a panel without a terminal
         patched.enter_context(patch.dict(os.environ, {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}))
         for owner, name, part in places:
             patched.enter_context(patch.object(owner, name, timed(getattr(owner, name), part)))
         patched.enter_context(patch.object(Trainer, "phase", staticmethod(phase)))
         if not Console().is_interactive:
-            raise UserError("the panel does not show itself; it takes rich 14 or newer")
+            raise UserError("the live panel does not appear; install rich 14 or newer")
         yield spent
 
 

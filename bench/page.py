@@ -1,8 +1,8 @@
-"""The page of a run in a real Chromium: its size, how soon and how fast it writes, and how far as the command does.
+"""Measure the page of a run in a real Chromium: its size, its speed, and how far its text agrees with the command's.
 
     python -m bench.page --run runs/pretrain --json bench/results/page.json
 
-It opens the page from a file, and needs Chromium and the package websockets (the extra dev).
+It opens the page from a file, and needs Chromium and the package websockets (from the extra dev).
 """
 
 import argparse
@@ -30,20 +30,19 @@ READY = "['hidden', 'disabled'].every((state) => document.getElementById('write'
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("page", __doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a trained run whose text is cached")
     parser.add_argument(
         "--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS), help="(default: all three)"
     )
-    parser.add_count("--texts", 12, "texts of each page, each from a seed of its own")
-    parser.add_count("--characters", 1000, "characters of a text")
+    parser.add_count("--texts", 12, "texts of each page, each with a seed of its own")
+    parser.add_count("--characters", 1000, "characters of each text")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     if EXECUTABLE is None:
-        raise UserError("there is no Chromium on this machine; install it")
+        raise UserError("Chromium is not on this machine's PATH; install it")
     run = RunDir(args.run)
     rows = [_measure(run, precision, args.texts, args.characters) for precision in args.precision]
     figures = ["page MB", "model MB", "first character ms", "characters/s", "texts alike", "first difference"]
@@ -67,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[str, Any]:
-    """The row of one page."""
+    """Write one page, open it for each text, and return its row."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         page = write_page(
@@ -104,7 +103,7 @@ def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[s
 
 
 def _command_text(engine: OnnxEngine, seed: int, characters: int) -> str:
-    """What charformer-sample --onnx writes behind a newline."""
+    """Return the text that charformer-sample --onnx writes after a newline, in the same way."""
     vocab, draft = engine.description.vocab, engine.description.draft
     ids, config = encode_prompt(vocab, ""), SamplingConfig(characters, seed=seed)
     steps = generate(engine, ids, 1, config) if draft is None else speculate(engine, draft, ids, config)
@@ -112,7 +111,7 @@ def _command_text(engine: OnnxEngine, seed: int, characters: int) -> str:
 
 
 def _page_text(tab: Tab, seed: int, characters: int) -> tuple[str, float]:
-    """What the page writes, and how many characters a second it says."""
+    """Return the text that the page writes, and the characters a second that it reports."""
     for name, value in (("seed", seed), ("length", characters)):
         tab.run(f"document.getElementById('{name}').value = {value}")
     tab.run("document.getElementById('write').click()")

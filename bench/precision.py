@@ -1,4 +1,4 @@
-"""What fewer bits cost and save: loss over the whole validation split against characters a second.
+"""Measure what fewer bits cost and save: loss over the whole validation split against characters a second.
 
 python -m bench.precision --run runs/pretrain --json bench/results/precision.json
 """
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench.harness.program import BenchParser, execute, keep, show, table
-from bench.harness.sampling import SamplingEntry, race
+from bench.harness.sampling import SamplingEntry, interleave_samplers
 from charformer.data.recall import recall
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
@@ -34,7 +34,6 @@ CHARACTERS = 256
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("precision", __doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a trained run whose text is cached")
     parser.add_count("--rounds", 7, "texts of each variant")
@@ -76,13 +75,15 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
             options = {"path": str(file), "characters": CHARACTERS}
             entries.append(SamplingEntry("charformer-onnx", name, "bench.engines.sample_charformer", options))
             done(f"loss in {name}")
-        raced = race(entries, rounds, done)
+        measured = interleave_samplers(entries, rounds, done)
     preset = str(run.read_config().get("preset"))
-    return [loss | entry.row("precision", preset, config.block_size) for entry, loss in zip(raced, losses, strict=True)]
+    return [
+        loss | entry.row("precision", preset, config.block_size) for entry, loss in zip(measured, losses, strict=True)
+    ]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    found = table(None, ["weights"], ["MB", "KL", "validation loss", "costs", "threads", "chars/s"])
+    found = table(None, ["weights"], ["MB", "KL", "validation loss", "change", "threads", "chars/s"])
     for row in rows:
         found.add_row(
             row["precision"],

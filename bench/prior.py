@@ -1,9 +1,9 @@
-"""What each part of an n-gram prior gives: a preset's pretraining again with that part left out, or another order.
+"""Measure what each part of an n-gram prior contributes, by repeating a preset's pretraining without it.
 
-    python -m bench.prior --preset nano --steps 150        a dozen trainings
+    python -m bench.prior --preset nano --steps 150        some fifteen trainings
 
-Every variant takes the same course with the same seed and the same batches. Its loss is that of the best weights over
-the whole validation split, with the prior's context cut at each window's start; the table alone is scored alike.
+Every variant trains with the same settings, seed and batches. Its loss is that of the best weights over the whole
+validation split, with the prior's context cut at the start of each window; the table alone is scored in the same way.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Patch = Callable[[Trainer], None]
 
 
 def _unpatched(trainer: Trainer) -> None:
-    """Leave everything as it is."""
+    """Leave the trainer as it is."""
 
 
 def _without_input(trainer: Trainer) -> None:
@@ -64,7 +64,7 @@ def _without_input_and_gate(trainer: Trainer) -> None:
 
 
 def _without_folds(trainer: Trainer) -> None:
-    """Let windows be predicted by a table that has counted them."""
+    """Let a table that has counted a window predict it."""
     assert trainer.prior is not None
     tables = trainer.prior.tables
     trainer.prior.tables = replace(tables, folds=[tables.whole] * len(tables.folds))
@@ -85,11 +85,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("prior", __doc__)
     parser.add_presets("nano", several=False)
     parser.add_argument("--variant", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="(default: all)")
-    parser.add_count("--steps", None, "of each run")
+    parser.add_count("--steps", None, "steps of each run")
     parser.add_data()
     parser.add_device()
     parser.add_dtype()
@@ -152,7 +151,7 @@ def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]
 
 
 def _table_loss(trainer: Trainer) -> float | None:
-    """Return the loss of the table alone on the windows of the validation split; None without a prior."""
+    """Return the loss of the table alone on the windows of the validation split, or None without a prior."""
     if trainer.prior is None:
         return None
     ids, length = trainer.corpus.validation, trainer.model.config.block_size
@@ -164,7 +163,7 @@ def _table_loss(trainer: Trainer) -> float | None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    figures = ["validation loss", "differs by", "the table alone", "n-grams", "MB", "counting", "seconds"]
+    figures = ["validation loss", "change", "table alone", "n-grams", "MB", "counting", "seconds"]
     found = table("parts of an n-gram prior", ["variant"], figures)
     for row in rows:
         counted = row["ngrams"] is not None

@@ -1,9 +1,9 @@
-"""One process with N threads against N processes with one: characters a second of the same training.
+"""Compare one process of N threads with N processes of one thread: characters a second of the same training.
 
     python -m bench.processes --processes 2 --json bench/results/processes.json
 
-`charformer-train` by itself and through torchrun, in turn, rounds of both; a round's speed is the median of its
-evaluations' but the first, whose steps warm up.
+`charformer-train` runs by itself and through torchrun, in turn, for several rounds. A round's speed is the median over
+its evaluations except the first, whose steps warm up.
 """
 
 import argparse
@@ -20,25 +20,24 @@ from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 
-COURSE = ("--eval-interval", "20", "--eval-batches", "1")
+FLAGS = ("--eval-interval", "20", "--eval-batches", "1")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("processes", __doc__)
-    parser.add_count("--processes", 2, "that train together")
+    parser.add_count("--processes", 2, "processes that train one model")
     parser.add_presets("nano", "fast")
-    parser.add_count("--steps", 100, "of a round")
-    parser.add_count("--rounds", 3, "of each")
+    parser.add_count("--steps", 100, "steps of a round")
+    parser.add_count("--rounds", 3, "rounds of each")
     parser.add_data("--data", "tiny-shakespeare")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     rows = []
-    found = table(None, ["preset"], ["processes", "threads each", "characters/s", "of one process'"])
+    found = table(None, ["preset"], ["processes", "threads each", "characters/s", "x one process"])
     for preset in args.preset:
-        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, *COURSE]
+        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, *FLAGS]
         turns: dict[int, list[float]] = {1: [], args.processes: []}
         for _ in range(args.rounds):
             for processes, speeds in turns.items():
@@ -65,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _speed(flags: list[str], processes: int, threads: int) -> float:
-    """Return characters a second of a training by so many processes."""
+    """Return the characters a second of a training by ``processes`` of ``threads`` each."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
@@ -73,8 +72,9 @@ def _speed(flags: list[str], processes: int, threads: int) -> float:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
         if done.returncode:
-            told = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]  # not torchrun
-            raise UserError(f"a training failed: {told[0] if told else done.returncode}")
+            # torchrun's own lines say only that a process failed
+            reasons = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]
+            raise UserError(f"a training failed: {reasons[0] if reasons else done.returncode}")
         speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
     return float(np.median(speeds[1:] or speeds))
 

@@ -1,4 +1,4 @@
-"""Results side by side: Markdown for reading, a chart for looking at.
+"""Write result files side by side, as Markdown tables and as a chart.
 
 python -m bench.report bench/results/throughput.json
 python -m bench.report before.json after.json --markdown report.md --chart report.png
@@ -23,12 +23,13 @@ Section = tuple[str, str]  # part of the bench, preset
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("report", __doc__, result=False)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what a bench wrote with --json")
-    parser.add_argument("--part", metavar="NAME", help="only rows of this part: interleaved, grid, scaling, ...")
-    parser.add_argument("--markdown", type=writable_file, metavar="FILE", help="(default: standard output)")
-    parser.add_chart("a picture")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a file that a bench wrote with --json")
+    parser.add_argument("--part", metavar="NAME", help="show only rows of this part: interleaved, grid, scaling, ...")
+    parser.add_argument(
+        "--markdown", type=writable_file, metavar="FILE", help="write the tables here (default: standard output)"
+    )
+    parser.add_chart("a chart")
     return execute(parser, argv, _run)
 
 
@@ -37,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     rows = {name: _timed(result["rows"], args.part) for name, result in found.items()}
     sections = list(dict.fromkeys(_section(row) for group in rows.values() for row in group))
     if not sections:
-        raise UserError("there are no speeds in characters a second in what was given; name other files or --part")
+        raise UserError("these files have no rows with characters a second; name other files or another --part")
     text = markdown(found, rows, sections)
     if args.markdown:
         write_text(args.markdown, text)
@@ -53,11 +54,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def markdown(contents: dict[str, Any], rows: dict[str, list[Row]], sections: list[Section]) -> str:
-    """Return what the results were taken on, and a table for each section: a line a variant, a column a result.
+    """Return Markdown: where each result was taken, and a table for each section with a line for each variant.
 
     Args:
-        contents: of the result files, by name; of one alone the tables also have ratio, MFU and memory.
-        rows: those to show, by the same names.
+        contents: the result files by name. With only one, the tables also have ratio, MFU and memory.
+        rows: the rows to show, by the same names.
     """
     lines = [f"- {name}: {_origin(result)}" for name, result in contents.items()]
     for section in sections:
@@ -76,12 +77,12 @@ def markdown(contents: dict[str, Any], rows: dict[str, list[Row]], sections: lis
 
 
 def curves(result: dict[str, Any]) -> list[Curve]:
-    """Return a line for each row of a result of bench.convergence, in the color of its preset."""
+    """Return a curve for each row of a result of bench.convergence, grouped by preset."""
     return [(f"{row['preset']}: {results.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
 
 
 def baseline_curve() -> Curve:
-    """Return what the baseline's page shows of its pretraining, at the characters that its code spends on a step."""
+    """Return the pretraining curve of the baseline's page, with the characters of a step as its code has them."""
     preset = PRESETS["baseline-as-coded"]
     characters = preset.pretrain.batch_size * preset.model.block_size
     points = PUBLISHED["pretrain", "none"].items()
@@ -90,7 +91,7 @@ def baseline_curve() -> Curve:
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Return the files' names without their suffix, or with their folders where those are the same."""
+    """Return the files' names without their suffix, or their whole paths if two of those are the same."""
     stems = [file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
 
@@ -132,9 +133,9 @@ def _details(row: Row, yardstick: Row | None) -> list[str]:
 
 
 def _bars(rows: dict[str, list[Row]], section: Section) -> list[Bar]:
-    """Return a bar for each row, the fastest of a result first.
+    """Return a bar for each row, the fastest of each result first.
 
-    Frozen weights and matrix products alone are left to the tables: they are far less work, and would dwarf the rest.
+    Frozen weights and matrix products alone appear only in the tables: they do far less work, and would dwarf the rest.
     """
     several = len(rows) > 1
     return [

@@ -1,10 +1,10 @@
-"""How fast characters come: our engines, the baseline's way, and what one would use instead.
+"""Measure how fast our engines sample, against the baseline's way, CTranslate2 and onnxruntime-genai.
 
     python -m bench.sampling                      random weights of the baseline's size
     python -m bench.sampling --run runs/pretrain  a trained model, with speculative sampling
 
-Each sampler is a process of its own, and they take turns, one text a turn, so that a ratio holds when the machine's
-speed drifts. CTranslate2 and onnxruntime-genai live in an environment of their own: `make peers`.
+Each sampler runs in a process of its own. They take turns of one text each, so that ratios hold when the machine's
+speed drifts. CTranslate2 and onnxruntime-genai live in an environment of their own, which `make peers` creates.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from bench.harness import results
 from bench.harness.charts import write_bars
 from bench.harness.interleave import ROOT
 from bench.harness.program import BenchParser, execute, keep, show, table
-from bench.harness.sampling import THREADS, SamplingEntry, alone, race
+from bench.harness.sampling import THREADS, SamplingEntry, interleave_samplers, measure_alone
 from charformer.data.recall import recall
 from charformer.errors import UserError
 from charformer.presets import PRESETS
@@ -43,17 +43,20 @@ Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("sampling", __doc__)
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="a trained run (default: random weights of the preset `baseline`)"
     )
-    parser.add_count("--characters", 256, "of each text")
+    parser.add_count("--characters", 256, "characters of each text")
     parser.add_count("--rounds", 7, "texts of each sampler")
     parser.add_argument(
-        "--peers", type=Path, default=ROOT / ".peers/bin/python", help="the peers' Python (default: `make peers`'s)"
+        "--peers",
+        type=Path,
+        default=ROOT / ".peers/bin/python",
+        metavar="FILE",
+        help="the Python that has the peers (default: the one of `make peers`)",
     )
-    parser.add_chart("a picture of one text's speeds")
+    parser.add_chart("a chart of the speeds of one text")
     return execute(parser, argv, _run)
 
 
@@ -72,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows of the result, and what else was found."""
+    """Return the rows of the result, and its other entries."""
     if args.run:
         run, preset = RunDir(args.run.absolute()), str(RunDir(args.run).read_config().get("preset"))
     else:
@@ -80,7 +83,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
         run, preset = random_run(folder / "run", shape), "baseline"
     config, _ = run.read_shape()
     if args.characters >= config.block_size:
-        raise UserError(f"the peers cannot go past the context of {config.block_size}; take fewer --characters")
+        raise UserError(f"the peers cannot sample past the context of {config.block_size}; use fewer --characters")
     corpus = recall(run.read_section("corpus")) if args.run else None
     for precision in SHOWN:
         export(run, folder / f"{precision}.onnx", precision, portable=False, corpus=corpus)
@@ -92,25 +95,25 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
             "charformer-onnx", precision, "bench.engines.sample_charformer", options, batch, temperature, speculative
         )
 
-    racing = [*_engines(args, run), *map(ours, SHOWN), *_peers(args, run, folder)]
+    entries = [*_engines(args, run), *map(ours, SHOWN), *_peers(args, run, folder)]
     if corpus is not None:
-        racing += [ours(precision, speculative=True) for precision in SHOWN]
-        racing += [ours("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
+        entries += [ours(precision, speculative=True) for precision in SHOWN]
+        entries += [ours("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
     grid = [ours(precision, batch) for precision in SHOWN for batch in BATCHES]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(racing) * (2 + args.rounds) + len(grid) * len(THREADS))
+        task = progress.add_task("", total=len(entries) * (2 + args.rounds) + len(grid) * len(THREADS))
 
         def done(doing: str) -> None:
             progress.update(task, advance=1, description=doing)
 
-        raced = race(racing, args.rounds, done)
-        rows = [entry.row("interleaved", preset, config.block_size) for entry in raced]
+        measured = interleave_samplers(entries, args.rounds, done)
+        rows = [entry.row("interleaved", preset, config.block_size) for entry in measured]
         for entry in grid:
             for threads in THREADS:
-                rows.append(alone(entry, threads, args.rounds).row("grid", preset, config.block_size))
+                rows.append(measure_alone(entry, threads, args.rounds).row("grid", preset, config.block_size))
                 done(f"{entry.precision}, batch {entry.batch}, {threads} threads")
     facts = {
-        "greedy_characters_like_pytorch": _agreement(raced),
+        "greedy_characters_like_pytorch": _agreement(measured),
         "first_character_seconds": _first_character(folder / "int8.onnx", args.rounds),
         "floor": [_floor(folder / f"{precision}.onnx", rows, threads) for precision in SHOWN for threads in THREADS],
         "peers": _versions(args.peers),
@@ -119,7 +122,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
 
 
 def _engines(args: argparse.Namespace, run: RunDir) -> list[SamplingEntry]:
-    """Return PyTorch, and the baseline's way of sampling, at the same shape."""
+    """Return our PyTorch engine, and the baseline's way of sampling at the same shape."""
     config, _ = run.read_shape()
     ours = {"path": str(run.path), "characters": args.characters, "torch": True}
     baseline = {"model": config.to_dict(), "characters": args.characters}
@@ -130,10 +133,10 @@ def _engines(args: argparse.Namespace, run: RunDir) -> list[SamplingEntry]:
 
 
 def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[SamplingEntry]:
-    """Return the peers that are installed and can have the run's weights; says which are not, or that they cannot."""
+    """Return the peers that are installed and can take the run's weights; print what is missing and why."""
     config, _ = run.read_shape()
     if config.rope_base or config.relu_power != 1:
-        print("the peers' rows are missing: they take learned positions and a plain ReLU, as preset baseline has")
+        print("the peers' rows are missing: they need learned positions and a plain ReLU, as in the preset baseline")
         return []
     found = [module for module in ("ctranslate2", "onnxruntime_genai") if _imports(args.peers, module)]
     models = folder / "peers"
@@ -166,18 +169,18 @@ def _imports(python: Path, module: str) -> bool:
 
 
 def _agreement(entries: list[SamplingEntry]) -> dict[str, int]:
-    """Return how many greedy characters of each sampler are PyTorch's, before the first that is not."""
+    """Return how many greedy characters of each sampler agree with PyTorch's before the first that differs."""
     wanted = next(entry.greedy for entry in entries if entry.engine == "charformer-torch")
     agreed: dict[str, int] = {}
     for entry in entries:
-        if entry.engine != "baseline":  # which has other weights
+        if entry.engine != "baseline":  # its weights differ
             same = takewhile(lambda pair: pair[0] == pair[1], zip(entry.greedy, wanted, strict=False))
             agreed.setdefault(entry.label, len(list(same)))
     return agreed
 
 
 def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]:
-    """Return seconds of whole processes, in turn: the command for one character, and an import of onnxruntime alone."""
+    """Return the seconds of whole processes: the command for one character, and an import of onnxruntime alone."""
     sample = [sys.executable, "-m", "charformer.commands.sample", "--onnx", str(file), "--max-new-tokens", "1"]
     commands = {"sample": sample, "import onnxruntime": [sys.executable, "-c", "import onnxruntime"]}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -186,12 +189,14 @@ def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]
             began = time.perf_counter()
             subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
             seconds[name].append(time.perf_counter() - began)
-    return {name: results.percentiles(samples[1:]) for name, samples in seconds.items()}  # one warmed the file cache
+    return {
+        name: results.percentiles(samples[1:]) for name, samples in seconds.items()
+    }  # the first filled the file cache
 
 
 def _floor(file: Path, rows: list[Row], threads: int) -> dict[str, Any]:
-    """Return the bytes of weights that a character reads, how fast this machine reads as many over and over, and what
-    share of that speed sampling has."""
+    """Return the bytes of weights that a character reads, how fast this machine reads that many bytes over and over,
+    and which share of that speed sampling reaches."""
     graph = onnx.load(file).graph
     size = sum(len(tensor.raw_data) for tensor in graph.initializer if "_emb" not in tensor.name)
     environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads)}
@@ -222,7 +227,7 @@ print(x.nbytes / np.median(seconds))
 
 
 def _versions(python: Path) -> dict[str, str]:
-    """Return those of the peers' packages."""
+    """Return the versions of the peers' packages."""
     if not python.is_file():
         return {}
     command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
@@ -232,10 +237,10 @@ def _versions(python: Path) -> dict[str, str]:
 
 
 def _print(rows: list[Row], facts: dict[str, Any]) -> None:
-    racing = [row for row in rows if row["part"] == "interleaved"]
-    others = {row["engine"]: row for row in racing}
+    entries = [row for row in rows if row["part"] == "interleaved"]
+    others = {row["engine"]: row for row in entries}
     speeds = table("one text", ["sampler"], ["threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB"])
-    for row in sorted(racing, key=_median):
+    for row in sorted(entries, key=_median):
         speed, memory = row["chars_per_second"], row["peak_memory_bytes"]
         speeds.add_row(
             results.label(row),
@@ -253,7 +258,7 @@ def _print(rows: list[Row], facts: dict[str, Any]) -> None:
             cells = [row for row in rows if row["part"] == "grid" and row["precision"] == precision]
             found = [f"{_median(row):,.0f}" for row in cells if row["threads"] == threads]
             together.add_row(precision, str(threads), *found)
-    floors = table("the floor", ["weights", "threads"], ["MB", "read GB/s", "chars/s if that were all", "reached"])
+    floors = table("the floor", ["weights", "threads"], ["MB", "read GB/s", "chars/s of reading alone", "reached"])
     for floor in facts["floor"]:
         floors.add_row(
             floor["precision"],

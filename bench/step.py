@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: products with weights, attention, add-norm, the rest.
+"""Show where the time of a training step goes: matmuls with weights, attention, add + norm, and the rest.
 
     python -m bench.step --preset baseline nano --json bench/results/step.json --chart docs/step.png
 
-A step is timed part by part: the forward pass by module and op, the backward pass by the node of autograd's graph, each
-of which runs to its end before the next begins on a CPU. Beside it stands what the matrix products alone take, those
-with weights and attention's own. With --before, the result of another commit on this machine is drawn too.
+A step is timed part by part: the forward pass by module and op, the backward pass by the nodes of autograd's graph,
+each of which finishes on a CPU before the next begins. Beside it stands the time of the matrix products alone, both
+those with weights and attention's own. With --before, the result of another commit on this machine is drawn as well.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from kernels import ops
 PARTS = ("matmuls", "attention", "add_norm", "activation", "optimizer", "rest")
 CPU = torch.device("cpu")
 WARM_STEPS = 3
-# Of autograd's nodes, by what their names begin with.
+# The part that a node of autograd's graph belongs to, by how its name begins.
 BACKWARD = {
     "Addmm": "matmuls",
     "Mm": "matmuls",
@@ -50,13 +50,12 @@ BACKWARD = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("step", __doc__)
     parser.add_presets("baseline", "nano")
-    parser.add_count("--steps", 8, "to time")
+    parser.add_count("--steps", 8, "steps to time")
     parser.add_data()
-    parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier result, drawn above")
-    parser.add_chart("a picture of the parts")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier result to draw above the new one")
+    parser.add_chart("a chart of the parts")
     return execute(parser, argv, _run)
 
 
@@ -69,11 +68,11 @@ def _run(args: argparse.Namespace) -> int:
         for preset in args.preset:
             rows.append(_measure(preset, precision, corpus, args.steps, on_progress))
     keep(args, {"steps": args.steps, "corpus": corpus.name}, rows)
-    columns = ("together", "matmuls alone", "attention's alone")
+    columns = ("total", "matmuls alone", "attention's alone")
     figures = table("milliseconds, medians", ["step"], [*PARTS, *columns])
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
         seconds = [*row["seconds"].values(), row["step_seconds"], row["matmul_seconds"]]
-        seconds.append(row.get("attention_matmul_seconds"))  # which results had not from the beginning
+        seconds.append(row.get("attention_matmul_seconds"))  # older results lack it
         figures.add_row(f"{when}{row['preset']}", *("" if each is None else f"{1e3 * each:.1f}" for each in seconds))
     show(figures)
     if args.chart:
@@ -119,11 +118,11 @@ def _measure(
         spent["rest"] = seconds - sum(spent.values())
         began = time.perf_counter()
         matmuls.step(lambda: None)
-        behind = time.perf_counter()
+        multiplied = time.perf_counter()
         matmuls.attention()
         if step >= WARM_STEPS:
-            alone.append(behind - began)
-            attention_alone.append(time.perf_counter() - behind)
+            alone.append(multiplied - began)
+            attention_alone.append(time.perf_counter() - multiplied)
             whole.append(seconds)
             for part, found in parts.items():
                 found.append(spent[part])
@@ -154,7 +153,7 @@ def _timed(part: str, spent: dict[str, float]) -> Iterator[None]:
 
 @contextmanager
 def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    """Add up, while it lasts, what linears and ops take."""
+    """Add the seconds of linear layers and ops to ``spent`` within the context."""
     began = [0.0]
 
     def start(*_: object) -> None:
@@ -194,7 +193,7 @@ def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[
 
 
 def _time_backward(loss: torch.Tensor, spent: dict[str, float]) -> None:
-    """Let every node of the graph behind ``loss`` add its time when it runs."""
+    """Let every node of the graph of ``loss`` add its seconds to ``spent`` when it runs."""
     began = [0.0]
     seen, waiting = set(), [loss.grad_fn]
     while waiting:

@@ -1,13 +1,13 @@
-"""How fast this machine trains: us, the baseline, what one would use instead, and what matrix products alone allow.
+"""Measure how fast this machine trains, against the baseline, other libraries, and matrix products alone.
 
     python -m bench.throughput                            the baseline's two shapes
     python -m bench.throughput --preset nano              another preset's shape
-    python -m bench.throughput --nanogpt ../nanoGPT       and nanoGPT, your own checkout; some minutes more
-    python -m bench.throughput --scaling                  and growth with context, batch and width; longer
+    python -m bench.throughput --nanogpt ../nanoGPT       with nanoGPT from your own checkout, some minutes more
+    python -m bench.throughput --scaling                  with growth by context, batch and width, longer still
 
-Each variant is a process of its own, and they take turns, so that a ratio holds when the machine's speed drifts. All
-train on the same text, with the same batch, context and dropout; what else differs from the baseline's work, the table
-says. transformers takes part where it is installed: pip install -c constraints.txt -e ".[peers]".
+Each variant runs in a process of its own, and the variants take turns, so that ratios hold when the machine's speed
+drifts. All train on the same text with the same batch, context and dropout; the table says in what else their work
+differs from the baseline's. transformers takes part if it is installed: pip install -c constraints.txt -e ".[peers]".
 """
 
 import argparse
@@ -46,22 +46,27 @@ CURVES = Path(__file__).parent / "results" / "convergence.json"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
     parser = BenchParser("throughput", __doc__)
     parser.add_presets(*projection.SHAPES)
     parser.add_data()
     parser.add_device()
-    parser.add_count("--rounds", 2, "turns of each")
+    parser.add_count("--rounds", 2, "turns of each variant")
     parser.add_argument(
         "--seconds",
         type=_seconds,
         metavar="X",
-        help="of a turn, two steps at least (default: 5, on a GPU 1)",
+        help="seconds of a turn, which takes two steps at least (default: 5, on a GPU 1)",
     )
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to train as well")
-    parser.add_argument("--scaling", action="store_true", help="fit the growth of cost with context, batch and width")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="also train nanoGPT from this checkout")
     parser.add_argument(
-        "--curves", type=Path, default=CURVES, metavar="FILE", help="bench.convergence's (default: the committed ones)"
+        "--scaling", action="store_true", help="also fit how the cost grows with context, batch and width"
+    )
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        default=CURVES,
+        metavar="FILE",
+        help="result of bench.convergence to project times to a loss from (default: the committed one)",
     )
     return execute(parser, argv, _run)
 
@@ -126,7 +131,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Variant]:
-    """Return whatever trains at a preset's shape and batch, ours first, led by ``best``, the dtype of `auto`."""
+    """Return everything that trains at a preset's shape and batch, ours first.
+
+    ``best`` is the dtype that ``auto`` chooses on this machine; its variant comes first of all.
+    """
     chosen = PRESETS[preset]
     shape = replace(chosen.model, vocab_size=vocab_size)
 
@@ -151,7 +159,7 @@ def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Var
 
 
 def _recipe(preset: Preset) -> tuple[str, ...]:
-    """Return in what a preset of ours differs from the baseline's model and optimizer, which its peers keep."""
+    """Return the ways in which our model and optimizer differ from the baseline's; the peers keep the baseline's."""
     switches = {
         "rotary positions": preset.model.rope_base,
         "squared ReLU": preset.model.relu_power == 2,
@@ -167,7 +175,7 @@ def _result(
     scaled: list[tuple[scaling.Point, TrainingEntry]],
     curves: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows of the result file, and what else it holds."""
+    """Return the rows of the result file, and its other entries."""
     rows = []
     for group in groups:
         peaks = _peaks(group)
@@ -193,7 +201,7 @@ def _result(
 
 
 def _peaks(group: list[TrainingEntry]) -> dict[str, float]:
-    """Return the most FLOP/s that a matrix product reached, by dtype."""
+    """Return the highest FLOP/s of a matrix product, by dtype."""
     found: dict[str, float] = {}
     for entry in group:
         if speed := entry.facts.get("flops_per_second"):

@@ -1,7 +1,8 @@
-"""The yardstick: the baseline's model, training and sampling, written from its description, naive on purpose.
+"""The baseline's model, training and sampling, written from its description and deliberately naive.
 
-One linear a head for each of q, k and v, a mask over all of T x T, scores scaled by the width of the model instead of a
-head's, no cache: every character reads the whole prefix again. Nothing here is to be made faster.
+Each head has a linear layer of its own for each of q, k and v; the mask covers all of T x T; scores are scaled by the
+width of the model instead of the head's; and there is no cache, so every character reads the whole prefix again. Do not
+make anything here faster: the figures compare with it.
 """
 
 from typing import cast
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from charformer.config import ModelConfig
 
-VOCAB_SIZE = 87  # of its two texts together
+VOCAB_SIZE = 87  # the distinct characters of its two texts
 LEARNING_RATE = 3e-4
 STEPS = 5000  # of each of its two stages
-EVALUATIONS = 11  # in a stage: one every 500 steps, the first before any
-EVALUATION_BATCHES = 2 * 200  # in an evaluation: of the training and of the validation split
-CHARACTERS_TO_ITS_LOSS = STEPS * 34 * 128  # as coded
-ITS_LOSS = 1.52  # on validation, as its page shows it
+EVALUATIONS = 11  # in a stage: one every 500 steps, the first before any step
+EVALUATION_BATCHES = 2 * 200  # in an evaluation: 200 of the training split and 200 of the validation split
+CHARACTERS_TO_ITS_LOSS = STEPS * 34 * 128  # with the batch and context of its code
+ITS_LOSS = 1.52  # its validation loss after pretraining, as its page shows it
 
 
 class Head(nn.Module):
@@ -36,7 +37,7 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, D)."""
+        """Return the head's output (B, T, D) for normed activations (B, T, C)."""
         time, channels = x.shape[1:]
         scores = self.query(x) @ self.key(x).transpose(-2, -1) * channels**-0.5
         scores = scores.masked_fill(self.mask[:time, :time] == 0, float("-inf"))
@@ -44,7 +45,7 @@ class Head(nn.Module):
 
 
 class Block(nn.Module):
-    """Heads side by side, a projection, and a ReLU MLP, each on a normed residual stream."""
+    """A block: heads side by side with a projection, then a ReLU MLP, each on a normed residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -59,14 +60,14 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(wide)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Return the residual stream (B, T, C) after the block, from that before it."""
         normed = self.ln1(x)
         x = x + self.dropout(self.proj(torch.cat([head(normed) for head in self.heads], dim=-1)))
         return x + self.mlp(self.ln2(x))
 
 
 class Baseline(nn.Module):
-    """The model; its final layer norm is defined and, as in the original, not applied."""
+    """The baseline's model. As in the original, its final layer norm is defined but not applied."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,13 +79,13 @@ class Baseline(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) -> logits (B, T, V)."""
+        """Return logits (B, T, V) for ids (B, T)."""
         places = torch.arange(ids.shape[1], device=ids.device)
         return cast(Tensor, self.head(self.blocks(self.tokens(ids) + self.positions(places))))
 
     @torch.no_grad()
     def generate(self, ids: Tensor, characters: int) -> Tensor:
-        """(B, T) -> (B, T + characters), one character a pass over the last ``block_size``."""
+        """Return ids (B, T + characters) that continue ``ids`` (B, T), each by a pass over the last ``block_size``."""
         for _ in range(characters):
             logits = self(ids[:, -self.block_size :])[:, -1]
             ids = torch.cat([ids, torch.multinomial(F.softmax(logits, dim=-1), 1)], dim=1)
@@ -92,7 +93,7 @@ class Baseline(nn.Module):
 
 
 def batch(ids: Tensor, batch_size: int, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return random windows of a text's ids, (N,), and the characters that follow each of theirs: twice (B, T)."""
+    """Return random windows of a text's ids (N,), and the same windows shifted by one character, both (B, T)."""
     offsets = torch.randint(len(ids) - block_size, (batch_size,))
     x = torch.stack([ids[offset : offset + block_size] for offset in offsets])
     y = torch.stack([ids[offset + 1 : offset + block_size + 1] for offset in offsets])

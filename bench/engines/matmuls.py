@@ -1,4 +1,4 @@
-"""Matrix products alone: those of a model's training step, and the most that this machine reaches in any."""
+"""The matrix products of a model's training step without the rest, and the machine's peak in any matrix product."""
 
 import time
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from torch import Tensor
 from bench.engines.variant import DTYPES, Variant
 from charformer.device import keep_freed_memory
 
-ROWS = 64  # of queries that attention's products are cut into, so that little behind the diagonal is worked on
-SQUARE = 2048  # beside the model's own shapes, one that any library is good at
+ROWS = 64  # queries in each of attention's matmuls, so that little is computed above the diagonal
+SQUARE = 2048  # the size of a matrix that any library multiplies well, besides the model's own shapes
 
 
 class MatMuls:
-    """The matrix products of one step of a model, on random numbers: those with weights, and attention's own, apart."""
+    """The matrix products of one training step on random numbers: those with weights, and attention's own."""
 
     def __init__(self, variant: Variant, device: torch.device) -> None:
-        keep_freed_memory()  # as our trainer does; fetching pages is no part of a product
+        keep_freed_memory()  # as our trainer does; getting pages from the system is no part of a matmul
         dtype = DTYPES[variant.precision]
         self._device = device
         shapes = variant.model.weight_shapes()
@@ -36,23 +36,24 @@ class MatMuls:
         self._scores = torch.randn(heads, min(ROWS, time), time, device=device, dtype=dtype)
 
     def step(self, mark: Callable[[], None]) -> None:
-        """Multiply with each weight, forward and for both gradients, then ``mark``."""
+        """Do the matmuls with each weight, forward and for both gradients, then call ``mark``."""
         for weight in self._weights:
             wide_out, wide_in = weight.shape
             _forward_and_backward(self._rows[wide_in], weight, self._rows[wide_out])
         mark()
 
     def attention(self) -> None:
-        """Do attention's own of a step: two forward, four backward, some queries at a time with the keys they see."""
+        """Do attention's own matmuls of a step, two forward and four backward, ``ROWS`` queries at a time."""
         for _ in range(self._layers):
             for end in range(ROWS, self._heads.shape[1] + ROWS, ROWS):
                 seen, rows = self._heads[:, :end], self._heads[:, end - ROWS : end]
                 scores = self._scores[:, : rows.shape[1], : seen.shape[1]]
-                _ = rows @ seen.mT, scores @ seen  # scores, and the output
-                _ = rows @ seen.mT, scores.mT @ rows, scores.mT @ rows, scores @ seen  # of weights, v, k and q
+                _ = rows @ seen.mT, scores @ seen  # the scores, and the output
+                # the gradients of attention weights, v, k and q
+                _ = rows @ seen.mT, scores.mT @ rows, scores.mT @ rows, scores @ seen
 
     def peak(self) -> float:
-        """Return the most FLOP/s of a large square product and of the MLP's, with gradients, each the best of three."""
+        """Return the higher FLOP/s of a large square matmul and of the MLP's with its gradients, each best of three."""
         weight = max(self._weights, key=Tensor.numel)
         x, d_y = self._rows[weight.shape[1]], self._rows[weight.shape[0]]
         square = self._square

@@ -1,7 +1,7 @@
-"""A GPT such as nanoGPT trains on a GPU, written here: PyTorch's flash attention, GELU, a tied head, fused AdamW.
+"""A GPT like nanoGPT's for a GPU, written for this bench: flash attention of PyTorch, GELU, tied head, fused AdamW.
 
-Its settings are those of nanoGPT for a text of characters; the shape and the dropout are a preset's. Dropout is on the
-embeddings, on attention's weights and behind each branch.
+Its settings are those of nanoGPT for a text of characters; the shape and the dropout rate are a preset's. Dropout acts
+on the embeddings, on attention's weights and on each branch.
 """
 
 import torch
@@ -15,7 +15,7 @@ from charformer.data.corpus import Corpus
 
 
 class Attention(nn.Module):
-    """Causal self-attention of all heads at once."""
+    """Causal self-attention that computes all heads at once."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Return the branch's output (B, T, C) for normed activations (B, T, C)."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout_p = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
 
 class NanogptLike(nn.Module):
-    """The model."""
+    """The nanoGPT-like model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class NanogptLike(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) -> logits (B, T, V)."""
+        """Return logits (B, T, V) for ids (B, T)."""
         x = self.tokens(ids) + self.positions(self.get_buffer("places")[: ids.shape[1]])
         x = F.dropout(x, self.dropout, self.training)
         for norm1, attention, norm2, mlp in zip(self.norms1, self.attentions, self.norms2, self.mlps, strict=True):
@@ -69,7 +69,7 @@ class NanogptLike(nn.Module):
 
 
 class NanogptLikeEngine:
-    """The model in training, in steps that a CUDA graph can hold."""
+    """The model in training, in steps that a CUDA graph can capture."""
 
     def __init__(self, variant: Variant, corpus: Corpus, device: torch.device) -> None:
         self.model: nn.Module = NanogptLike(variant.model).to(device).train()
@@ -97,7 +97,7 @@ class NanogptLikeEngine:
         return windows.pin_memory() if self._device.type == "cuda" else windows
 
     def step(self, windows: Tensor) -> Tensor:
-        """Train on one batch; return its loss. Nothing in it waits for the device."""
+        """Train on one batch and return its loss, without waiting for the device."""
         with autocast(self._device, self._variant.precision):
             logits = self.model(windows[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())

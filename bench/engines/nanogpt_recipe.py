@@ -16,18 +16,18 @@ from bench.engines.variant import Variant
 from charformer.config import ModelConfig
 from charformer.data.corpus import Corpus
 
-# As its README has them, beside its settings for Tiny Shakespeare.
+# These settings are in its README; all others are its settings for Tiny Shakespeare.
 SHAPE = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0, attention_dropout=0.0)
 BATCH_SIZE = 12
 STEPS = 2000
 WARMUP_STEPS = 100
-MIN_SHARE = 0.1  # of the peak rate, where the cosine ends
-PROBED = 200  # steps that say how many fit a time
+MIN_SHARE = 0.1  # of the peak learning rate, at which the cosine ends
+PROBED = 200  # steps that are timed to find how many fit into a given time
 CPU = torch.device("cpu")
 
 
 class Trained(NamedTuple):
-    """What a training came to: its end as ``step, characters, seconds, val_loss``, and characters a second by step."""
+    """A finished training: its end as ``step, characters, seconds, val_loss``, and characters a second by step."""
 
     end: dict[str, Any]
     speeds: list[float]
@@ -40,12 +40,12 @@ def train(
     seconds: float | None = None,
     on_step: Callable[[int, int], None] = lambda *_: None,
 ) -> Trained:
-    """Train the recipe's 2,000 steps in float32, or as many as fit ``seconds``, to which its schedule is stretched.
+    """Train the recipe's 2,000 steps in float32, or as many as fit into ``seconds``, and fit the schedule to them.
 
-    Steps alone are timed; the loss is that of the last weights over the whole validation split, in windows of its 64
-    characters. ``on_step`` is called with the steps done and in all.
+    Only steps are timed. The loss is that of the last weights over the whole validation split, in windows of the
+    recipe's 64 characters. ``on_step`` receives the number of steps done and their total.
 
-    Raises UserError for a folder without its model.py.
+    Raise UserError if ``checkout`` has no model.py.
     """
     steps = STEPS
     if seconds is not None:
@@ -65,7 +65,7 @@ def train(
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Return the rate of a step: a linear rise, then a cosine down to a tenth."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine down to a tenth of the peak."""
     peak = train_nanogpt.LEARNING_RATE
     if step < WARMUP_STEPS:
         return peak * (step + 1) / (WARMUP_STEPS + 1)
@@ -75,7 +75,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 @torch.inference_mode()
 def whole_validation_loss(engine: PlainEngine, corpus: Corpus) -> float:
-    """Return nats a character, as ``Trainer.whole_validation_loss`` counts them."""
+    """Return the loss in nats a character, computed as in ``Trainer.whole_validation_loss``."""
     engine.model.eval()
     ids = torch.from_numpy(corpus.validation.astype(np.int64))
     length = SHAPE.block_size
@@ -95,7 +95,7 @@ def _build(corpus: Corpus, checkout: Path) -> PlainEngine:
 
 
 def _step(engine: PlainEngine, rate: float) -> float:
-    """Train one batch at ``rate``; return its seconds."""
+    """Train on one batch with the learning rate ``rate``; return the seconds."""
     began = time.perf_counter()
     engine.set_learning_rate(rate)
     engine.loss(engine.batch()).backward()  # type: ignore[no-untyped-call]

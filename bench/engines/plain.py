@@ -11,11 +11,11 @@ from charformer.data.corpus import Corpus
 
 
 class PlainEngine:
-    """The baseline's batches and evaluation.
+    """A model and an optimizer in training, with the baseline's batches and evaluation.
 
     Args:
-        loss: of (x, y), both (B, T).
-        grad_clip: largest norm of the gradient; None is no limit.
+        loss: returns the mean loss of (x, y), both (B, T).
+        grad_clip: the largest norm of the gradient, or None for no limit.
     """
 
     def __init__(

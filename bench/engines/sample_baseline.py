@@ -1,4 +1,4 @@
-"""The baseline as a sampler that is measured."""
+"""The baseline's sampling as an engine of bench.sampling."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from charformer.config import ModelConfig
 
 
 def handler(model: dict[str, Any], characters: int, threads: int, batch: int) -> Handler:
-    """Return what answers with texts of the baseline's model in the shape of ``model``, a ModelConfig."""
+    """Return a handler that samples from the baseline's model with random weights; ``model`` is its ModelConfig."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     built = Baseline(ModelConfig.from_dict(model)).eval()

@@ -1,4 +1,4 @@
-"""Both of our engines as samplers that are measured."""
+"""Our two engines as engines of bench.sampling."""
 
 from collections.abc import Callable
 from itertools import count
@@ -23,7 +23,7 @@ def handler(
     speculative: bool = False,
     torch: bool = False,
 ) -> Handler:
-    """Return what answers with texts of an .onnx file, or with ``torch`` of a run."""
+    """Return a handler that samples from the .onnx file at ``path`` or, if ``torch`` is true, from the run there."""
     open_engine: Callable[[Path, int], tuple[Engine, Vocab]] = _torch if torch else _onnx
     engine, vocab = open_engine(Path(path), threads)
     prompt = encode_prompt(vocab, "")
@@ -48,7 +48,7 @@ def _onnx(path: Path, threads: int) -> tuple[Engine, Vocab]:
 
 
 def _torch(path: Path, threads: int) -> tuple[Engine, Vocab]:
-    import torch  # the other engine's memory is not to count it
+    import torch  # imported here, since the ONNX engine's memory must not include it
 
     from charformer.runs.checkpoint import load_model
     from charformer.runs.folder import RunDir

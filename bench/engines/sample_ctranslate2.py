@@ -1,4 +1,4 @@
-"""CTranslate2 as a sampler that is measured, in the peers' environment."""
+"""CTranslate2 as an engine of bench.sampling, in the peers' environment."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from bench.engines.texts import Handler, answer
 
 
 def convert(folder: Path) -> Path:
-    """Return the model in CTranslate2's form, made once."""
+    """Convert the model to CTranslate2's format unless that is done; return its folder."""
     target = folder / "ctranslate2"
     if target.exists():
         return target
@@ -52,11 +52,11 @@ def convert(folder: Path) -> Path:
 
 
 def handler(folder: str, weights: str, characters: int, threads: int, batch: int) -> Handler:
-    """Return what answers with texts.
+    """Return a handler that samples with CTranslate2.
 
     Args:
-        folder: weights.safetensors, a checkpoint's tensors, and shape.json, its ModelConfig. The last symbol is the end
-            of a text.
+        folder: a folder with weights.safetensors, the tensors of a checkpoint, and shape.json, its ModelConfig. The
+            last symbol of the vocabulary ends a text.
     """
     compute_type = {"fp32": "float32", "int8": "int8"}[weights]
     path = str(convert(Path(folder)))

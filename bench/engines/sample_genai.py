@@ -1,4 +1,4 @@
-"""onnxruntime-genai as a sampler that is measured, in the peers' environment."""
+"""onnxruntime-genai as an engine of bench.sampling, in the peers' environment."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from bench.engines.texts import Handler, answer
 
 
 def handler(folder: str, characters: int, threads: int, batch: int) -> Handler:
-    """Return what answers with texts of a folder with model.onnx and genai_config.json, from sampling_models.py."""
+    """Return a handler that samples from a folder of sampling_models.py, with model.onnx and genai_config.json."""
     symbols = json.loads((Path(folder) / "genai_config.json").read_text("utf-8"))["model"]["vocab_size"]
     config = genai.Config(folder)
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))

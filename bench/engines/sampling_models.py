@@ -1,4 +1,4 @@
-"""One checkpoint in the form that each sampler takes."""
+"""Write one checkpoint in the format of each sampler."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from export.graph import PRECISIONS, fused
 
 
 def random_run(folder: Path, config: ModelConfig) -> RunDir:
-    """Return a run of that shape with the weights that a training would start from."""
+    """Write and return a run of the shape ``config`` with the random weights that a training would start from."""
     run = RunDir(folder)
     run.start()
     run.write_vocab(Vocab("".join(map(chr, range(0x20, 0x20 + config.vocab_size)))))
@@ -30,7 +30,9 @@ def random_run(folder: Path, config: ModelConfig) -> RunDir:
     save_weights(run, GPT(config).state_dict(), step=0, val_loss=float("nan"))
     run.write_config({"model": config.to_dict(), "corpus": {}})
     if config.ngram_order:
-        text = np.random.default_rng(0).integers(config.vocab_size, size=4000) // 2  # half of the characters unseen
+        text = (
+            np.random.default_rng(0).integers(config.vocab_size, size=4000) // 2
+        )  # half of the characters never occur
         run.write_ngram(build(count(text, config.vocab_size, config.ngram_order)))
     return run
 
@@ -38,7 +40,7 @@ def random_run(folder: Path, config: ModelConfig) -> RunDir:
 def write_for_peers(run: RunDir, folder: Path) -> None:
     """Write weights for CTranslate2, and a folder for each precision of onnxruntime-genai.
 
-    Both want a symbol that ends a text: they get one more, which is never picked.
+    Both need a symbol that ends a text, so they get one more symbol, which is never picked.
     """
     config, _ = run.read_shape()
     tensors, _ = run.read_weights(config)
@@ -56,10 +58,10 @@ def write_for_peers(run: RunDir, folder: Path) -> None:
 
 
 def _for_genai(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the fused graph with the inputs that genai feeds.
+    """Return the fused graph with the inputs that onnxruntime-genai feeds.
 
-    genai's own model builder makes graphs of such operators; this one also has our folded layer norms and 8-bit
-    products, so that what is compared is the runtime around one graph.
+    genai's own model builder makes graphs of the same operators. This graph also has our folded layer norms and 8-bit
+    matmuls, so that the comparison is of two runtimes around one graph.
     """
     graph = model.graph
     constants = {"row 0": np.array(0), "axis 1": np.array([1]), "one": np.array(1)}

@@ -1,4 +1,4 @@
-"""What every sampler that is measured answers; it needs nothing but Python, for the peers' environment."""
+"""The answers of every sampler in bench.sampling; this file needs nothing but Python, for the peers' environment."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ Handler = Callable[[str], dict[str, Any]]
 
 
 def answer(generate: Callable[[bool], list[int]]) -> Handler:
-    """Return a handler of "sample" and "greedy" that answers {seconds, ids, peak_memory_bytes}.
+    """Return a handler that answers "sample" and "greedy" with {seconds, ids, peak_memory_bytes}.
 
     Args:
-        generate: takes whether to be greedy, and returns the ids of the first text.
+        generate: takes whether to pick greedily, and returns the ids of the first text.
     """
 
     def handle(request: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def answer(generate: Callable[[bool], list[int]]) -> Handler:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the most that this process ever had resident, where /proc says so."""
+    """Return the peak resident memory of this process, or None where /proc does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text("utf-8").splitlines() if status.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

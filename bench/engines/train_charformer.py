@@ -1,4 +1,4 @@
-"""Our trainer, as charformer-train makes it."""
+"""Our trainer as an engine, as charformer-train makes it."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from charformer.training.trainer import Trainer
 
-PRIVATE_USE = 0xE000  # code points that no text has, for the symbols that it lacks
+PRIVATE_USE = 0xE000  # the first of the code points that no text has, which fill the vocabulary up
 
 
 class CharformerEngine:
-    """The trainer's own batches, loss and update, at the peak of the preset's learning rate."""
+    """The batches, loss and update of our trainer, at the peak of the preset's learning rate."""
 
     def __init__(self, variant: Variant, corpus: Corpus, device: torch.device) -> None:
         keep_freed_memory()
@@ -47,13 +47,13 @@ class CharformerEngine:
         self._trainer.next_batch(out=batch)
 
     def step(self, *batch: Tensor) -> Tensor:
-        """Do all work of a step on its batch; return the loss. Nothing in it waits for the device."""
+        """Do all work of a step on a batch and return the loss, without waiting for the device."""
         return self._trainer.forward_backward_update(*batch)
 
     def update(self) -> None:
         self._trainer.optimizer.set_learning_rate(self._config.learning_rate)
         self._trainer.update()
-        self._trainer.counters.step += 1  # which the next batch follows
+        self._trainer.counters.step += 1  # the next batch depends on it
 
     def evaluate(self) -> None:
         self._trainer.subset_loss("validation")

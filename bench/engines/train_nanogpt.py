@@ -1,4 +1,4 @@
-"""nanoGPT's model under its own settings for a text of characters, from the user's own checkout."""
+"""nanoGPT's model as an engine, with its own settings for a text of characters, from the user's own checkout."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,7 @@ from bench.engines.variant import Variant, autocast
 from charformer.data.corpus import Corpus
 from charformer.errors import UserError
 
-# As its settings for Tiny Shakespeare have them.
+# From its settings for Tiny Shakespeare.
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 BETAS = (0.9, 0.99)
@@ -20,7 +20,7 @@ GRAD_CLIP = 1.0
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device, checkout: Path) -> PlainEngine:
-    """Return its model and optimizer in training. Raises UserError for a folder without its model.py."""
+    """Return an engine with nanoGPT's model and optimizer. Raise UserError if ``checkout`` has no model.py."""
     module, shape = _load(checkout), variant.model
     config = module.GPTConfig(
         block_size=shape.block_size,
@@ -42,7 +42,7 @@ def build(variant: Variant, corpus: Corpus, device: torch.device, checkout: Path
 
 
 def require(checkout: Path) -> Path:
-    """Return its model.py. Raises UserError where there is none."""
+    """Return the path of the checkout's model.py. Raise UserError if there is none."""
     file = checkout / "model.py"
     if not file.is_file():
         raise UserError(f"{checkout} has no model.py; --nanogpt names a checkout of nanoGPT")

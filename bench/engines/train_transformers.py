@@ -1,4 +1,4 @@
-"""GPT-2 of the package transformers, in a plain training loop."""
+"""GPT-2 of the package transformers as an engine, in a plain training loop."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from charformer.data.corpus import Corpus
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device) -> PlainEngine:
-    """Return GPT2LMHeadModel of the same shape, with AdamW."""
+    """Return an engine with a GPT2LMHeadModel of the variant's shape and AdamW."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = variant.model

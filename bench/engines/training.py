@@ -1,7 +1,7 @@
-"""One variant in training, part by part; what bench.harness.worker runs.
+"""Train one variant and time the parts of its steps; bench.harness.worker runs this module.
 
-Requests are "check", "steps SECONDS" (a list of [data, forward, backward, optimizer] seconds) and "evaluate". The
-engine `matmuls` trains nothing: it answers with the speed of matrix products.
+Requests are "check", "steps SECONDS" (answered with a list of [data, forward, backward, optimizer] seconds) and
+"evaluate". The engine `matmuls` trains nothing, and answers with the speed of matrix products.
 """
 
 import ctypes
@@ -26,23 +26,23 @@ from charformer.data.recall import recall
 from charformer.device import choose_device, memory_bytes
 
 CHECK_STEPS = 20
-CHECK_BATCH, CHECK_CONTEXT = 4, 64  # small, since a whole step of the largest takes ten seconds on two cores
-CHECK_DROP = 0.1  # nats; the first steps from random weights lose far more
+CHECK_BATCH, CHECK_CONTEXT = 4, 64  # small, since a whole step of the largest model takes seconds on a small machine
+CHECK_DROP = 0.1  # nats; from random weights the loss falls far more in the first steps
 MIN_STEPS, MAX_STEPS = 2, 400  # in a turn
 WARM_SECONDS = 0.5
 
 Answer = dict[str, Any]
 Handler = Callable[..., Answer]
-Step = Callable[[Callable[[], None]], object]  # calls what it is given behind each of its parts
+Step = Callable[[Callable[[], None]], object]  # calls its argument after each of its parts
 
 
 def handler(variant: dict[str, Any], corpus: dict[str, Any], device: str, nanogpt: str | None = None) -> Handler:
-    """Return what answers requests about a variant.
+    """Return a function that answers requests about a variant.
 
     Args:
         variant: a ``Variant`` as a dictionary.
-        corpus: the summary of a corpus that is in the cache.
-        nanogpt: a checkout of nanoGPT, for that engine.
+        corpus: the summary of a text that is in the cache.
+        nanogpt: a checkout of nanoGPT, for the engine of that name.
     """
     torch.manual_seed(0)
     chosen, place = Variant.from_dict(variant), choose_device(device)
@@ -96,10 +96,10 @@ def _training(variant: Variant, device: torch.device, engine: Engine) -> Handler
                 engine.model.compile(dynamic=False)
             first = sum(_timed(step, device, 1)[0])
             if variant.compiled:
-                engine.evaluate()  # which compiles once more
+                engine.evaluate()  # compiles once more
             return found | {"first_step_seconds": first}
         if request == "evaluate":
-            _timed(evaluation, device, 1)  # its memory was given back, and comes again before the one that counts
+            _timed(evaluation, device, 1)  # gets its memory from the system again before the one that counts
             return {"seconds": _timed(evaluation, device, 1)[0][0]}
         steps = _turn(step, device, float(seconds))
         memory = {"peak_memory_bytes": memory_bytes(device), "threads": torch.get_num_threads()}
@@ -111,9 +111,11 @@ def _training(variant: Variant, device: torch.device, engine: Engine) -> Handler
 
 
 def check(engine: Engine) -> Answer:
-    """Train on one small batch, and see the loss fall. Raises ValueError where it does not."""
+    """Train on one small batch, and return the loss before and after. Raise ValueError unless it falls."""
     batch = engine.batch()
-    cut = max(0, batch[0].shape[1] - CHECK_CONTEXT)  # of each tensor, since targets may make one a character longer
+    cut = max(
+        0, batch[0].shape[1] - CHECK_CONTEXT
+    )  # from the end, since targets may make a tensor one character longer
     batch = tuple(tensor[:CHECK_BATCH, : tensor.shape[1] - cut].contiguous() for tensor in batch)
     losses = []
     for _ in range(CHECK_STEPS):
@@ -129,7 +131,7 @@ def check(engine: Engine) -> Answer:
 
 
 def _turn(step: Step, device: torch.device, seconds: float) -> list[list[float]]:
-    """Take steps for about ``seconds``, behind a warm-up that is not counted, in which its memory comes back."""
+    """Take steps for about ``seconds``, after a warm-up that is not counted, in which memory is allocated again."""
     last = warm = 0.0
     while warm < WARM_SECONDS:
         last = sum(_timed(step, device, 1)[0])
@@ -138,7 +140,7 @@ def _turn(step: Step, device: torch.device, seconds: float) -> list[list[float]]
 
 
 def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
-    """Return seconds of each part of ``count`` steps. A GPU is waited for at the end; its own time is what counts."""
+    """Return the seconds of each part of ``count`` steps, on a GPU by its own events, which are awaited at the end."""
     marks: list[Any] = []
 
     def mark() -> None:
@@ -162,7 +164,7 @@ def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
 
 
 def _giving_memory_back(answer: Handler, device: torch.device) -> Handler:
-    """Return ``answer`` that gives memory back while the others have their turn: all at once might not fit."""
+    """Return ``answer`` wrapped so that it frees memory after each request: all engines at once might not fit."""
 
     def handle(*request: str) -> Answer:
         found = answer(*request)

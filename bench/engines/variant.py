@@ -1,4 +1,4 @@
-"""What an engine trains, and what it must be able to do."""
+"""The variants of a training bench, and the protocol of the engines that train them."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine, the model and the batch that it trains, and how."""
+    """An engine with the model, the batch and the settings that it trains with."""
 
     engine: str
     preset: str
@@ -22,22 +22,22 @@ class Variant:
     precision: str = "float32"  # of matrix products
     freeze: str = "none"
     compiled: bool = False
-    differs: tuple[str, ...] = ()  # from the baseline, in its work
+    differs: tuple[str, ...] = ()  # the ways in which its work differs from the baseline's
 
     @property
     def characters(self) -> int:
-        """Return the characters of a step."""
+        """Return the number of characters in a step."""
         return self.batch_size * self.model.block_size
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the variant of which ``values`` are dataclasses.asdict's, maybe by way of JSON."""
+        """Return the variant that dataclasses.asdict turned into ``values``, which may have passed through JSON."""
         model, differs = ModelConfig.from_dict(values["model"]), tuple(values["differs"])
         return cls(**values | {"model": model, "differs": differs})
 
 
 class Engine(Protocol):
-    """One model in training; a worker calls the parts of a step one by one, to time them."""
+    """A model in training; a worker calls the parts of a step one by one to time them."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -52,9 +52,9 @@ class Engine(Protocol):
         """Take the optimizer's step, and clear the gradients."""
 
     def evaluate(self) -> None:
-        """Compute the loss of one batch, in the way of the engine's own evaluation."""
+        """Compute the loss of one batch as the engine's own evaluation does."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context in which matrix products are of ``precision``."""
+    """Return a context in which matrix products are computed in ``precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

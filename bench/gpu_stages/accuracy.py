@@ -1,4 +1,4 @@
-"""Every op against float64, at the checks' shapes and at those of the presets' steps, in several processes."""
+"""Compare every op with float64, at the shapes of the checks and of the presets' steps, in several processes."""
 
 import os
 from functools import partial
@@ -14,7 +14,7 @@ from kernels.checks.workers import Failed, run_each
 
 
 def run(visit: Visit) -> Stage:
-    """Yield each result's error. Raises RuntimeError where a kernel is wrong, behind all rows."""
+    """Yield the error of each result. Raise RuntimeError after the last row if a kernel is wrong."""
     if not backend.TRITON:
         yield {"part": "accuracy", "note": "Triton is not installed"}
         return "Triton is not installed"

@@ -1,4 +1,4 @@
-"""The nanoGPT-like model and ours under torch.compile, at `baseline`'s shape."""
+"""Time the nanoGPT-like model and ours under torch.compile, at `baseline`'s shape."""
 
 import time
 
@@ -9,7 +9,7 @@ from kernels import backend
 
 
 def run(visit: Visit) -> Stage:
-    """Yield a row for each; the first steps, which compile, are timed apart."""
+    """Yield a row for each model; the first step, which compiles, is timed separately."""
     corpus = corpora.load(visit.data)
     shown = []
     for name in ("nanogpt-like", "charformer", "charformer, PyTorch's ops"):
@@ -19,14 +19,14 @@ def run(visit: Visit) -> Stage:
         try:
             with backend.force(ops):
                 engine = build(variant, corpus, visit.device)
-                # On a CPU without a C++ compiler, the rehearsal stops before code is made.
+                # A rehearsal on a CPU stops before code is generated, since a C++ compiler may be missing.
                 engine.model.compile(dynamic=False, backend="inductor" if visit.on_gpu else "aot_eager")
                 step = eager_step(engine)
                 began = time.perf_counter()
                 float(step())
                 first = time.perf_counter() - began
                 found = measure(step, variant, visit)
-        except Exception as error:  # whatever a compiler may raise
+        except Exception as error:  # a compiler may raise anything
             yield row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
             continue
         yield row | found | {"first_step_seconds": first}

@@ -1,4 +1,4 @@
-"""Compile what Triton's cache lacks for this card, in parallel."""
+"""Compile the kernels that Triton's cache lacks for this card, in parallel."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,15 @@ from charformer.presets import PRESETS
 from kernels import backend
 from kernels.checks.cases import Case, cases, step_cases
 
-VOCABULARY = 65  # of Tiny Shakespeare
+VOCABULARY = 65  # the distinct characters of Tiny Shakespeare
 
 
 def run(visit: Visit) -> Stage:
-    """Yield hits, misses and what failed. Raises RuntimeError where a kernel does not compile."""
+    """Yield the cache's hits and misses and the cases that failed. Raise RuntimeError if a kernel does not compile."""
     if not backend.TRITON:
         yield {"part": "compiling", "note": "Triton is not installed"}
         return "Triton is not installed"
-    os.environ.pop("TRITON_INTERPRET", None)  # under which nothing is compiled
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     from kernels.checks.compile import fill_cache
 
     if visit.on_gpu:
@@ -36,7 +36,7 @@ def run(visit: Visit) -> Stage:
 
 
 def preset_cases() -> list[Case]:
-    """Return the calls of a step of each preset that is timed, with and without dropout."""
+    """Return the op calls in a step of each timed preset, with and without dropout."""
     found = []
     for preset in PRESETS_TIMED:
         model, batch = PRESETS[preset].model, PRESETS[preset].pretrain.batch_size

@@ -1,4 +1,4 @@
-"""The card, its driver, and the most that it reaches in copies and in bf16 matrix products."""
+"""Record the card, its driver, and its measured peaks in copies and in bf16 matrix products."""
 
 import shutil
 import subprocess
@@ -11,11 +11,11 @@ from bench.harness.results import percentiles
 
 MATMUL_SIZE = 8192
 COPY_BYTES = 2**30
-ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,ecc.mode.current,mig.mode.current"
+QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,ecc.mode.current,mig.mode.current"
 
 
 def run(visit: Visit) -> Stage:
-    """Yield the facts, and the ceilings on random data."""
+    """Yield the facts about the card, and its peaks on random data."""
     yield {"part": "card", **card(visit.device)}
     size, copied = (MATMUL_SIZE, COPY_BYTES) if visit.on_gpu else (256, 2**20)
     matrix = torch.randn(size, size, device=visit.device).bfloat16()
@@ -33,7 +33,7 @@ def run(visit: Visit) -> Stage:
 
 
 def card(device: torch.device) -> dict[str, object]:
-    """Return what the driver and PyTorch say of the card."""
+    """Return what the driver and PyTorch report about the card."""
     if device.type != "cuda":
         return {"card": None, "note": "a rehearsal on a CPU"}
     properties = torch.cuda.get_device_properties(device)
@@ -46,7 +46,7 @@ def card(device: torch.device) -> dict[str, object]:
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
     if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader"]
-        told = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20)
-        found["nvidia_smi"] = dict(zip(ASKED.split(","), told.stdout.strip().split(", "), strict=False))
+        command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20)
+        found["nvidia_smi"] = dict(zip(QUERY.split(","), done.stdout.strip().split(", "), strict=False))
     return found

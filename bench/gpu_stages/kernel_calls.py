@@ -1,6 +1,6 @@
-"""Calls of our kernels alone, forward and backward, for a memory checker: python -m bench.gpu_stages.kernel_calls.
+"""Call our kernels alone, forward and backward, for a memory checker: python -m bench.gpu_stages.kernel_calls.
 
-On a CPU, with TRITON_INTERPRET=1, there are two; on a GPU some 25.
+On a GPU it makes some 25 calls; on a CPU, with TRITON_INTERPRET=1, only two.
 """
 
 import torch
@@ -10,7 +10,7 @@ from kernels.checks.cases import SEED, Case, make_inputs, op, run
 
 
 def main() -> None:
-    """Run them."""
+    """Run the calls and print how many there were."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = chosen() if device.type == "cuda" else chosen()[-2:]
     for case in wanted:
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def chosen() -> list[Case]:
-    """Return calls with ragged edges, unaligned rows and each kind of width, the smallest last."""
+    """Return cases with ragged edges, unaligned rows and each kind of width, the smallest last."""
     bf16, fp32 = torch.bfloat16, torch.float32
     found = [Case("attention", bf16, 100, width, 0.2, "plain") for width in (16, 32, 64, 96, 128)]
     found += [Case("attention", bf16, 33, width, 0.0, "packed") for width in (64, 128)]

@@ -1,4 +1,4 @@
-"""Calls of our kernels under compute-sanitizer's memcheck, where that is installed."""
+"""Call our kernels under compute-sanitizer's memcheck, where that is installed."""
 
 import os
 import shutil
@@ -8,11 +8,11 @@ import sys
 from bench.gpu_stages.visit import Stage, Visit
 from kernels import backend
 
-ERRORS = 9  # the exit code that memcheck ends with where it found any
+ERRORS = 9  # the exit code with which memcheck reports that it found errors
 
 
 def run(visit: Visit) -> Stage:
-    """Yield what the tool says. Raises RuntimeError where it finds anything."""
+    """Yield the tool's output. Raise RuntimeError if it finds an error."""
     if not backend.TRITON:
         yield {"part": "memcheck", "note": "Triton is not installed"}
         return "Triton is not installed"
@@ -30,7 +30,7 @@ def run(visit: Visit) -> Stage:
         timeout = max(1.0, visit.left - 1)
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError("it took longer than there was time") from error
+        raise RuntimeError("memcheck took longer than the stage's time") from error
     lines = (done.stdout + done.stderr).strip().splitlines()
     summary = next((line for line in reversed(lines) if "ERROR SUMMARY" in line), lines[-1] if lines else "silent")
     yield {

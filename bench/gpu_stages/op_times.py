@@ -1,4 +1,4 @@
-"""Ops as CUDA graphs with a cold level-2 cache: ours, flash and cuDNN attention, and PyTorch's other functions."""
+"""Time ops as CUDA graphs with a cold level-2 cache: ours, flash and cuDNN attention, and PyTorch's other functions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ VOCABULARY = 65
 
 
 def run(visit: Visit) -> Stage:
-    """Yield seconds by op, dropout, engine and pass."""
+    """Yield the seconds of each op, dropout rate, engine and pass."""
     shape = baseline_shape(visit)
     rounds = ROUNDS[visit.device.type]
     ceilings = visit.found("facts", "ceilings")
@@ -29,7 +29,7 @@ def run(visit: Visit) -> Stage:
     work = roofline.work(shape)
     medians: dict[tuple[str, float, str], float] = {}
     subjects = [(case, engine, side) for case in wanted(shape) for engine, side in sides(case, visit).items()]
-    # What may fail while it is captured comes last, since what follows it might fail as well.
+    # cuDNN's attention may fail while it is captured, after which other calls might fail too, so it comes last.
     for case, engine, side in sorted(subjects, key=lambda subject: subject[1] == "cudnn"):
         inputs = make_inputs(case, visit.device)
         for name, directions in {"forward": ("forward",), "both": ("forward", "backward")}.items():
@@ -37,7 +37,7 @@ def run(visit: Visit) -> Stage:
             try:
                 call = as_graph(calls(case, side, inputs, backward=name == "both"), visit.device)
                 seconds = percentiles(cold_seconds(call, rounds, visit.device))
-            except RuntimeError as error:  # such as an attention of PyTorch's that takes no dropout
+            except RuntimeError as error:  # for example a backend of PyTorch's attention without dropout
                 yield about | {"error": str(error).partition("\n")[0]}
                 continue
             assert seconds is not None
@@ -55,7 +55,7 @@ def run(visit: Visit) -> Stage:
 
 
 def baseline_shape(visit: Visit) -> roofline.Shape:
-    """Return the shape of `baseline`'s step, or of a tiny one."""
+    """Return the shape of `baseline`'s step or, in a rehearsal, of a tiny one."""
     model = PRESETS["baseline"].model
     if visit.on_gpu:
         return roofline.Shape(32, model.block_size, model.n_head, model.n_embd // model.n_head, VOCABULARY)
@@ -63,7 +63,7 @@ def baseline_shape(visit: Visit) -> roofline.Shape:
 
 
 def wanted(shape: roofline.Shape) -> list[Case]:
-    """Return the calls to time, those with dropout once for each of ``DROPOUTS``."""
+    """Return the cases to time; ops with dropout have one for each of ``DROPOUTS``."""
     found = []
     for p in DROPOUTS:
         found += step_cases(torch.bfloat16, shape.batch, shape.time, shape.heads, shape.width, shape.vocab, p, p)
@@ -71,7 +71,7 @@ def wanted(shape: roofline.Shape) -> list[Case]:
 
 
 def sides(case: Case, visit: Visit) -> dict[str, Op]:
-    """Return our op and those that one would use instead, by engine."""
+    """Return our op and its alternatives in PyTorch, by engine."""
     if case.op != "attention":
         return {"charformer": op(case), "torch": plain_op(case)}
     found = {"charformer": op(case)}
@@ -82,13 +82,13 @@ def sides(case: Case, visit: Visit) -> dict[str, Op]:
 
 
 def attention(chosen: SDPBackend, dropout_p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return PyTorch's attention by one of its backends."""
+    """Return the output of PyTorch's attention with one of its backends."""
     with sdpa_kernel(chosen):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 
 def calls(case: Case, side: Op, inputs: dict[str, Tensor], backward: bool) -> Callable[[], object]:
-    """Return what calls the op forward, or forward and backward."""
+    """Return a function that runs the op forward, or forward and backward."""
     leaves = [x for x in inputs.values() if x.requires_grad]
 
     def forward() -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Sampling of one text and of many from a model of `baseline`'s size with random weights."""
+"""Time the sampling of one text and of many, from a model of `baseline`'s size with random weights."""
 
 import time
 from dataclasses import replace
@@ -20,7 +20,7 @@ VOCABULARY = 65
 
 
 def run(visit: Visit) -> Stage:
-    """Yield characters a second, of all texts together, in float32 and bfloat16."""
+    """Yield the characters a second, summed over all texts, in float32 and bfloat16."""
     config = replace(PRESETS["baseline"].model, vocab_size=VOCABULARY)
     if not visit.on_gpu:
         config = ModelConfig.from_dict(config.to_dict() | TINY)

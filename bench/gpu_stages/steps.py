@@ -1,4 +1,4 @@
-"""Training steps in bf16: ours with our kernels and with PyTorch's ops, a nanoGPT-like model; eager and captured."""
+"""Time training steps in bf16, eager and captured: ours with our kernels and with PyTorch's ops, and nanoGPT-like."""
 
 import time
 from collections import Counter
@@ -21,7 +21,7 @@ from charformer.data.corpus import Corpus
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
 from kernels import backend
 
-SUBJECTS = {  # the engine, and what its ops run
+SUBJECTS = {  # the engine, and the backend of its ops
     "charformer": ("charformer", "auto"),
     "charformer, PyTorch's ops": ("charformer", "pytorch"),
     "nanogpt-like": ("nanogpt-like", "auto"),
@@ -32,7 +32,7 @@ TOP_KERNELS = 12
 
 
 def run(visit: Visit) -> Stage:
-    """Yield a row for each preset, engine and way."""
+    """Yield a row for each preset and engine, eager and captured."""
     corpus = corpora.load(visit.data)
     medians: dict[tuple[str, str, bool], float] = {}
     for preset in PRESETS_TIMED:
@@ -43,7 +43,7 @@ def run(visit: Visit) -> Stage:
                 for captured in (False, True):
                     row = {"part": "steps", "kernels": ops, **about(variant, name), "captured": captured}
                     if captured and not visit.on_gpu:
-                        yield row | {"note": "a CPU captures nothing"}
+                        yield row | {"note": "steps are captured only on a GPU"}
                         continue
                     try:
                         found = measure(captured_step(engine) if captured else eager_step(engine), variant, visit)
@@ -61,14 +61,14 @@ def run(visit: Visit) -> Stage:
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device) -> Any:
-    """Return the variant's engine, which has ``batch``, ``fill`` and ``step``."""
+    """Return the variant's engine, which has the methods ``batch``, ``fill`` and ``step``."""
     torch.manual_seed(0)
     made = CharformerEngine if variant.engine == "charformer" else NanogptLikeEngine
     return made(variant, corpus, device)
 
 
 def about(variant: Variant, name: str) -> Row:
-    """Return what a row says of its variant."""
+    """Return the entries of a row that describe its variant."""
     return {
         "engine": name,
         "preset": variant.preset,
@@ -81,7 +81,7 @@ def about(variant: Variant, name: str) -> Row:
 
 
 def eager_step(engine: Any) -> Callable[[], Tensor]:
-    """Return what takes a step, launch by launch."""
+    """Return a function that takes a step launch by launch, and returns its loss."""
 
     def step() -> Tensor:
         loss: Tensor = engine.step(*engine.batch())
@@ -91,7 +91,7 @@ def eager_step(engine: Any) -> Callable[[], Tensor]:
 
 
 def captured_step(engine: Any) -> Callable[[], Tensor]:
-    """Return what replays a step that was captured behind some eager ones."""
+    """Return a function that replays a step, which is captured after some eager ones, and returns its loss."""
     with side_stream():
         for _ in range(EAGER_STEPS):
             engine.step(*engine.batch())
@@ -105,7 +105,7 @@ def captured_step(engine: Any) -> Callable[[], Tensor]:
 
 
 def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
-    """Return seconds by events and by the clock, the host's share of them, launches, memory and MFU."""
+    """Return the seconds by events and by the clock, the host's part of them, launches, memory and MFU."""
     device, count = visit.device, STEPS[visit.device.type]
     if visit.on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -143,7 +143,7 @@ def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
 
 
 def profile(step: Callable[[], object]) -> Row:
-    """Return launches, seconds of kernels, and the longest of them, of one step, by PyTorch's profiler."""
+    """Return the launches, the kernels' seconds and the longest kernels of one step, by PyTorch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     try:
         with torch.profiler.profile(activities=activities) as profiler:
@@ -151,7 +151,7 @@ def profile(step: Callable[[], object]) -> Row:
                 step()
             torch.cuda.synchronize()
         kernels = [event for event in profiler.events() or [] if str(event.device_type).endswith("CUDA")]
-    except RuntimeError as error:  # such as CUPTI's, where another program profiles
+    except RuntimeError as error:  # for example CUPTI's while another program profiles
         return {"profiler": str(error).partition("\n")[0]}
     micro: Counter[str] = Counter()
     for event in kernels:

@@ -1,4 +1,4 @@
-"""The tests that are marked for a GPU, where pytest is installed."""
+"""Run the tests that need a GPU, where pytest is installed."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from bench.harness.interleave import ROOT
 
 
 def run(visit: Visit) -> Stage:
-    """Yield pytest's last lines. Raises RuntimeError where a test fails."""
+    """Yield pytest's last lines. Raise RuntimeError if a test fails."""
     if find_spec("pytest") is None:
         yield {"part": "tests", "note": "pytest is not installed"}
         return "pytest is not installed"
@@ -24,7 +24,7 @@ def run(visit: Visit) -> Stage:
             command, capture_output=True, encoding="utf-8", cwd=ROOT, env=environment, timeout=timeout
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError("they took longer than there was time") from error
+        raise RuntimeError("the tests took longer than the stage's time") from error
     lines = done.stdout.strip().splitlines()
     yield {"part": "tests", "exit_code": done.returncode, "said": lines[-40:]}
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Attention's block sizes at head width 64 in bf16: seconds of some, and whether the fastest are right."""
+"""Time several block sizes of attention at head width 64 in bf16, and check the results of the fastest."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from kernels.checks.cases import Case, make_inputs, op
 from kernels.checks.workers import Failed, run_each
 
 ROUNDS = {"cuda": 30, "cpu": 1}
-# Rows, columns, warps and stages, beside what the kernels take today.
+# Rows, columns, warps and stages to try besides those that the kernels use today.
 CANDIDATES = {
     "forward": [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2)],
     "dq": [(64, 64, 4, 2), (128, 32, 8, 2)],
@@ -26,11 +26,11 @@ CANDIDATES = {
 }
 
 Sizes = tuple[int, int, int, int]
-Trial = dict[str, Sizes]  # by kernel; those that are not named stay as they are
+Trial = dict[str, Sizes]  # by kernel; a kernel that is not named keeps its own sizes
 
 
 def run(visit: Visit) -> Stage:
-    """Yield seconds of each trial, and the errors of the best of each kernel together."""
+    """Yield the seconds of each trial, then the errors of attention with the best sizes of each kernel combined."""
     if not backend.TRITON:
         yield {"part": "tiles", "note": "Triton is not installed"}
         return "Triton is not installed"
@@ -43,7 +43,7 @@ def run(visit: Visit) -> Stage:
     for kernel, sizes in CANDIDATES.items():
         trials += [{kernel: size} for size in (sizes if visit.on_gpu else sizes[:1])]
     seconds: dict[str, dict[Sizes | None, float]] = {kernel: {} for kernel in CANDIDATES}
-    # A process of its own, since one of these might take the GPU down with it.
+    # In a process of its own, since a trial might cause a GPU fault.
     for trial, found in run_each(partial(timed, case=case, device=visit.device.type), trials, 1):
         if isinstance(found, Failed):
             yield {"part": "tiles", "trial": trial, "error": found.reason}
@@ -64,11 +64,11 @@ def run(visit: Visit) -> Stage:
     yield {"part": "tiles", "trial": best, "fastest": True, "results": rows, "violations": violations}
     if violations:
         raise RuntimeError(f"with {best}: {violations[0]}")
-    return f"fastest: {best or 'those of today'}; its results are right"
+    return f"fastest: {best or 'the sizes of today'}; its results are right"
 
 
 def timed(trial: Trial, case: Case, device: str) -> dict[str, Any]:
-    """Return percentiles of the seconds of attention forward, and forward and backward, with a trial's sizes."""
+    """Return percentiles of attention's seconds, forward and forward + backward, with a trial's block sizes."""
     place = torch.device(device)
     inputs = make_inputs(case, place)
     found = {}
@@ -80,14 +80,14 @@ def timed(trial: Trial, case: Case, device: str) -> dict[str, Any]:
 
 
 def checked(trial: Trial, case: Case, device: str) -> list[dict[str, Any]]:
-    """Return the errors of attention's results with a trial's sizes."""
+    """Return the errors of attention's results with a trial's block sizes."""
     with sizes(trial, case):
         return measure(case, torch.device(device))
 
 
 @contextmanager
 def sizes(trial: Trial, case: Case) -> Iterator[None]:
-    """Let attention of the case's width run with a trial's block sizes, on every card."""
+    """Use a trial's block sizes for attention of the case's width on every card, within the context."""
     from kernels.gpu import block_sizes
 
     keys = {(kernel, case.width, 2): block_sizes.Tile(*size) for kernel, size in trial.items()}

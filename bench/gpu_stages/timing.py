@@ -1,4 +1,4 @@
-"""Times by a GPU's own events, or by the clock on a CPU."""
+"""Timing by the GPU's own events, or by the clock on a CPU."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ WARM_UP = 3
 
 
 def marker(device: torch.device) -> Any:
-    """Return an event that has just been recorded, or the time."""
+    """Return an event that has just been recorded or, on a CPU, the time."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -22,18 +22,18 @@ def marker(device: torch.device) -> Any:
 
 
 def between(start: Any, end: Any) -> float:
-    """Return the seconds between two markers; what was recorded must have been waited for."""
+    """Return the seconds between two markers; ``wait`` must have been called since the second."""
     return end - start if isinstance(start, float) else float(start.elapsed_time(end)) / 1e3
 
 
 def wait(device: torch.device) -> None:
-    """Wait for everything that is enqueued."""
+    """Wait until the device has finished everything that is enqueued."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def as_graph(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Return ``work`` as a CUDA graph's replay, so that no launch is waited for; on a CPU as it is."""
+    """Return the replay of ``work`` as a CUDA graph, which has no launch overhead, or on a CPU ``work`` itself."""
     if device.type != "cuda":
         return work
     with side_stream():

@@ -1,4 +1,4 @@
-"""`fast` to the baseline's loss by the real command, cold and warm, and a run that is killed and resumed."""
+"""Train `fast` with the real command, with a cold and a warm cache of kernels, and kill and resume a run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SMALL += " --steps 24 --eval-interval 4 --eval-batches 1"
 
 
 def run(visit: Visit) -> Stage:
-    """Yield a row for each training. Raises RuntimeError where one fails or resuming gives another loss."""
+    """Yield a row for each training. Raise RuntimeError if one fails, or if resuming leads to another loss."""
     with tempfile.TemporaryDirectory() as folder:
         cold = Path(folder) / "cache"
         rows = [trained(visit, "cold", {"TRITON_CACHE_DIR": str(cold)})]
@@ -31,21 +31,21 @@ def run(visit: Visit) -> Stage:
         equal = resumed["val_loss"] == rows[-1]["val_loss"]
         yield resumed | {"equal_to_the_whole_run": equal}
     if not equal:
-        raise RuntimeError(f"resumed, the loss is {resumed['val_loss']}, of the whole run {rows[-1]['val_loss']}")
+        raise RuntimeError(f"the resumed run's loss is {resumed['val_loss']}, the whole run's {rows[-1]['val_loss']}")
     best = min(rows[1:] or rows, key=lambda row: float(row["train_seconds"]))
     reached = "reached" if best["val_loss"] <= ITS_LOSS else "not reached"
     return f"{ITS_LOSS} {reached}: {best['val_loss']:.4f} in {best['train_seconds']:.2f} s of training, warm"
 
 
 def trained(visit: Visit, name: str, environment: dict[str, str]) -> Row:
-    """Return the row of one training."""
+    """Train in a folder named ``name``, and return the row."""
     began = time.monotonic()
     summary = finished(start(visit, name, [], environment), visit)
     return row(name, summary, time.monotonic() - began)
 
 
 def killed_and_resumed(visit: Visit) -> Row:
-    """Return the row of a training that is killed behind its second evaluation, and continued."""
+    """Start a training, kill it after its second evaluation, resume it, and return the row."""
     folder = RunDir(visit.out / "runs" / "killed")
     process = start(visit, "killed", [], {})
     while process.poll() is None and visit.left > 0:
@@ -62,7 +62,7 @@ def killed_and_resumed(visit: Visit) -> Row:
 
 
 def start(visit: Visit, name: str, flags: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
-    """Start a training in a folder of its own, or continue it."""
+    """Start a training in a folder of its own, or with --resume in ``flags`` continue it; return the process."""
     out = str(visit.out / "runs" / name.replace(" ", "-"))
     if "--resume" not in flags:
         flags = [*flags, "--preset", "fast", "--data", visit.data, "--device", visit.device.type, "--overwrite"]
@@ -79,13 +79,13 @@ def start(visit: Visit, name: str, flags: list[str], environment: dict[str, str]
 
 
 def finished(process: "subprocess.Popen[str]", visit: Visit) -> dict[str, Any]:
-    """Return the training's summary. Raises RuntimeError where it fails."""
+    """Wait for the training to end, and return its summary. Raise RuntimeError if it fails or takes too long."""
     try:
         output, errors = process.communicate(timeout=max(1.0, visit.left))
     except subprocess.TimeoutExpired as error:
         process.kill()
         process.communicate()
-        raise RuntimeError("a training took longer than there was time") from error
+        raise RuntimeError("a training took longer than the stage's time") from error
     if process.returncode:
         raise RuntimeError(f"a training failed: {errors.strip().splitlines()[-1] if errors.strip() else 'silently'}")
     summary: dict[str, Any] = json.loads(output.splitlines()[-1])
@@ -93,6 +93,6 @@ def finished(process: "subprocess.Popen[str]", visit: Visit) -> dict[str, Any]:
 
 
 def row(name: str, summary: dict[str, Any], wall: float) -> Row:
-    """Return a row of the result."""
+    """Return the row of a training from its summary and the seconds of the whole process."""
     kept = {key: value for key, value in summary.items() if key not in ("out", "corpus")}
     return {"part": "training", "engine": "charformer", "preset": "fast", "name": name, "wall_seconds": wall, **kept}

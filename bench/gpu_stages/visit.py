@@ -1,7 +1,7 @@
-"""What a stage of bench.gpu is given, and what it gives.
+"""The input and the output of a stage of bench.gpu.
 
-A stage is a module with ``run(visit)``, a generator of rows that returns a line for people. Its rows are written as
-they come, so that a stage which is cut off leaves what it has.
+A stage is a module with ``run(visit)``, a generator that yields rows and returns one line for the user. Rows are
+written as they arrive, so that a stage that is cut off leaves those it has.
 """
 
 import json
@@ -20,18 +20,18 @@ from charformer.presets import PRESETS
 Row = dict[str, Any]
 Stage = Generator[Row, None, str]
 
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32}  # of the models of a rehearsal
+TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32}  # the models of a rehearsal
 PRESETS_TIMED = ("baseline", "fast")
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A stage's part of a visit to a card, or of its rehearsal on a CPU with small shapes.
+    """The settings of one stage, on a GPU or in a rehearsal on a CPU with small shapes.
 
     Attributes:
-        out: the folder of the results.
+        out: the folder for the results.
         data: the text to train on, a file or a name.
-        seconds: that the stage may take; behind them it is ended.
+        seconds: the time that the stage may take before it is ended.
     """
 
     device: torch.device
@@ -42,23 +42,23 @@ class Visit:
 
     @property
     def on_gpu(self) -> bool:
-        """Return whether there is a card; else everything is small."""
+        """Return whether the stage runs on a GPU; otherwise its shapes are small."""
         return self.device.type == "cuda"
 
     @property
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the seconds that the stage has left."""
         return self.began + self.seconds - time.monotonic()
 
     def variant(self, preset: str, engine: str, vocab_size: int) -> Variant:
-        """Return what an engine trains: the preset's model and batch in bf16, or a tiny one."""
+        """Return the variant for an engine: the preset's model and batch in bf16 or, in a rehearsal, tiny ones."""
         chosen = PRESETS[preset]
         given = chosen.model.to_dict() | {"vocab_size": vocab_size, "ngram_order": 0} | ({} if self.on_gpu else TINY)
         batch = chosen.pretrain.batch_size if self.on_gpu else 2
         return Variant(engine, preset, ModelConfig.from_dict(given), batch, "bfloat16")
 
     def found(self, stage: str, part: str) -> Row:
-        """Return the first row of a part of an earlier stage; an empty one where there is none."""
+        """Return the first row of a part of an earlier stage, or an empty row if there is none."""
         path = self.out / f"{stage}.json"
         rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
         return next((row for row in rows if row.get("part") == part), {})

@@ -1,4 +1,4 @@
-"""The stages of bench.gpu in a process that an error of one of them ends; what bench.harness.worker runs."""
+"""Run the stages of bench.gpu in a process that the first error ends; bench.harness.worker runs this module."""
 
 import importlib
 import time
@@ -15,7 +15,7 @@ from bench.harness import results
 
 
 def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
-    """Return what answers "STAGE SECONDS" with {line, rows}, behind the stage's result file."""
+    """Return a function that runs a stage on "STAGE SECONDS", writes its result file, and answers {line, rows}."""
 
     def answer(stage: str, seconds: str) -> dict[str, Any]:
         visit = Visit(torch.device(device), Path(out), data, float(seconds))
@@ -28,7 +28,7 @@ def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
             results.write_result(visit.out / f"{stage}.json", content | facts | {"took_seconds": took})
 
         def collect() -> str:
-            """Run the stage, writing its rows once a second; return its line."""
+            """Run the stage, write its rows once a second, and return its line."""
             running = importlib.import_module(f"bench.gpu_stages.{stage}").run(visit)
             written = 0.0
             while True:
@@ -43,7 +43,7 @@ def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
         write()
         try:
             line = collect()
-            wait(visit.device)  # a fault of the GPU is this stage's, not the next one's
+            wait(visit.device)  # so that a GPU fault counts against this stage, not the next
             facts = {"status": "done", "line": line}
         except Exception as error:
             facts = {"status": "failed", "line": str(error), "traceback": traceback.format_exc().splitlines()}

@@ -1,4 +1,4 @@
-"""Results as pictures: speeds as horizontal bars with whiskers, losses as curves."""
+"""Draw results: speeds as horizontal bars with whiskers, losses as curves, and parts of a sum as stacked bars."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
-    """Write a PNG of characters a second: a panel for each (title, bars), a bar for each (label, speed, whether it is
-    ours), the first on top."""
+    """Write a PNG of characters a second, a panel for each (title, bars).
+
+    A bar is (label, speed, whether it is ours); the first is drawn at the top.
+    """
     heights = [0.9 + 0.32 * len(bars) for _, bars in panels]
     figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     axes_of = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
@@ -37,10 +39,10 @@ def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
 
 
 def write_curves(path: Path, curves: list[Curve], target: float, reference: Curve | None = None) -> None:
-    """Write a PNG of validation losses against characters: a line for each (label, group, evaluations).
+    """Write a PNG of validation losses against characters, a line for each (label, group, evaluations).
 
-    Lines of one group share a color; ``target`` is drawn as a dashed line, and what is far above it left out. A
-    ``reference`` is drawn in gray, as far as the others reach.
+    Lines of one group share a color. ``target`` is drawn as a dashed line, and losses far above it are cut off. A
+    ``reference`` is drawn in gray, as far as the other lines reach.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -65,7 +67,7 @@ def write_curves(path: Path, curves: list[Curve], target: float, reference: Curv
 
 
 def write_stacks(path: Path, panels: list[tuple[str, list[Stack]]], parts: tuple[str, ...], unit: str) -> None:
-    """Write a PNG of what sums are made of: a panel for each (title, stacks), a bar for each (label, size by part)."""
+    """Write a PNG of sums by their parts: a panel for each (title, stacks), a bar for each (label, size by part)."""
     heights = [0.9 + 0.4 * len(stacks) for _, stacks in panels]
     figure = Figure(figsize=(8, sum(heights) + 0.5), layout="constrained")
     axes_of = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]

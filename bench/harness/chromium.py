@@ -1,4 +1,4 @@
-"""A real Chromium, driven over its DevTools protocol."""
+"""A headless Chromium that is driven over its DevTools protocol."""
 
 import base64
 import itertools
@@ -27,11 +27,11 @@ FLAGS = [
     "--disable-sync",
     "--remote-debugging-port=0",
 ]
-SECONDS = 120.0  # for anything to happen; the machine may be busy
+SECONDS = 120.0  # the limit of every wait, long because the machine may be busy
 
 
 class Tab:
-    """One page, its errors and its requests."""
+    """A browser tab that records the errors and the requests of its page."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -42,7 +42,7 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command's result; events that come before it are kept."""
+        """Run a DevTools command and return its result, noting the events that arrive before it."""
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
@@ -69,7 +69,7 @@ class Tab:
         self.call("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression, awaited, as if the user had asked for it."""
+        """Return the value of a JavaScript expression, awaited, run as if by a user's click or key."""
         result = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -100,7 +100,7 @@ class Tab:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Tab]:
-    """A tab of a new browser with a profile of its own."""
+    """Start a browser with a profile of its own, and yield its first tab."""
     assert EXECUTABLE is not None
     process = subprocess.Popen(
         [EXECUTABLE, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -121,7 +121,7 @@ def chromium(profile: Path) -> Iterator[Tab]:
 
 
 def _address(profile: Path) -> str:
-    """That of the first tab; the browser writes its port to a file once it listens."""
+    """Return the WebSocket address of the first tab, from the port that the browser writes to a file."""
     file = profile / "DevToolsActivePort"
     until = time.monotonic() + SECONDS
     while not (file.is_file() and file.read_text().count("\n")):

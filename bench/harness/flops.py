@@ -1,7 +1,7 @@
-"""What training costs in floating-point operations, whatever code does it.
+"""Count the floating-point operations of training, whichever code does it.
 
-Counted as for PaLM (Chowdhery et al. 2022, appendix B): products with weights and attention's two products, nothing
-recomputed; attention counts the causal half of its scores.
+They are counted as for PaLM (Chowdhery et al. 2022, appendix B): matmuls with weights and attention's two matmuls, with
+nothing recomputed. Of attention's scores only the causal half counts.
 """
 
 from math import prod
@@ -10,9 +10,9 @@ from charformer.config import ModelConfig
 
 
 def per_character(config: ModelConfig, freeze: str = "none") -> float:
-    """Return the FLOPs that ``freeze`` leaves of a character's forward and backward pass and its weights' gradients.
+    """Return the FLOPs of one character in training, forward and backward, without the work that ``freeze`` saves.
 
-    A product costs 2 FLOPs a weight forward, 2 for the gradient of its input and 2 for that of the weight.
+    A matmul costs 2 FLOPs a weight forward, 2 for the gradient of its input and 2 for that of the weight.
     """
     shapes = config.weight_shapes()
     matrices = {name: prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "_emb." not in name}

@@ -1,4 +1,4 @@
-"""Competing engines, each in a worker process, that take turns: a ratio then holds when the machine's speed drifts."""
+"""Let competing engines take turns, each in a worker process, so that ratios hold when the machine's speed drifts."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
-KILLED = -9  # by the system, when memory runs out
+KILLED = -9  # the exit status when the system kills a process because memory ran out
 
 
 class WorkerError(Exception):
-    """Why a worker has no answer: "OOM" for want of memory, or a line."""
+    """Raised when a worker cannot answer; the message is "OOM" if memory ran out, or one line with the reason."""
 
 
 class Worker:
-    """A running worker process; a context, which waits for it at the end, or kills it where an error ends it.
+    """A running worker process. As a context manager it waits for the process to end, or kills it after an error.
 
     Args:
-        module: as ``bench.harness.worker`` takes it.
-        options: keyword arguments of its handler.
-        python: the interpreter; another environment's for a peer.
+        module: the module that ``bench.harness.worker`` loads.
+        options: keyword arguments of the module's ``handler``.
+        python: the interpreter to run, which for a peer is that of another environment.
     """
 
     def __init__(self, module: str, options: dict[str, Any], python: str = sys.executable) -> None:
@@ -37,7 +37,7 @@ class Worker:
             encoding="utf-8",
             cwd=ROOT,
             env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},  # onnxruntime-genai's too
-            start_new_session=True,  # a terminal's Ctrl-C is for the bench, which then ends its workers
+            start_new_session=True,  # a terminal's Ctrl-C goes to the bench alone, which then ends its workers
         )
 
     def __enter__(self) -> Self:
@@ -54,14 +54,14 @@ class Worker:
         self._process.communicate()
 
     def kill(self) -> None:
-        """End the process, and on POSIX those that it started."""
+        """End the process, and on POSIX also the processes that it started."""
         if os.name == "posix":
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
 
     def ask(self, request: str, seconds: float | None = None) -> dict[str, Any]:
-        """Return the answer to ``request``. Raises WorkerError when there is none, or none within ``seconds``."""
+        """Return the answer to ``request``. Raise WorkerError if there is none, or none within ``seconds``."""
         timer = threading.Timer(seconds or 0, self.kill)
         if seconds is not None:
             timer.start()
@@ -77,7 +77,7 @@ class Worker:
     def _ask(self, request: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # what it said before it ended is still there to read
+        with suppress(BrokenPipeError):  # what the process wrote before it ended can still be read
             self._process.stdin.write(f"{request}\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -92,13 +92,13 @@ class Worker:
 
 @dataclass(kw_only=True)
 class Entry:
-    """An engine that takes turns with others; ``error`` is why it stopped."""
+    """An engine that takes turns with others; ``error`` is the reason why it stopped, if it did."""
 
     error: str | None = None
 
     @property
     def label(self) -> str:
-        """Return what a progress bar calls the entry."""
+        """Return the entry's name in a progress bar."""
         raise NotImplementedError
 
     def start(self) -> Worker:
@@ -106,19 +106,19 @@ class Entry:
         raise NotImplementedError
 
     def begin(self, worker: Worker) -> None:
-        """Do what comes before the first turn."""
+        """Prepare the worker for its first turn."""
         raise NotImplementedError
 
     def turn(self, worker: Worker) -> None:
-        """Take a turn, and keep what it gives."""
+        """Take a turn, and keep its results."""
         raise NotImplementedError
 
 
 def interleave(entries: Sequence[Entry], rounds: int, done: Callable[[str], None] = lambda _: None) -> None:
     """Start each entry in a worker process, then let them take turns, ``rounds`` times.
 
-    What is found is kept in the entries as it comes, so that an interrupted bench has its results so far. An entry that
-    fails keeps why, and the others go on.
+    Entries keep their results as these arrive, so that an interrupted bench has those so far. An entry that fails keeps
+    the reason, and the others continue.
     """
     with ExitStack() as running:
         workers = []

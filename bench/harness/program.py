@@ -1,4 +1,4 @@
-"""What every program of this folder has: a command line, a text to train on, a result file, and tables."""
+"""The parts that all bench programs share: a command line, a text to train on, a result file, and tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ __all__ = ["BenchParser", "corpus_config", "execute", "keep", "load_text", "posi
 
 
 class BenchParser(Parser):
-    """The command line of ``python -m bench.NAME``, with the options that several benches share.
+    """The command line of ``python -m bench.NAME``, with methods for the options that several benches share.
 
     Args:
-        name: of the bench.
-        result: whether --json names a file for its result.
-        doc: its docstring, whose first line describes it; lines that follow and are indented by four are examples.
+        name: the name of the bench.
+        doc: its module docstring. The first line describes it, and later lines that are indented by four are examples.
+        result: whether to add --json, which names a file for the result.
     """
 
     def __init__(self, name: str, doc: str, *, result: bool = True) -> None:
@@ -33,24 +33,25 @@ class BenchParser(Parser):
         super().__init__(f"bench.{name}", first, f"examples:\n{examples}" if examples else "")
         self.set_defaults(bench=name)
         if result:
-            self.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+            self.add_argument("--json", type=writable_file, metavar="FILE", help="write the result to this file")
 
     def add_presets(self, *default: str, several: bool = True) -> None:
-        """Add --preset; several of them, or one."""
-        shown = f"(default: {' '.join(default)})"
+        """Add --preset, which takes one preset or, unless ``several`` is false, more."""
         if several:
+            shown = f"presets to measure (default: {' '.join(default)})"
             self.add_argument("--preset", choices=PRESETS, nargs="+", default=list(default), help=shown)
         else:
+            shown = f"preset to measure (default: {default[0]})"
             self.add_argument("--preset", choices=PRESETS, default=default[0], help=shown)
 
     def add_count(self, flag: str, default: int | None, what: str) -> None:
-        """Add an option that takes a positive whole number."""
+        """Add an option that takes a positive integer; without a default the preset's value applies."""
         shown = f"{what} (default: {'the preset' + chr(39) + 's' if default is None else default})"
         self.add_argument(flag, type=positive, default=default, metavar="N", help=shown)
 
     def add_data(self, flag: str = "--data", default: str | None = None) -> None:
-        """Add an option that names a text; ``load_text`` takes its value."""
-        shown = f"(default: {default or 'tiny-shakespeare'})"
+        """Add an option that names a text, whose value ``load_text`` takes."""
+        shown = f"text to train on (default: {default or 'tiny-shakespeare'})"
         self.add_argument(flag, metavar="FILE|NAME", default=default, help=shown)
 
     def add_device(self) -> None:
@@ -62,20 +63,22 @@ class BenchParser(Parser):
         self.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
 
     def add_chart(self, what: str) -> None:
-        """Add --chart."""
-        self.add_argument("--chart", type=writable_file, metavar="FILE", help=f"where {what} goes, a PNG")
+        """Add --chart, which names a PNG file."""
+        self.add_argument("--chart", type=writable_file, metavar="FILE", help=f"write {what} to this PNG file")
 
 
 def load_text(data: str | None, notices: Console) -> Corpus:
-    """Return the text ``data``; for None Tiny Shakespeare or, where it cannot be fetched, its stand-in, with a
-    notice."""
+    """Return the text that ``data`` names.
+
+    None means Tiny Shakespeare or, if that cannot be downloaded, its stand-in, with a notice.
+    """
     if data is not None:
         return corpora.load(data)
     return corpora.load_or_stand_in("tiny-shakespeare", notice=lambda text: notices.print(f"note: {text}"))
 
 
 def corpus_config(corpus: Corpus) -> dict[str, Any]:
-    """Return what a result says of its text."""
+    """Return the name, SHA-256 and characters of a text, for the config of a result."""
     summary = corpus.summary()
     return {key: summary[key] for key in ("name", "sha256", "characters")}
 
@@ -88,7 +91,7 @@ def keep(args: Any, config: dict[str, Any], rows: list[dict[str, Any]], **facts:
 
 
 def table(title: str | None, texts: Sequence[str], figures: Sequence[str]) -> Table:
-    """Return an empty table with columns of text on the left, and of figures behind them."""
+    """Return an empty table with columns of text on the left, followed by right-aligned columns of figures."""
     found = Table(*texts, title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for column in figures:
         found.add_column(column, justify="right")

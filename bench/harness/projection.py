@@ -1,7 +1,7 @@
-"""How long the baseline's whole job would take: two stages of 5,000 steps and their evaluations.
+"""Project how long the baseline's whole job would take: two stages of 5,000 steps and their evaluations.
 
-Minutes of this machine are projected from the step and the evaluation that were timed on it; those of a card that is
-not here are predicted by ``kernels.checks.roofline`` and are a floor: nothing but matrix products and memory traffic.
+Minutes on this machine are projected from the step and the evaluation that were timed on it. Minutes on another card
+are predicted by ``kernels.checks.roofline``, and are a floor: they count only matrix products and memory traffic.
 """
 
 from statistics import median
@@ -12,7 +12,7 @@ from charformer.presets import PRESETS
 from kernels.checks import roofline
 from kernels.checks.cards import CARDS
 
-SHAPES = ("baseline", "baseline-as-coded")  # as its page has it, and as its code has it
+SHAPES = ("baseline", "baseline-as-coded")  # the shape on its page, and the shape in its code
 STAGES = 2
 PUBLISHED_MINUTES = 30  # of both stages on an RTX 3050, by the baseline's page, which does not say for which shape
 CARD = "rtx-3050"
@@ -21,9 +21,10 @@ Row = dict[str, Any]
 
 
 def minutes(row: Row) -> float | None:
-    """Return the minutes of the whole job in the way of a row's engine, from the medians of its steps and evaluations.
+    """Return the minutes of the whole job with a row's engine, from the medians of its steps and evaluations.
 
-    The baseline evaluates 400 batches each time; we, at the same steps, the preset's ``eval_batches`` of either split.
+    Each evaluation of the baseline takes 400 batches; ours, at the same steps, the preset's ``eval_batches`` of each
+    split. Return None for a row without evaluations.
     """
     if not row["parts"] or row["parts"]["evaluation"] is None:
         return None
@@ -32,7 +33,7 @@ def minutes(row: Row) -> float | None:
 
 
 def predicted_minutes(preset: str) -> float:
-    """Return the floor of our whole job's minutes on the card, with fused kernels and in bf16."""
+    """Return a lower bound on the minutes of our whole job on the card, with fused kernels in bf16."""
     shape = roofline.Shape(batch=PRESETS[preset].pretrain.batch_size, time=PRESETS[preset].model.block_size)
     rows = roofline.predict(CARDS[CARD], shape)
     step, _ = roofline.step_seconds(rows)
@@ -41,9 +42,9 @@ def predicted_minutes(preset: str) -> float:
 
 
 def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
-    """Return the entry of the result file for one of the baseline's shapes; None for others, or where rows are missing.
+    """Return the projection for one of the baseline's shapes, or None for other presets or if rows are missing.
 
-    Ours is the row in the dtype that charformer-train would choose, which comes first.
+    Our row is the one in the dtype that charformer-train would choose, which comes first.
     """
     if preset not in SHAPES:
         return None
@@ -63,11 +64,11 @@ def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
 
 
 def times_to_loss(rows: list[Row], curves: list[Row]) -> list[dict[str, Any]]:
-    """Return minutes to the baseline's validation loss on this machine: characters over characters a second.
+    """Return the minutes to the baseline's validation loss on this machine: characters over characters a second.
 
-    The baseline's characters are those of its code; those of a preset the median over the seeds of ``curves``, rows of
-    bench.convergence. ``minutes`` is None for a preset that was not timed here or, as ``characters`` then is as well,
-    has a seed that did not get there; ``best`` is the lowest loss that its curves show.
+    The baseline's characters are those of its code; a preset's are the median over the seeds of ``curves``, rows of
+    bench.convergence. If a seed did not reach the loss, ``characters`` and ``minutes`` are None; ``minutes`` is also
+    None for a preset that was not timed here. ``best`` is the lowest loss of the preset's curves.
     """
     found = [_time(rows, "baseline", "baseline-as-coded", float(baseline.CHARACTERS_TO_ITS_LOSS), baseline.ITS_LOSS)]
     ours = [curve for curve in curves if curve["engine"] == "charformer"]

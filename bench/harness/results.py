@@ -1,4 +1,4 @@
-"""The result file of a bench: the machine that it was taken on, its rows, and how it is written and read."""
+"""The result file of a bench: the machine and the versions that it was measured with, its rows, and its JSON."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from charformer.files import make_folder, write_text
 from charformer.runs.folder import RunDir
 
 SCHEMA = 1
-LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # of the instructions that PyTorch and oneDNN may use
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # variables that limit the instructions of PyTorch and oneDNN
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
-NOISY = 1.15  # between the slowest and the fastest turn of one variant, by their medians
-# What every row has; null where it does not apply.
+NOISY = 1.15  # ratio of a variant's slowest turn to its fastest, by their medians, above which the machine is noisy
+# The keys of every row; a value is null where it does not apply.
 ROW = (
     "engine",
     "preset",
@@ -40,7 +40,7 @@ PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu",
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures are taken on."""
+    """Return the facts about this machine that figures depend on."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that the bench runs from, with "+" where tracked files differ, or None."""
+    """Return the commit of this checkout, with "+" if tracked files differ, or None outside a checkout."""
     here = Path(__file__).parent
     try:
         described = subprocess.run(
@@ -79,7 +79,7 @@ def commit() -> str | None:
 
 
 class Speed(TypedDict):
-    """Percentiles of the samples of one speed."""
+    """The percentiles of a speed's samples."""
 
     p20: float
     p50: float
@@ -87,7 +87,7 @@ class Speed(TypedDict):
 
 
 def percentiles(samples: list[float]) -> Speed | None:
-    """Return the 20th, 50th and 80th percentile; None without samples."""
+    """Return the 20th, 50th and 80th percentile, or None without samples."""
     if not samples:
         return None
     p20, p50, p80 = np.percentile(samples, [20, 50, 80])
@@ -95,7 +95,7 @@ def percentiles(samples: list[float]) -> Speed | None:
 
 
 def label(row: dict[str, Any]) -> str:
-    """Return what tables and charts call the variant of a row."""
+    """Return the name of a row's variant in tables and charts."""
     name = "matrix products alone" if row["engine"] == "matmuls" else row["engine"]
     words = [name, SHORT.get(row["precision"], row["precision"])]
     words += ["compiled"] if row.get("compiled") else []
@@ -111,19 +111,22 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """Return the median ratio of two rows' speeds over the turns that both had, which holds when the machine drifts."""
+    """Return the median ratio of two rows' speeds, turn by turn, which holds when the machine's speed drifts.
+
+    Only the turns that both had count; return None if there are none.
+    """
     pairs = list(zip(row.get("turns", ()), other.get("turns", ()), strict=False))
     return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
 def run_process(arguments: list[str]) -> dict[str, Any]:
-    """Run ``python -m ...`` in a process of its own, showing its output as it comes.
+    """Run ``python -m ...`` in a process of its own, and print its output as it arrives.
 
     Returns:
         The JSON document in the last line of its stdout.
 
     Raises:
-        UserError: when it fails; it has then said why.
+        UserError: if it fails, which it has then explained on stderr.
     """
     command = [sys.executable, "-m", *arguments]
     last = ""
@@ -151,12 +154,12 @@ def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> di
 
 
 def row(**given: Any) -> dict[str, Any]:
-    """Return a row of a result file: ``given``, and null for what else every row has."""
+    """Return a row of a result file: the values ``given``, and null for the other keys of ``ROW``."""
     return dict.fromkeys(ROW) | given
 
 
 def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
-    """Return the row of a run of ours, and ``more``; a sample is the speed between two evaluations."""
+    """Return the row of one of our trainings, with ``more``; each sample is the speed between two evaluations."""
     config, curve = run.read_config(), run.read_metrics()
     speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
     given = {
@@ -176,7 +179,7 @@ def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Return what ``write_result`` wrote. Raises UserError for anything else."""
+    """Return the content of a file that ``write_result`` wrote. Raise UserError for any other file."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -185,20 +188,20 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON") from error
     fine = isinstance(content, dict) and content.get("schema") == SCHEMA and isinstance(content.get("rows"), list)
     if not fine or not all(isinstance(row, dict) and set(ROW) <= set(row) for row in content["rows"]):
-        raise UserError(f"{path} is not the result of a bench, schema {SCHEMA}")
+        raise UserError(f"{path} is not the result of a bench of schema {SCHEMA}; measure again")
     return content
 
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
-    """Write a result file atomically, as ``to_text`` lays it out."""
+    """Write a result file atomically, in the layout of ``to_text``."""
     make_folder(path.parent)
     write_text(path, to_text(content))
 
 
 def to_text(content: dict[str, Any]) -> str:
-    """Return JSON with an entry of ``content`` on each line, and a line for each row of a list of rows.
+    """Return JSON with one line for each entry of ``content``, and one for each row of a list of rows.
 
-    Floats keep the seven digits that float32 has.
+    Floats are rounded to seven significant digits, as many as float32 has.
     """
     entries = []
     for key, value in content.items():

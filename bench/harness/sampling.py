@@ -1,4 +1,4 @@
-"""Samplers as entries that take turns, one text a turn, and their rows."""
+"""Samplers as entries that take turns of one text each, and the rows of their results."""
 
 import sys
 import time
@@ -12,19 +12,19 @@ from bench.harness.interleave import Entry, Worker, WorkerError, interleave
 from charformer.errors import UserError
 
 THREADS = (1, 2)
-PROBES = 5  # texts whose median chooses a sampler's threads
+PROBES = 5  # texts that are timed for each number of threads, to choose the faster
 WARM_SECONDS = 0.5
 SLOW_SECONDS = 2.0
 
 
 @dataclass
 class SamplingEntry(Entry):
-    """A sampler, and what was found of it so far.
+    """A sampler, and its results so far.
 
     Attributes:
-        module: what the worker loads; its handler takes ``options``, ``threads`` and ``batch``.
-        samples: characters a second, of all texts of a batch together, by turn.
-        greedy: ids of the first text at temperature 0.
+        module: the module that the worker loads; its handler takes ``options``, ``threads`` and ``batch``.
+        samples: characters a second by turn, summed over the texts of a batch.
+        greedy: the ids of the first text at temperature 0.
     """
 
     engine: str
@@ -62,8 +62,9 @@ class SamplingEntry(Entry):
     def warm_up(self, worker: Worker) -> None:
         """Sample for half a second that does not count.
 
-        While the others had their turn the processor's caches filled with their weights, and the threads of the last of
-        them may go on spinning for some tenths of a second. A sampler whose text takes two seconds needs no warm-up.
+        During the other samplers' turns the processor's caches filled with their weights, and the threads of the last
+        one may still be spinning for some tenths of a second. A sampler that takes two seconds for a text needs no
+        warm-up.
         """
         until = time.monotonic() + WARM_SECONDS
         while time.monotonic() < until and self.text_seconds < SLOW_SECONDS:
@@ -94,11 +95,11 @@ class SamplingEntry(Entry):
         )
 
 
-def race(entries: list[SamplingEntry], rounds: int, done: Callable[[str], None]) -> list[SamplingEntry]:
-    """Let the entries take turns, each at its best number of threads. Raises UserError where one fails."""
+def interleave_samplers(entries: list[SamplingEntry], rounds: int, done: Callable[[str], None]) -> list[SamplingEntry]:
+    """Return the entries after all took turns, each with its best number of threads. Raise UserError if one fails."""
     best = []
     for entry in entries:
-        trials = [alone(entry, threads, PROBES) for threads in THREADS]
+        trials = [measure_alone(entry, threads, PROBES) for threads in THREADS]
         threads = max(trials, key=lambda trial: median(trial.samples)).threads
         best.append(replace(entry, threads=threads, samples=[]))
         done(f"threads of {entry.label}")
@@ -109,8 +110,8 @@ def race(entries: list[SamplingEntry], rounds: int, done: Callable[[str], None])
     return best
 
 
-def alone(entry: SamplingEntry, threads: int, texts: int) -> SamplingEntry:
-    """Return what one sampler does while nothing else runs. Raises UserError where it fails."""
+def measure_alone(entry: SamplingEntry, threads: int, texts: int) -> SamplingEntry:
+    """Return the entry after ``texts`` texts while nothing else runs. Raise UserError if it fails."""
     found = replace(entry, threads=threads, samples=[])
     try:
         with found.start() as worker:

@@ -1,4 +1,4 @@
-"""How the cost of a character grows with context, batch and width, as the exponent of a fitted power."""
+"""Fit how the cost of a character grows with context, batch and width, as the exponent of a power."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from bench.engines.variant import Variant
 from charformer.presets import PRESETS
 
-CHARACTERS = 4096  # of a step, while the context grows
+CHARACTERS = 4096  # of every step on the axis of the context
 HEAD_WIDTH = 64
 AXES = {"context": (128, 384, 1024), "batch": (1, 4, 16, 64), "width": (128, 256, 384, 512)}
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Point(NamedTuple):
-    """One of the values of one axis, for one engine; all else is as in `baseline-as-coded`, but for the batch of 16."""
+    """One value of one axis for one engine; all else is as in `baseline-as-coded`, but with a batch of 16."""
 
     engine: str
     axis: str
@@ -44,7 +44,7 @@ POINTS = [
 
 
 def fits(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return the exponent of seconds a character for each engine and axis that has two points at least."""
+    """Return the exponent of the seconds a character for each engine and axis that has at least two points."""
     found = []
     for axis in AXES:
         for engine in ("charformer", "baseline"):

@@ -1,4 +1,4 @@
-"""The tables of bench.throughput."""
+"""The tables that bench.throughput prints."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def show(content: dict[str, Any], console: Console) -> None:
-    """Print every table that the result has rows for."""
+    """Print every table for which the result has rows."""
     for preset in content["config"]["presets"]:
         _speeds([row for row in content["rows"] if (row["part"], row["preset"]) == ("interleaved", preset)], console)
     _scaling(content["rows"], content["scaling"], console)
@@ -94,7 +94,7 @@ def _projection(content: dict[str, Any], console: Console) -> None:
         published = f"{shape['rtx3050_published_minutes']} (published)"
         found.add_row("", "RTX 3050, predicted floor", published, f"{floor:.1f}", "")
     console.print(found)
-    console.print("published: by the baseline's page, for a shape that it does not say; predicted: nothing ran there")
+    console.print("published: on the baseline's page, which does not state the shape; predicted: nothing ran there")
 
 
 def _times(times: list[dict[str, Any]], console: Console) -> None:

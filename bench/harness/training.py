@@ -1,4 +1,4 @@
-"""Variants of training as entries that take turns, and their rows."""
+"""Variants of training as entries that take turns, and the rows of their results."""
 
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -14,13 +14,14 @@ FACTS = ("parameters", "loss_before", "loss_after", "first_step_seconds", "peak_
 
 @dataclass
 class TrainingEntry(Entry):
-    """A variant that trains for some seconds a turn, and what was found of it so far.
+    """A variant that trains for some seconds in each turn, and its results so far.
 
     Attributes:
-        options: of the handler in ``bench.engines.training``, beside the variant.
-        seconds: of a turn.
+        options: the options of the handler in ``bench.engines.training``, besides the variant.
+        seconds: the length of a turn.
+        facts: what the worker reported, such as its parameters and its peak memory.
         turns: seconds by turn, step and part.
-        evaluations: seconds of one batch's evaluation, by turn.
+        evaluations: seconds to evaluate one batch, by turn.
     """
 
     variant: Variant
@@ -36,12 +37,12 @@ class TrainingEntry(Entry):
 
     @property
     def steps(self) -> list[list[float]]:
-        """Return seconds by step and part."""
+        """Return the seconds of all turns, by step and part."""
         return [step for turn in self.turns for step in turn]
 
     @property
     def step_seconds(self) -> float | None:
-        """Return the median; None for a variant that was never timed."""
+        """Return the median seconds of a step, or None for a variant that was never timed."""
         return median(map(sum, self.steps)) if self.turns else None
 
     @property
@@ -54,7 +55,7 @@ class TrainingEntry(Entry):
         return Worker("bench.engines.training", {"variant": asdict(self.variant)} | self.options)
 
     def begin(self, worker: Worker) -> None:
-        """See that it learns."""
+        """Check that the variant learns."""
         self.facts |= worker.ask("check")
 
     def turn(self, worker: Worker) -> None:
@@ -68,7 +69,7 @@ class TrainingEntry(Entry):
             self.evaluations.append(worker.ask("evaluate")["seconds"])
 
     def row(self, part: str, peaks: dict[str, float], **more: Any) -> dict[str, Any]:
-        """Return a row of the result; ``peaks`` are FLOP/s of matrix products by dtype."""
+        """Return a row of the result; ``peaks`` are the FLOP/s of matrix products by dtype."""
         variant, step = self.variant, self.step_seconds
         speeds = [variant.characters / sum(parts) for parts in self.steps]
         mfu = parts = None

@@ -18,7 +18,6 @@ from charformer.ui.console import age, printable
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     parser = Parser("charformer runs", "List the runs of a folder, the last written first.", "")
     parser.add_argument("folder", nargs="?", default=RUNS, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -38,7 +38,6 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
     return execute(_parser(), argv, _run)
 
 

@@ -9,7 +9,6 @@ from charformer.training.distributed import ProcessLostError, connected_world
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
     return execute(build_parser(), argv, _run)
 
 

@@ -17,7 +17,7 @@ from bench import sampling
 from bench.engines.baseline import Baseline
 from bench.engines.sampling_models import random_run
 from bench.harness.charts import write_bars
-from bench.harness.sampling import SamplingEntry, alone, race
+from bench.harness.sampling import SamplingEntry, interleave_samplers, measure_alone
 from charformer.config import ModelConfig
 from charformer.errors import UserError
 
@@ -70,7 +70,7 @@ def test_the_baseline_reads_only_what_came_before_and_writes_on() -> None:
 
 def test_samplers_take_turns_at_their_best_threads(entry: Callable[..., SamplingEntry]) -> None:
     done: list[str] = []
-    raced = race([entry(), entry("b", "y", 4)], 3, done.append)
+    raced = interleave_samplers([entry(), entry("b", "y", 4)], 3, done.append)
     assert [len(found.samples) for found in raced] == [3, 3]
     assert all(found.greedy == [found.threads, 1, 1] for found in raced)
     assert len(done) == 2 * 2 + 3 * 2
@@ -81,7 +81,7 @@ def test_samplers_take_turns_at_their_best_threads(entry: Callable[..., Sampling
 
 
 def test_speed_is_characters_of_all_texts_over_seconds(entry: Callable[..., SamplingEntry]) -> None:
-    found = alone(entry(batch=3, pause=0.2), 1, 2)
+    found = measure_alone(entry(batch=3, pause=0.2), 1, 2)
     assert 3 * 3 / 0.4 < max(found.samples) <= 3 * 3 / 0.2
 
 
@@ -119,7 +119,7 @@ def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
 
 def test_a_sampler_that_dies_is_named(entry: Callable[..., SamplingEntry]) -> None:
     with pytest.raises(UserError, match="a x: stopped before it answered, with status 3"):
-        alone(entry(fail=True), 1, 1)
+        measure_alone(entry(fail=True), 1, 1)
 
 
 def test_bars_are_a_picture(tmp_path: Path) -> None:
