@@ -98,7 +98,7 @@ def test_a_worker_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyte
     ("flags", "words"),
     [
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
-        (["--data", __file__, "--stages", "facts,nothing"], "'nothing' is no stage"),
+        (["--data", __file__, "--stages", "facts,nothing"], "'nothing' is not a stage"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -73,7 +73,7 @@ def test_convergences_are_drawn_as_curves(tmp_path: Path) -> None:
         ("[]", "not the result of a bench"),
         ('{"schema": 2, "rows": []}', "not the result of a bench"),
         ('{"schema": 1, "rows": [{"engine": "x"}]}', "not the result of a bench"),
-        ('{"schema": 1, "rows": []}', "no speeds"),
+        ('{"schema": 1, "rows": []}', "no rows with characters a second"),
     ],
 )
 def test_anything_else_is_one_line(
