@@ -38,7 +38,7 @@ ORDER = [
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
     "api threads config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files "
-    "packages presets model.rotary runs.folder runs.listing runs.lock runs.metrics runs.tensors "
+    "packages presets model.rotary runs.folder runs.listing runs.lock runs.metrics runs.model_card runs.tensors "
     "sampling.engine sampling.onnx_engine sampling.onnx_format "
     "sampling.sampler sampling.scoring sampling.speculation sampling.stopping "
     "training.distributed training.signals ui.console ui.plots "

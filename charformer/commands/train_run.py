@@ -235,6 +235,8 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
     except Exception as error:  # a font or a broken source run may break the plot, but the summary must still come
         notices.print(f"warning: no {session.run.plot}: {error}")
     if stop.signal and not trainer.is_finished:
+        with suppress(WriteError):  # what was trained is saved
+            session.write_card()
         with suppress(OSError):
             notices.print(f"saved after step {counters.step:,}; to continue: {_again(record.stage, session.run)}")
         return 128 + stop.signal

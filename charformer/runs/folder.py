@@ -25,6 +25,7 @@ FORMAT = 1
 WEIGHTS = ("best", "last")  # the best on validation, and those of the last save
 MODEL = "model."  # the prefix of a weight's name in last.safetensors
 PLOTTED = ("step", "characters", "train_loss", "val_loss")
+CARD_MARK = "\n<!-- charformer-train replaces this file as long as nobody has changed it. SHA-256 of the above: "
 
 
 class RunDir:
@@ -40,6 +41,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "loss.png"
         self.sample = self.path / "sample.txt"
+        self.card = self.path / "README.md"
         self.onnx = self.path / "model.onnx"
         self.lock = self.path / ".lock"
 
@@ -82,9 +84,13 @@ class RunDir:
             raise UserError(f"{self.path} holds files that are not a run's; choose another `out`")
 
     def start(self) -> None:
-        """Create the folder, and remove the files of an earlier run in it. Raises UserError if that is impossible."""
+        """Create the folder, and remove the files of an earlier run in it, but no README.md that someone has changed.
+
+        Raises UserError if that is impossible.
+        """
         make_folder(self.path)
-        _remove([*self._left_over(), *self._files()])
+        kept = [self.card] if self.card_is_changed else []
+        _remove([*self._left_over(), *(path for path in self._files() if path not in kept)])
 
     def tidy(self) -> None:
         """Remove the files that killed writes have left. Raises UserError if that is impossible.
@@ -175,6 +181,27 @@ class RunDir:
         if not self.weights.is_file():
             raise UserError(f"the run in {self.path} has saved no weights yet; start again with `overwrite`")
 
+    @property
+    def card_is_changed(self) -> bool:
+        """Return whether there is a README.md that differs from what ``write_card`` wrote."""
+        try:
+            above, mark, rest = self.card.read_text("utf-8").rpartition(CARD_MARK)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError):
+            return True
+        return not mark or rest != _card_ending(above)
+
+    def write_card(self, text: str) -> bool:
+        """Write README.md, unless someone has changed it; return whether it was written.
+
+        Raises WriteError if that is impossible.
+        """
+        if self.card_is_changed:
+            return False
+        write_text(self.card, text + CARD_MARK + _card_ending(text))
+        return True
+
     def write_vocab(self, vocab: Vocab) -> None:
         write_text(self.vocab, json.dumps(vocab.to_dict()) + "\n")
 
@@ -209,6 +236,10 @@ def joint_sha256(weights: str, table: str | None) -> str:
 def table_sha256(table: NgramTable | None) -> str | None:
     """Return the hash of ``table``, as its file in a run states it; None for no table."""
     return None if table is None else tensors_sha256(table.arrays)
+
+
+def _card_ending(text: str) -> str:
+    return f"{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def _stated_sha256(path: Path) -> str:

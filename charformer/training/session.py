@@ -27,6 +27,7 @@ from charformer.model.freeze import FREEZES, freeze
 from charformer.model.gpt import GPT
 from charformer.runs import checkpoint
 from charformer.runs.folder import RunDir
+from charformer.runs.model_card import model_card
 from charformer.runs.record import RunRecord
 from charformer.runs.tensors import read_tensors, write_tensors
 from charformer.sampling import sampler
@@ -189,7 +190,7 @@ class TrainingSession:
         return self.run
 
     def finish(self, on_progress: Callable[[int, int], None] = lambda *_: None, most: int | None = None) -> Result:
-        """Load the best weights into the model, score them, and write a sample from them to sample.txt.
+        """Load the best weights into the model, score them, and write a sample from them and the model card.
 
         The sample is a function of the weights, the run's prompt and its seed. ``on_progress`` is called with the
         number of characters scored so far and the total, and may raise StoppedError. A validation split of more than
@@ -206,7 +207,14 @@ class TrainingSession:
         new_ids = sampler.generate(engine, ids, 1, config)
         text = self.vocab.decode(np.concatenate([ids, *new_ids]))
         write_text(self.run.sample, text)
-        return Result(val_loss, scored, text)
+        self.write_card(result := Result(val_loss, scored, text))
+        return result
+
+    def write_card(self, result: Result | None = None) -> None:
+        """Write the model card, README.md, with ``result`` if the training is finished. Raises WriteError."""
+        known = (result.sample, result.val_loss, result.scored_characters) if result else ()
+        if not self.run.write_card(model_card(self.record, self.trainer.history, *known)):
+            log.info("%s has been changed, so it stays as it is", self.run.card)
 
     def plot(self) -> None:
         """Draw loss.png, with the losses of this run and, for a fine-tune, those of its source run."""

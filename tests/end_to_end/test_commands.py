@@ -45,7 +45,7 @@ def test_pretrain_fine_tune_and_sample(text_file: Path, tmp_path: Path) -> None:
     assert {"best_step", "train_seconds", "eval_seconds", "trainable"} <= summary.keys()
     folder = tmp_path / "runs" / "pretrain"
     files = {"config.json", "vocab.json", "model.safetensors", "last.safetensors", "metrics.jsonl", "loss.png"}
-    assert {path.name for path in folder.iterdir()} == files | {"sample.txt"}
+    assert {path.name for path in folder.iterdir()} == files | {"sample.txt", "README.md"}
     assert len((folder / "sample.txt").read_text("utf-8")) == 501
 
     second_text = tmp_path / "second.txt"
@@ -129,6 +129,9 @@ def test_a_signal_saves_and_resume_goes_on(name: str, text_file: Path, tmp_path:
     assert "charformer-train --stage pretrain --resume --out" in said
     stopped_at = int(said.partition("after step ")[2].partition(";")[0].replace(",", ""))
     assert stopped_at >= 50
+    card = (tmp_path / "runs" / "pretrain" / "README.md").read_text("utf-8")
+    assert "| validation, estimated | " in card
+    assert "## A sample" not in card  # the end of the training brings it
     total = stopped_at + 30
     resumed = run("charformer-train", "--resume", "--steps", str(total), "--json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
