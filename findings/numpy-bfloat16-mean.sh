@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # NumPy's mean and sum of bfloat16 weights stop counting after a few hundred values.
 #
-# Guess: numpy.mean of a 16-bit array is near the mean. NumPy's own float16 is reduced in float32, and its manual says so;
-#   ml_dtypes.bfloat16, which safetensors.numpy.load_file returns for a file in BF16, should be treated the same way.
+# Guess: numpy.mean of a 16-bit array is near the mean. NumPy's own float16 is reduced in float32, and its manual says
+#   so; ml_dtypes.bfloat16, which safetensors.numpy.load_file returns for a file in BF16, should be treated the same
+#   way.
 # Seen: mean, sum, var, std and cumsum add in bfloat16, one element after another. With 8 bits of significand, 256 + 1
 #   rounds back to 256, so the sum of ten thousand ones is 256 and their mean 0.0256. There is no warning.
 # Versions: ml_dtypes 0.6.0 and NumPy 2.4.6, with a file of safetensors 0.8.0.

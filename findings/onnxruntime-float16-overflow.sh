@@ -3,15 +3,15 @@
 #
 # Guess: a model whose tensors are all float16 gives on the CPU what 16-bit arithmetic gives: slower than on a GPU, but
 #   inf where a value passes 65504. With ORT_DISABLE_ALL at least, each node runs as the file has it.
-# Seen: where onnxruntime has no float16 kernel for the CPU, it puts one Cast before a group of nodes and one after it, at
-#   every level of optimization, and computes in float32 between them. x / sqrt(mean(x * x)) of x = 300 is 1, although
-#   the squares (90,000) are beyond float16 and ONNX's own evaluator gives 0. Declared as an output, the mean reads inf,
-#   yet the quotient that is computed from it is still 1: it does not use the tensor that is shown.
+# Seen: where onnxruntime has no float16 kernel for the CPU, it puts one Cast before a group of nodes and one after it,
+#   at every level of optimization, and computes in float32 between them. x / sqrt(mean(x * x)) of x = 300 is 1,
+#   although the squares (90,000) are beyond float16 and ONNX's own evaluator gives 0. Declared as an output, the mean
+#   reads inf, yet the quotient that is computed from it is still 1: it does not use the tensor that is shown.
 # Versions: onnxruntime 1.32.0 (x86-64), onnx 1.23.2.
 # Why it matters: an fp16 export that was checked on the CPU may overflow in RMSNorm or attention where kernels are
 #   16-bit, and looking at the intermediate tensors blames the wrong place.
-# Instead: check with onnx.reference.ReferenceEvaluator, which rounds after each node, or watch the largest
-#   magnitude of each tensor in the float32 model.
+# Instead: check with onnx.reference.ReferenceEvaluator, which rounds after each node, or watch the largest magnitude of
+#   each tensor in the float32 model.
 #
 # Expected output:
 #   onnxruntime 1.32.0, onnx 1.23.2

@@ -7,8 +7,9 @@
 # Seen: each new session of the same file in a process starts the same stream: the three write the same text, token for
 #   token. A new process writes another.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: a server with one session per thread gives simultaneous users the same sample, and a session opened for
-#   each request always gives the same answer. A test that compares two sessions concludes that sampling is deterministic.
+# Why it matters: a server with one session per thread gives simultaneous users the same sample, and a session opened
+#   for each request always gives the same answer. A test that compares two sessions concludes that sampling is
+#   deterministic.
 # Instead: feed uniform or Gumbel noise as an input, drawn outside the graph, or share one session.
 #
 # Expected output (the numbers differ from run to run; the three lines do not differ from one another):
