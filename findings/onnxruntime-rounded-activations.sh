@@ -4,12 +4,12 @@
 # Guess: a weight that goes through DequantizeLinear to a MatMul is float32 there, so the product differs from float64
 #   by float32's rounding. The file quantizes no activation: it has no QuantizeLinear. An optimization may be faster,
 #   but keeps to 1e-6.
-# Seen: the extended level of optimization, which is the default, replaces the two nodes by MatMulNBits with accuracy
-#   level 4, whose kernel rounds the activations to 8 bits as well. The error is 1 %, thirty thousand times that of the
-#   same file at the basic level, with 8 and with 4 bits, against the very weights that the file states.
+# Seen: from the extended level of optimization on, so by default, the two nodes are replaced by MatMulNBits with accuracy
+#   level 4, whose kernel rounds the activations to 8 bits as well. With 8 and with 4 bits the error is 1 % of the
+#   product by the weights that the file states, thirty thousand times that of the basic level.
 # Versions: onnxruntime 1.32.0 (1.31.1 too), onnx 1.23.2.
-# Why it matters: a comparison of roundings of the weights measures the rounding of the activations, which all have in
-#   common; and one outlier in an activation costs the small values of its block.
+# Why it matters: a comparison of ways to quantize weights measures the rounding of activations, which they all share, and
+#   an outlier in an activation costs the small values of its block.
 # Instead: the session option session.disable_quant_qdq = "1", or session.qdq_matmulnbits_accuracy_level = "1", where
 #   exactness counts. Both are slower.
 #

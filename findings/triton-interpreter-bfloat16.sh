@@ -8,7 +8,7 @@
 #   diagonal, the square of the bits of 1. A cast from float32 drops the low bits (1 + 3/256 becomes 1 + 2/256), where
 #   the compiler emits cvt.rn, which rounds to the nearest.
 # Versions: Triton 3.9.0 with PyTorch 2.13.0 and NumPy 2.4.6.
-# Why it matters: tests of kernels on the CPU fail for a right kernel, or cover float32 alone. The cast is harder to
+# Why it matters: tests of kernels on the CPU fail for a correct kernel, or cover float32 alone. The cast is harder to
 #   see: its error is small enough for a tolerance, and always towards zero.
 # Instead: in kernels cast to float32 after each load and give tl.dot float32 in the interpreter, or replace the
 #   interpreter's create_dot and cast by functions that convert.

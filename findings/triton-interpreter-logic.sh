@@ -3,13 +3,13 @@
 #
 # Guess: a kernel that compiles stores the same elements under TRITON_INTERPRET=1. `not mask` inverts each element, as
 #   in the compiled kernel, or the interpreter refuses it, as NumPy does for the truth of an array.
-# Seen: the compiler works element by element (xor for `not`, without a word; and for `and`, with a note that & is
-#   preferred). The interpreter leaves them to Python, to which every block of two elements or more is true: `not mask`
-#   stores nothing, `a and b` is b and `a or b` is a. No error and no warning there.
+# Seen: the compiler works element by element: `not` becomes xor, with no warning, and `and` and `or` become the bitwise
+#   operations, with a deprecation warning. The interpreter leaves them to Python, to which every block of two elements
+#   or more is true: `not mask` stores nothing, `a and b` is b, and `a or b` is a. It raises and warns of nothing.
 # Versions: Triton 3.9.0 with PyTorch 2.13.0 and NumPy 2.4.6.
-# Why it matters: `inside = (row < rows) and (column < columns)` drops the test of the rows, so the interpreted kernel
-#   writes beyond what the compiled one does. Tests in the interpreter then fail for a right kernel, or pass for sizes
-#   that are multiples of the block and miss the case that the mask was for.
+# Why it matters: `inside = (row < rows) and (column < columns)` loses the test of the rows, so the interpreted kernel
+#   writes where the compiled one does not. Tests in the interpreter then fail for a correct kernel, or pass because
+#   their sizes are multiples of the block, and miss the case that the mask is for.
 # Instead: ~, & and | with each comparison in parentheses, which mean the same to both.
 #
 # Expected output:
