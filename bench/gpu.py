@@ -34,7 +34,7 @@ STAGES = {
     "op_times": 25,
     "memcheck": 75,
     "compiled": 60,
-    "tiles": 20,
+    "block_sizes": 20,
     "tests": 50,
 }
 BUDGET = 480.0
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
                     worker.close()
                     worker = None
             visited.append({"stage": name, **found})
-            print(f"{name:10}{found['status']:9}{found.get('seconds', 0.0):6.1f} s  {found['line']}", flush=True)
+            print(f"{name:12}{found['status']:9}{found.get('seconds', 0.0):6.1f} s  {found['line']}", flush=True)
             _write_summary(args, device.type, visited)
     finally:
         if worker is not None:

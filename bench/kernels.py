@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.harness import results
 from kernels import backend, ops, reference
 from kernels.checks import accuracy, roofline
-from kernels.checks.cases import DTYPES, Case, Op, make_gradients, make_inputs, op, step_cases
+from kernels.checks.cases import DTYPE_NAMES, Case, Op, make_gradients, make_inputs, op, step_cases
 from kernels.checks.cli import guarded, positive, writable_file
 
 DROPOUTS = (0.0, 0.2)
@@ -151,7 +151,7 @@ def row(
         engine=engine,
         op=case.op,
         dropout=case.dropout_p,
-        precision=DTYPES[case.dtype],
+        precision=DTYPE_NAMES[case.dtype],
         batch=shape.batch,
         context=shape.time,
         seconds=results.percentiles(samples),

@@ -11,14 +11,14 @@ from itertools import product
 
 import torch
 
-from bench.engines.variant import DTYPES, Variant
+from bench.engines.variant import TORCH_DTYPES, Variant
 from bench.harness.interleave import interleave
 from bench.harness.program import BenchParser, execute, keep, load_text, positive, show, table
 from bench.harness.training import TrainingEntry
 from charformer.device import choose_dtype
 from charformer.model.gpt import GPT
 from charformer.presets import PRESETS
-from charformer.training.estimate import CARDS, RESERVE, memory
+from charformer.training.estimate import GPU_SIZES, RESERVE, memory
 from charformer.ui.console import PlainConsole, progress_bar
 
 MIB = 2**20
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     chosen = PRESETS[args.preset]
     rows = []
     pairs = list(product(args.context, args.batch))
-    columns = ["context", "batch", "counted", "measured", *(f"GPU of {size} GiB" for size in CARDS)]
+    columns = ["context", "batch", "counted", "measured", *(f"GPU of {size} GiB" for size in GPU_SIZES)]
     found = table("MiB", [], columns)
     with progress_bar(notices) as on_progress:
         for done, (context, batch) in enumerate(pairs):
@@ -61,12 +61,12 @@ def _run(args: argparse.Namespace) -> int:
             entry = TrainingEntry(variant, {"corpus": corpus.summary(), "device": "cpu"}, SECONDS)
             interleave([entry], 1)
             model = GPT(shape)
-            here = memory(model, chosen.pretrain, DTYPES[precision], fused=False, sequences=batch)
+            here = memory(model, chosen.pretrain, TORCH_DTYPES[precision], fused=False, sequences=batch)
             on_card = memory(model, chosen.pretrain, torch.bfloat16, fused=True)
             row = entry.row("memory", {}, counted_bytes=here.of(batch), counted_on_gpu_bytes=on_card.of(batch))
             rows.append(row)
             peak = row["peak_memory_bytes"]
-            fits = [on_card.of(batch) <= size * 2**30 - RESERVE["cuda"] for size in CARDS]
+            fits = [on_card.of(batch) <= size * 2**30 - RESERVE["cuda"] for size in GPU_SIZES]
             found.add_row(
                 str(context),
                 str(batch),

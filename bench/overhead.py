@@ -30,7 +30,7 @@ from charformer.training.session import TrainingSession
 from charformer.training.trainer import PhaseName, Trainer
 from charformer.ui.training_display import TrainingDisplay
 
-PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
+TRAINING_PARTS = ("steps", "data", "evaluation", "display", "saves", "score and sample", "rest")
 TRAINING_FREEZES = [freeze for freeze in FREEZES if freeze != "all"]  # "all" takes no step
 PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; all others are part of a step
 OUTSIDE = ("data", "evaluation", "display")  # the parts whose share of the training is reported
@@ -59,9 +59,9 @@ def _run(args: argparse.Namespace) -> int:
                 flags = ["--stage", "finetune", "--device", "cpu", "--init-from", str(source), "--out", str(run.path)]
                 flags += ["--freeze", freeze] if freeze != "none" else []
                 rows.append(_measure(run, [*flags, "--data", args.finetune_data, *_steps(args)]))
-    found = table("seconds", ["preset", "stage", "freeze"], [*PARTS, f"{', '.join(OUTSIDE)} of the training"])
+    found = table("seconds", ["preset", "stage", "freeze"], [*TRAINING_PARTS, f"{', '.join(OUTSIDE)} of the training"])
     for row in rows:
-        seconds = (f"{row['seconds'][part]:.2f}" for part in PARTS)
+        seconds = (f"{row['seconds'][part]:.2f}" for part in TRAINING_PARTS)
         found.add_row(row["preset"], row["stage"], row["freeze"], *seconds, f"{100 * row['share']:.1f} %")
     show(found)
     config = {name: Path(getattr(args, name)).name for name in ("pretrain_data", "finetune_data")}
@@ -84,7 +84,7 @@ def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
     training = sum(spent[part] for part in (*OUTSIDE, "steps", "saves"))
     return results.training_row(
         run,
-        seconds={part: spent[part] for part in PARTS},
+        seconds={part: spent[part] for part in TRAINING_PARTS},
         share=sum(spent[part] for part in OUTSIDE) / training,
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from bench.harness import results
 from bench.harness.chromium import EXECUTABLE, Tab, chromium
 from bench.harness.program import BenchParser, execute, keep, show, table
-from charformer.data.recall import recall
+from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine
@@ -70,7 +70,7 @@ def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         page = write_page(
-            run, export(run, file, precision, False, recall(run.read_section("corpus"))), Path(folder) / "p.html"
+            run, export(run, file, precision, False, find_cached(run.read_section("corpus"))), Path(folder) / "p.html"
         )
         wanted = [_command_text(OnnxEngine(file), seed, characters) for seed in range(texts)]
         first, speeds, differences = [], [], []

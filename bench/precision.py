@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from bench.harness.program import BenchParser, execute, keep, show, table
 from bench.harness.sampling import SamplingEntry, interleave_samplers
-from charformer.data.recall import recall
+from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
 def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
     config, vocab = run.read_shape()
     tensors, metadata = run.read_weights(config)
-    corpus = recall(run.read_section("corpus"))
+    corpus = find_cached(run.read_section("corpus"))
     if corpus is None:
         raise UserError(f"the text of {run.path} is not in the cache")
     split = corpus.validation

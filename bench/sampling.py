@@ -30,7 +30,7 @@ from bench.harness.charts import write_bars
 from bench.harness.interleave import ROOT
 from bench.harness.program import BenchParser, execute, keep, show, table
 from bench.harness.sampling import THREADS, SamplingEntry, interleave_samplers, measure_alone
-from charformer.data.recall import recall
+from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
@@ -84,7 +84,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     config, _ = run.read_shape()
     if args.characters >= config.block_size:
         raise UserError(f"the peers cannot sample past the context of {config.block_size}; use fewer --characters")
-    corpus = recall(run.read_section("corpus")) if args.run else None
+    corpus = find_cached(run.read_section("corpus")) if args.run else None
     for precision in SHOWN:
         export(run, folder / f"{precision}.onnx", precision, portable=False, corpus=corpus)
 

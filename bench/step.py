@@ -32,7 +32,7 @@ from charformer.presets import PRESETS
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
 
-PARTS = ("matmuls", "attention", "add_norm", "activation", "optimizer", "rest")
+STEP_PARTS = ("matmuls", "attention", "add_norm", "activation", "optimizer", "rest")
 CPU = torch.device("cpu")
 WARM_STEPS = 3
 # The part that a node of autograd's graph belongs to, by how its name begins.
@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
             rows.append(_measure(preset, precision, corpus, args.steps, on_progress))
     keep(args, {"steps": args.steps, "corpus": corpus.name}, rows)
     columns = ("total", "matmuls alone", "attention's alone")
-    figures = table("milliseconds, medians", ["step"], [*PARTS, *columns])
+    figures = table("milliseconds, medians", ["step"], [*STEP_PARTS, *columns])
     for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
         seconds = [*row["seconds"].values(), row["step_seconds"], row["matmul_seconds"]]
         seconds.append(row.get("attention_matmul_seconds"))  # older results lack it
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
             alone = {"matmuls": row["matmul_seconds"], "attention": row["attention_matmul_seconds"]}
             found += [("now" if found else "step", row["seconds"]), ("alone", alone)]
             stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
-        write_stacks(args.chart, stacks, PARTS, "seconds of a step")
+        write_stacks(args.chart, stacks, STEP_PARTS, "seconds of a step")
     return 0
 
 
@@ -102,7 +102,7 @@ def _measure(
     variant = Variant("charformer", preset, shape, chosen.pretrain.batch_size, precision)
     engine, matmuls = CharformerEngine(variant, corpus, CPU), MatMuls(variant, CPU)
     whole: list[float] = []
-    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    parts: dict[str, list[float]] = {part: [] for part in STEP_PARTS}
     alone: list[float] = []
     attention_alone: list[float] = []
     for step in range(WARM_STEPS + steps):

@@ -22,7 +22,7 @@ import numpy as np
 
 from charformer.config import ModelConfig
 from charformer.data import corpus as corpora
-from charformer.data.recall import recall
+from charformer.data.cached import find_cached
 from charformer.data.vocab import Vocab, universal_newlines
 from charformer.errors import UserError
 from charformer.runs.folder import WEIGHTS, RunDir
@@ -300,7 +300,7 @@ def _export(run: RunDir, out: Path, precision: str, portable: bool, data: str | 
     from export.exporter import export  # importing onnx takes a while, and sampling rarely needs it
 
     _require("precision", precision, PRECISIONS)
-    corpus = corpora.load(data) if data is not None else recall(run.read_section("corpus"))
+    corpus = corpora.load(data) if data is not None else find_cached(run.read_section("corpus"))
     if corpus is None:
         source = run.read_section("corpus").get("source")
         log.warning("%s is not there, so %s is checked on random characters and cannot guess ahead", source, out)

@@ -12,7 +12,7 @@ from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab, describe
 from charformer.errors import UserError
 from charformer.files import atomic_path
-from charformer.runs.folder import RunDir, joint_sha256, table_sha256
+from charformer.runs.folder import RunDir, combined_sha256, table_sha256
 from charformer.runs.tensors import Tensors
 from charformer.sampling.engine import Ids
 from charformer.sampling.onnx_engine import OnnxEngine
@@ -66,7 +66,7 @@ def export(
                 f"{corpus.name} has characters that the run has not: {describe(unknown)}; take another text"
             )
         draft = Draft.of(corpus.table(vocab)[corpus.train[:MAX_CHARACTERS]], len(vocab))
-    sha256 = joint_sha256(metadata["sha256"], table_sha256(ngram))
+    sha256 = combined_sha256(metadata["sha256"], table_sha256(ngram))
     description = Description(config, vocab, precision, portable, sha256, draft, ngram)
     with atomic_path(out) as temporary, np.errstate(all="ignore"):  # the comparison finds overflows
         temporary.touch()  # before the work, so that an unwritable folder is reported at once

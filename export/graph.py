@@ -218,17 +218,17 @@ def fold_layer_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
     weights = {name: array.astype(np.float64) for name, array in tensors.items()}
     for name in weights.keys() & {"tok_emb.weight", "pos_emb.weight"}:
         weights[name] -= weights[name].mean(axis=1, keepdims=True)
-    joints = [("ln_f", ["head"])]
+    folds = [("ln_f", ["head"])]
     if config.ngram_order:
         weights["ngram_prior.input.weight"] -= weights["ngram_prior.input.weight"].mean(axis=0)
-        joints = [("ln_f", ["head", "ngram_prior.gate"])]
+        folds = [("ln_f", ["head", "ngram_prior.gate"])]
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
-        joints += [(f"{block}.ln1", [f"{block}.attn.qkv"]), (f"{block}.ln2", [f"{block}.mlp.fc"])]
+        folds += [(f"{block}.ln1", [f"{block}.attn.qkv"]), (f"{block}.ln2", [f"{block}.mlp.fc"])]
         for name in (f"{block}.attn.proj", f"{block}.mlp.proj"):
             weights[f"{name}.weight"] -= weights[f"{name}.weight"].mean(axis=0)
             weights[f"{name}.bias"] -= weights[f"{name}.bias"].mean()
-    for norm, linears in joints:
+    for norm, linears in folds:
         gain, shift = weights.pop(f"{norm}.weight"), weights.pop(f"{norm}.bias")
         for linear in linears:
             bias = weights.get(f"{linear}.bias", np.zeros(len(weights[f"{linear}.weight"])))

@@ -83,8 +83,8 @@ def _rotated(g: GraphBuilder, x: str, rotation: list[str]) -> str:
     a_cos, a_sin, b_cos, b_sin = (
         g.node("Mul", [half, table], f"{half} {table}") for half in (a, b) for table in (cos, sin)
     )
-    turned = [g.node("Sub", [a_cos, b_sin], f"{a}.turned"), g.node("Add", [b_cos, a_sin], f"{b}.turned")]
-    return g.node("Concat", turned, f"{x}.turned", axis=3)
+    rotated = [g.node("Sub", [a_cos, b_sin], f"{a}.rotated"), g.node("Add", [b_cos, a_sin], f"{b}.rotated")]
+    return g.node("Concat", rotated, f"{x}.rotated", axis=3)
 
 
 def _attention(

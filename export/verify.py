@@ -114,9 +114,9 @@ def _window_logits(
 def _rotated(x: Doubles, base: float) -> Doubles:
     """Rotate each pair of (H, T, D), half a head apart, as a complex number by its position's angle."""
     pairs = x.shape[2] // 2
-    turned = x[..., :pairs] + 1j * x[..., pairs:]
-    turned = turned * np.exp(1j * np.arange(x.shape[1])[:, None] * base ** (-np.arange(pairs) / pairs))
-    return np.concatenate([turned.real, turned.imag], axis=-1)
+    rotated = x[..., :pairs] + 1j * x[..., pairs:]
+    rotated = rotated * np.exp(1j * np.arange(x.shape[1])[:, None] * base ** (-np.arange(pairs) / pairs))
+    return np.concatenate([rotated.real, rotated.imag], axis=-1)
 
 
 def log_softmax(x: np.ndarray[Any, Any]) -> Doubles:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.engines.variant import DTYPES, Variant
+from bench.engines.variant import TORCH_DTYPES, Variant
 from charformer.device import keep_freed_memory
 
 ROWS = 64  # queries in each of attention's matmuls, so that little is computed above the diagonal
@@ -18,7 +18,7 @@ class MatMuls:
 
     def __init__(self, variant: Variant, device: torch.device) -> None:
         keep_freed_memory()  # as our trainer does; getting pages from the system is no part of a matmul
-        dtype = DTYPES[variant.precision]
+        dtype = TORCH_DTYPES[variant.precision]
         self._device = device
         shapes = variant.model.weight_shapes()
         self._weights = [

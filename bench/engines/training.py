@@ -21,8 +21,8 @@ from bench.engines.matmuls import MatMuls
 from bench.engines.plain import PlainEngine
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Engine, Variant
+from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
-from charformer.data.recall import recall
 from charformer.device import choose_device, memory_bytes
 
 CHECK_STEPS = 20
@@ -48,7 +48,7 @@ def handler(variant: dict[str, Any], corpus: dict[str, Any], device: str, nanogp
     chosen, place = Variant.from_dict(variant), choose_device(device)
     if chosen.engine == "matmuls":
         return _matmuls(chosen, place)
-    text = recall(corpus)
+    text = find_cached(corpus)
     assert text is not None, "the bench has just encoded it"
     return _training(chosen, place, _build(chosen, text, place, Path(nanogpt or "")))
 

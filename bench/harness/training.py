@@ -8,7 +8,7 @@ from bench.engines.variant import Variant
 from bench.harness import flops, results
 from bench.harness.interleave import Entry, Worker
 
-PARTS = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "optimizer")
 FACTS = ("parameters", "loss_before", "loss_after", "first_step_seconds", "peak_reserved_bytes", "flops_per_second")
 
 
@@ -77,7 +77,7 @@ class TrainingEntry(Entry):
             if variant.precision in peaks:
                 work = flops.per_character(variant.model, variant.freeze) * variant.characters
                 mfu = work / step / peaks[variant.precision]
-            parts = {name: median(column) for name, column in zip(PARTS, zip(*self.steps, strict=True), strict=True)}
+            parts = {name: median(column) for name, column in zip(PHASES, zip(*self.steps, strict=True), strict=True)}
             parts["evaluation"] = median(self.evaluations) if self.evaluations else None
         return results.row(
             part=part,

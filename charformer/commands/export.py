@@ -8,7 +8,7 @@ from pathlib import Path
 from charformer.api import DEFAULT_PRECISION
 from charformer.commands.common import Parser, choose_run, execute
 from charformer.data import corpus as corpora
-from charformer.data.recall import recall
+from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.runs.folder import WEIGHTS
 from charformer.sampling.onnx_format import PRECISIONS
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     console = PlainConsole()
     with progress_bar(console) as on_progress:
         recorded = run.read_section("corpus")
-        corpus = corpora.load(args.data, on_progress) if args.data is not None else recall(recorded, on_progress)
+        corpus = corpora.load(args.data, on_progress) if args.data is not None else find_cached(recorded, on_progress)
     if corpus is None:
         console.print(
             f"note: {run.read_section('corpus').get('source')} is not there any more, so the file is checked on random "

@@ -23,8 +23,8 @@ from charformer.commands.train_arguments import (
 )
 from charformer.config import MODEL_FIELDS, TRAIN_FIELDS
 from charformer.data import corpus as corpora
+from charformer.data.cached import divided_like, find_cached
 from charformer.data.division import divided, tail_differs, validated_on
-from charformer.data.recall import divided_like, recall
 from charformer.errors import UserError, WriteError
 from charformer.model.freeze import count_parameters
 from charformer.runs.folder import RunDir
@@ -163,7 +163,7 @@ def _load_again(
     """Return the text of a run: from --data if given, else from the cache or its original place."""
     with progress_bar(console) as on_progress:
         if args.data is None:
-            if (corpus := recall(recorded, on_progress)) is not None:
+            if (corpus := find_cached(recorded, on_progress)) is not None:
                 return corpus
             name = str(recorded.get("name"))
             if name not in corpora.DOWNLOADS:

@@ -155,7 +155,7 @@ class RunDir:
         config = ModelConfig.from_dict(self.read_section("model"))
         weights = self.read_weights(config, which)[1]["sha256"] if which == "last" else _stated_sha256(self.weights)
         has_table = config.ngram_order
-        return joint_sha256(weights, _stated_sha256(self.ngram) if has_table else None)
+        return combined_sha256(weights, _stated_sha256(self.ngram) if has_table else None)
 
     def write_ngram(self, table: NgramTable) -> None:
         write_tensors(self.ngram, table.arrays, {})
@@ -228,7 +228,7 @@ class RunDir:
         return rows
 
 
-def joint_sha256(weights: str, table: str | None) -> str:
+def combined_sha256(weights: str, table: str | None) -> str:
     """Return one hash for the hashes of a model's weights and n-gram table; without a table, that of the weights."""
     return weights if table is None else hashlib.sha256(f"{weights} {table}".encode()).hexdigest()
 

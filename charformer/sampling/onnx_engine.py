@@ -21,7 +21,7 @@ from charformer.sampling.engine import Ids, Logits
 from charformer.sampling.onnx_format import Description, OutdatedError, padded_width, read_metadata, unsealed
 from charformer.sampling.prior import GrowingPrior
 
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+NUMPY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 FATAL = 4  # the only severity that onnxruntime prints
@@ -163,7 +163,7 @@ class SharedCache:
         self._buffers: dict[str, Any] = {}
         for past in _pasts(session):
             name = past.name.removeprefix("past_")
-            self._arrays[name] = np.zeros((batch, *past.shape[1:]), DTYPES[past.type])
+            self._arrays[name] = np.zeros((batch, *past.shape[1:]), NUMPY_DTYPES[past.type])
             self._buffers[name] = ort.OrtValue.ortvalue_from_numpy(self._arrays[name], device)
         self._runs: dict[int, _Run] = {}
 
@@ -244,7 +244,8 @@ class GrowingCache:
         self._config = config
         self._outputs = [output.name for output in session.get_outputs()]
         self._past = {
-            past.name: np.zeros((batch, past.shape[1], 0, past.shape[3]), DTYPES[past.type]) for past in _pasts(session)
+            past.name: np.zeros((batch, past.shape[1], 0, past.shape[3]), NUMPY_DTYPES[past.type])
+            for past in _pasts(session)
         }
 
     def run(self, ids: Ids, length: int, prior: Rows | None = None) -> Logits:

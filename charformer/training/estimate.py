@@ -24,7 +24,7 @@ RESERVE = {
     "cpu": 600 * 2**20,
     "cuda": 700 * 2**20,
 }  # Python and PyTorch, and a frozen trunk's kept outputs; on a GPU its context and gaps between blocks
-CARDS = (4, 8)  # GiB of memory of common GPUs
+GPU_SIZES = (4, 8)  # GiB of memory of common GPUs
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def summary(
         "fits": None if available is None else found.of(config.batch_size) <= available,
         "largest_batch": None if available is None else found.largest_batch(available),
         "largest_batch_on_card": {
-            f"{size} GiB": on_card.largest_batch(size * 2**30 - RESERVE["cuda"]) for size in CARDS
+            f"{size} GiB": on_card.largest_batch(size * 2**30 - RESERVE["cuda"]) for size in GPU_SIZES
         },
         "chars_per_second": characters / speed.step_seconds if speed else None,
         "train_seconds": config.max_steps * speed.step_seconds if speed else None,

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charformer.config import ModelConfig, TrainConfig
+from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS, NgramTable
 from charformer.data.ngram_counts import Counts, build, count, fold_bounds, leave_one_out, longest_context, merged
-from charformer.data.recall import recall
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
@@ -95,7 +95,7 @@ def choose_tables(
     return best, replace(choices[best], seconds=time.perf_counter() - began)
 
 
-def recall_tables(
+def find_tables(
     counted: str,
     source: RunDir,
     run: RunDir,
@@ -122,7 +122,7 @@ def recall_tables(
 def _count_old(source: RunDir, vocab: Vocab, order: int) -> Counts | None:
     """Return the counts of the text that ``source`` was trained on, or None if it cannot be used."""
     try:
-        text = recall(source.read_section("corpus"))
+        text = find_cached(source.read_section("corpus"))
     except UserError:
         return None
     return count_text(text, vocab, order) if text is not None and not vocab.unknown(text.alphabet) else None

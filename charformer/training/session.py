@@ -34,7 +34,7 @@ from charformer.sampling import sampler
 from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.kernel_check import check_kernels
-from charformer.training.prior import Tables, choose_tables, recall_tables
+from charformer.training.prior import Tables, choose_tables, find_tables
 from charformer.training.signals import StoppedError
 from charformer.training.trainer import Trainer
 from charformer.ui.plots import Rows, plot_losses
@@ -300,7 +300,7 @@ def prepare_resume(
     record = replace(record, training=replace(record.training, **changes))
     tables = None
     if shape.ngram_order and record.counted not in ("", "new"):
-        tables = recall_tables(record.counted, RunDir(record.init_from), run, corpus, vocab, shape, record.training)
+        tables = find_tables(record.counted, RunDir(record.init_from), run, corpus, vocab, shape, record.training)
     return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=True, tables=tables)
 
 

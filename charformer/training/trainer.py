@@ -91,7 +91,7 @@ class Trainer:
         self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, world, self.prior)
         self._trains = any(parameter.requires_grad for parameter in model.parameters())
         self._data_parallel: nn.Module = model
-        self._clock = _Clock()
+        self._stopwatch = _Stopwatch()
         self._steps_since_evaluation = 0
         self._eager_steps = 0
         self._captures = device.type == "cuda" and world.size == 1
@@ -147,7 +147,7 @@ class Trainer:
             yield Progress(0, first.train_loss, 0.0, first)
         train_mode(self.model)
         self._compile()
-        self._clock.start()
+        self._stopwatch.start()
         lost: ProcessLostError | None = None
         try:
             while not self.is_finished and not stopped():
@@ -164,7 +164,7 @@ class Trainer:
             self._data_parallel = self.model  # the wrapper's connection must not outlive the other processes
         # A GPU's queue would wait forever for a lost process.
         if self._steps_since_evaluation and not (lost and self.device.type == "cuda"):
-            self._stop_clock(loss)
+            self._pause(loss)
             self._save_unevaluated()
         self.join_saves()
         if lost:
@@ -282,32 +282,32 @@ class Trainer:
         numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.world.rank))
         torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
 
-    def _stop_clock(self, loss: Tensor) -> None:
-        """Stop the clock and count its time as training. Raises UserError for a loss that is not finite."""
+    def _pause(self, loss: Tensor) -> None:
+        """Stop the stopwatch and count its time as training. Raise UserError if the loss is not finite."""
         self._check_finite(float(loss), "the loss of a batch")  # on a GPU this also waits for the steps
-        self.counters.train_seconds += self._clock.stop()
+        self.counters.train_seconds += self._stopwatch.stop()
 
     def _evaluate_if_due(self, loss: Tensor, rate: float) -> Evaluation | None:
         """Evaluate and save if an evaluation is due; return the evaluation, or None if it is not due."""
         if self.counters.step % self.config.eval_interval and not self.is_finished:
             return None
-        self._stop_clock(loss)
+        self._pause(loss)
         characters = self._steps_since_evaluation * self.config.batch_size * self.model.config.block_size
         self._steps_since_evaluation = 0  # else a save after an interrupted evaluation would lack its metrics
-        evaluation = self._evaluate(rate, characters / self._clock.seconds)
+        evaluation = self._evaluate(rate, characters / self._stopwatch.seconds)
         self.save()
-        self._clock = _Clock()
-        self._clock.start()
+        self._stopwatch = _Stopwatch()
+        self._stopwatch.start()
         return evaluation
 
     def _save_if_due(self, loss: Tensor) -> None:
         """Save between two evaluations if a save is due."""
         steps, minutes = self.config.save_interval, self.config.save_minutes
-        is_due = (steps and self.counters.step % steps == 0) or (minutes and self._clock.running >= 60 * minutes)
+        is_due = (steps and self.counters.step % steps == 0) or (minutes and self._stopwatch.running >= 60 * minutes)
         if is_due:
-            self._stop_clock(loss)
+            self._pause(loss)
             self._save_unevaluated()
-            self._clock.start()
+            self._stopwatch.start()
 
     def _save_unevaluated(self) -> None:
         """Save weights that no evaluation has checked since the last step.
@@ -379,7 +379,7 @@ class Trainer:
             )
 
 
-class _Clock:
+class _Stopwatch:
     """A stopwatch for the seconds of training since an evaluation, without the pauses."""
 
     def __init__(self) -> None:

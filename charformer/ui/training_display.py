@@ -51,7 +51,7 @@ class TrainingDisplay:
         self._memory = memory
         self._evaluations = list(history)
         self._batches: Points = []
-        self._clock = _Clock(first_step)
+        self._step_rate = _StepRate(first_step)
         self._drawn = 0.0
         self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
 
@@ -66,7 +66,7 @@ class TrainingDisplay:
 
     def update(self, step: Progress) -> None:
         """Record a step; redraw if it is time to."""
-        self._clock.tick(step.step, counts=step.evaluation is None)
+        self._step_rate.tick(step.step, counts=step.evaluation is None)
         if step.evaluation:
             row = step.evaluation
             self._evaluations.append((row.step, row.train_loss, row.val_loss))
@@ -89,7 +89,7 @@ class TrainingDisplay:
 
     def _figures(self, step: Progress) -> list[tuple[str, str]]:
         """Return what is known of the speed and the memory, by name."""
-        rate, memory = self._clock.steps_per_second, self._memory()
+        rate, memory = self._step_rate.steps_per_second, self._memory()
         figures = [("learning rate", f"{step.learning_rate:.2e}")] if step.step else []
         if rate:
             figures.append(("chars/s", f"{rate * self._characters_per_step:,.0f}"))
@@ -147,7 +147,7 @@ def _loss(nats: float) -> str:
     return f"{nats:.4f}  ({nats / math.log(2):.2f} bits)"
 
 
-class _Clock:
+class _StepRate:
     """An average of the steps per second over about the last twenty, without the first step, which warms up."""
 
     def __init__(self, step: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels import ops, reference
 
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SEED = 2**40 + 7  # of dropout
 
 Op = Callable[..., Any]  # inputs -> a tensor, or several
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     heads: int = 2
 
     def __str__(self) -> str:
-        return f"{self.op}-{DTYPES[self.dtype]}-{self.time}x{self.width}-{self.dropout_p}-{self.variant}"
+        return f"{self.op}-{DTYPE_NAMES[self.dtype]}-{self.time}x{self.width}-{self.dropout_p}-{self.variant}"
 
     @property
     def aligned(self) -> bool:
@@ -55,7 +55,7 @@ def cases() -> Iterator[Case]:
     They cover ragged and whole tiles, widths that are and are not powers of two, aligned and unaligned rows, and calls
     with and without dropout.
     """
-    for dtype in DTYPES:
+    for dtype in DTYPE_NAMES:
         for width in (16, 20, 32, 48, 64, 96, 128):
             yield Case("attention", dtype, 33, width, 0.0, "packed")
             yield Case("attention", dtype, 100, width, 0.2, "plain")

@@ -39,7 +39,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from kernels.checks.cards import ARCHITECTURES, Architecture
-from kernels.checks.cases import DTYPES, SEED, Case, cases, make_inputs, op, run
+from kernels.checks.cases import DTYPE_NAMES, SEED, Case, cases, make_inputs, op, run
 from kernels.checks.cli import guarded, positive, writable_file, write_csv
 from kernels.checks.workers import Failed, run_each
 from kernels.gpu.launch import Launch, recorded
@@ -100,7 +100,7 @@ def _is_cached(case: Case, card: str) -> list[bool]:
 
 def _label(case: Case) -> str:
     letter = {"attention": "D", "rotary": "D", "cross_entropy": "V"}.get(case.op, "C")
-    words = [DTYPES[case.dtype], f"{letter}{case.width}"]
+    words = [DTYPE_NAMES[case.dtype], f"{letter}{case.width}"]
     words += ["dropout"] * bool(case.dropout_p) + ["general"] * (not case.aligned)
     words += {"last": ["last"], "narrow": ["16-bit", "stream"]}.get(case.variant, [])
     return " ".join(words)

@@ -9,7 +9,7 @@ from bench.harness import results
 from charformer.presets import PRESETS
 
 
-def test_each_ingredient_is_left_out_of_the_same_course(
+def test_each_ingredient_is_left_out_with_the_same_settings(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ablation, "WITHOUT", dict(list(ablation.WITHOUT.items())[:3]))

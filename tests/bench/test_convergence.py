@@ -73,7 +73,7 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
     again = json.loads(result.read_text("utf-8"))["rows"][0]
     assert again["reached"] == json.loads(before)["rows"][0]["reached"]
     assert again["curve"] == row["curve"]
-    assert convergence.main([*given, "--steps", "70"]) == 2  # another course
+    assert convergence.main([*given, "--steps", "70"]) == 2  # other settings
 
 
 def test_an_unreachable_target_ends_with_the_last_step(

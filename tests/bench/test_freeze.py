@@ -14,7 +14,7 @@ def bench(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_variant_has_its_row_and_another_course_is_refused(text_file: Path, tmp_path: Path) -> None:
+def test_every_variant_has_its_row_and_other_settings_are_refused(text_file: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     flags = ["--finetune-steps", "3", "--eval-interval", "1"]
     flags += ["--pretrain-data", str(text_file), "--finetune-data", str(text_file)]

@@ -13,7 +13,8 @@ import torch
 from bench import gpu
 from bench.engines.nanogpt_like import NanogptLike, NanogptLikeEngine
 from bench.engines.variant import Variant
-from bench.gpu_stages import steps, tiles, worker
+from bench.gpu_stages import block_sizes as block_sizes_stage
+from bench.gpu_stages import steps, worker
 from bench.gpu_stages.visit import Visit
 from bench.harness.interleave import Worker, WorkerError
 from bench.harness.results import read_result
@@ -59,7 +60,7 @@ def test_every_stage_rehearses_on_a_cpu(text_file: Path, tmp_path: Path) -> None
     assert contents["training"]["rows"][1]["killed"]
     assert {row["batch"] for row in contents["sampling"]["rows"]} == {1, 64}
     assert contents["compiling"]["rows"][0]["misses"] == 2
-    assert all(row["violations"] == [] for row in contents["tiles"]["rows"] if row.get("fastest"))
+    assert all(row["violations"] == [] for row in contents["block_sizes"]["rows"] if row.get("fastest"))
     assert all("error" not in row for name in ("op_times", "compiled") for row in contents[name]["rows"])
 
 
@@ -149,7 +150,7 @@ def test_other_block_sizes_are_tried_and_put_back() -> None:
 
     case = Case("attention", torch.bfloat16, 64, 64, 0.2, "packed")
     own = dict(block_sizes.ATTENTION), dict(block_sizes.ATTENTION_BY_CARD)
-    with tiles.sizes({"dkv": (64, 64, 8, 2)}, case):
+    with block_sizes_stage.sizes({"dkv": (64, 64, 8, 2)}, case):
         for card in ("sm_86", "sm_90"):
             assert block_sizes.attention("dkv", 64, 2, card) == block_sizes.Tile(64, 64, 8, 2)
         assert block_sizes.attention("dq", 64, 2, "sm_86") == own[0]["dq", 64, 2]

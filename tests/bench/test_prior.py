@@ -8,7 +8,7 @@ from bench import prior
 from bench.harness import results
 
 
-def test_each_part_of_a_prior_is_left_out_of_the_same_course(
+def test_each_part_of_a_prior_is_left_out_with_the_same_settings(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = ["as it is", "no prior", "no input", "no correction", "no gate", "no folds", "order 3"]

@@ -28,7 +28,7 @@ from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from kernels.checks.cli import writable_file
 
-COURSE = "--preset nano --steps 1000000 --eval-interval 20 --save-interval 7 --eval-batches 1"
+FLAGS = "--preset nano --steps 1000000 --eval-interval 20 --save-interval 7 --eval-batches 1"
 EVERY = 2.0  # seconds between two looks
 SAMPLE_EVERY = 60.0  # seconds between two samplings, or less in a soak of a few minutes
 LEAST = 10  # looks that a slope is fitted to
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit code, 1 when memory grows or something is left behind."""
     parser = Parser("tests.reliability.soak", __doc__.partition("\n")[0], "")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="X", help="(default: 30)")
-    parser.add_argument("--course", default=COURSE, help="flags of charformer-train (default: %(default)s)")
+    parser.add_argument("--flags", default=FLAGS, help="flags of charformer-train (default: %(default)s)")
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
     return execute(parser, argv, _run)
 
@@ -48,21 +48,21 @@ def _run(args: argparse.Namespace) -> int:
     if sys.platform != "linux":
         raise UserError("this bench reads /proc, which is Linux's")
     with tempfile.TemporaryDirectory() as folder:
-        found = _soak(Path(folder), args.course.split(), 60 * args.minutes)
+        found = _soak(Path(folder), args.flags.split(), 60 * args.minutes)
     row = results.row(engine="charformer", preset="nano", precision="auto", threads=None, **found)
     Console().print_json(json.dumps(found))
     if args.json:
-        config = {"minutes": args.minutes, "course": args.course, "seconds_between": EVERY}
+        config = {"minutes": args.minutes, "course": args.flags, "seconds_between": EVERY}
         results.write_result(args.json, results.result("soak", config, [row]))
     is_fine = found["exit_code"] == 128 + signal.SIGTERM and not found["left_behind"] and not found["failed_samples"]
     return int(not is_fine or found["bytes_a_minute"] > STEEPEST)
 
 
-def _soak(folder: Path, course: list[str], seconds: float) -> dict[str, Any]:
+def _soak(folder: Path, flags: list[str], seconds: float) -> dict[str, Any]:
     """Train in ``folder`` for that long; what was seen meanwhile, and what is there afterwards."""
     data, run = folder / "text.txt", RunDir(folder / "run")
     data.write_text(sources.python_docs()[:200_000], encoding="utf-8", newline="")
-    command = [sys.executable, "-m", "charformer.commands.train", *course, "--data", str(data), "--out", str(run.path)]
+    command = [sys.executable, "-m", "charformer.commands.train", *flags, "--data", str(data), "--out", str(run.path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as process:
         try:
             times, resident, files, samples = _watch(process, run, seconds)

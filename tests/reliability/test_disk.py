@@ -16,7 +16,7 @@ from charformer.runs.tensors import read_tensors
 from tests.conftest import TINY
 from tests.end_to_end.test_commands import run as command
 
-COURSE = [*TINY, "--eval-interval", "20", "--eval-batches", "1", "--dtype", "float32", "--attention-dropout", "0.1"]
+FLAGS = [*TINY, "--eval-interval", "20", "--eval-batches", "1", "--dtype", "float32", "--attention-dropout", "0.1"]
 
 
 def saved_in(errors: str) -> Path:
@@ -43,7 +43,7 @@ def content(folder: Path) -> dict[str, object]:
 @pytest.mark.skipif(os.name != "posix", reason="Windows keeps folders whose files are open")
 @pytest.mark.parametrize("instead", ["nothing", "a file"])
 def test_a_folder_that_is_removed_costs_nothing(instead: str, text_file: Path, tmp_path: Path) -> None:
-    flags = [*COURSE, "--data", str(text_file), "--steps", "400"]
+    flags = [*FLAGS, "--data", str(text_file), "--steps", "400"]
     whole = command("charformer-train", *flags, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     start = [sys.executable, "-m", "charformer.commands.train", *flags, "--out", "gone"]
@@ -72,7 +72,7 @@ def test_a_full_disk_costs_nothing(text_file: Path, tmp_path: Path) -> None:
     small.mkdir()
     # 1.3 times what a run has: it fits once, and not while its state is being replaced
     script = 'mount -t tmpfs -o size=640k none "$0" && exec "$@"'
-    flags = [*COURSE, "--data", str(text_file), "--steps", "60", "--out", str(small / "run")]
+    flags = [*FLAGS, "--data", str(text_file), "--steps", "60", "--out", str(small / "run")]
     start = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(small)]
     try:
         subprocess.run([*start, "true"], check=True, capture_output=True)

@@ -22,8 +22,8 @@ COUNT = int(os.environ.get("FUZZ_COUNT", "2000"))
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")
 def test_damaged_files_give_a_result_or_one_clear_line(text_file: Path, tmp_path: Path) -> None:
     shape = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 4 --dropout 0.1 --ngram-order 3"
-    course = "--steps 6 --eval-interval 3 --dtype float32"
-    made = command("charformer-train", "--data", str(text_file), *shape.split(), *course.split(), cwd=tmp_path)
+    settings = "--steps 6 --eval-interval 3 --dtype float32"
+    made = command("charformer-train", "--data", str(text_file), *shape.split(), *settings.split(), cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert command("charformer-export", cwd=tmp_path).returncode == 0
     fuzz = [sys.executable, "-m", "tests.reliability.fuzz", str(tmp_path / "runs" / "pretrain"), str(COUNT), "0"]

@@ -15,7 +15,7 @@ from charformer.runs.folder import RunDir
 from tests.conftest import TINY
 from tests.reliability.test_disk import content
 
-COURSE = [*TINY, "--preset", "fast", "--dtype", "float32", "--eval-interval", "20"]
+FLAGS = [*TINY, "--preset", "fast", "--dtype", "float32", "--eval-interval", "20"]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
 
@@ -45,23 +45,23 @@ def started(*flags: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
 def whole(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run by two processes, with dropout, that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(torchrun(*long_course(text_file)), cwd=folder, check=True, capture_output=True)
+    subprocess.run(torchrun(*long_flags(text_file)), cwd=folder, check=True, capture_output=True)
     return folder / "run"
 
 
-def long_course(text_file: Path) -> list[str]:
-    return [*COURSE, "--data", str(text_file), "--steps", "400", "--attention-dropout", "0.1", "--out", "run"]
+def long_flags(text_file: Path) -> list[str]:
+    return [*FLAGS, "--data", str(text_file), "--steps", "400", "--attention-dropout", "0.1", "--out", "run"]
 
 
 def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> None:
-    first = [*COURSE, "--data", str(text_file), "--steps", "40"]
+    first = [*FLAGS, "--data", str(text_file), "--steps", "40"]
     more = ["--stage", "finetune", "--init-from", "first", "--data", str(text_file), "--steps", "20"]
     more += ["--eval-interval", "10", "--dtype", "float32"]
-    courses = {"first": first, "attention": [*more, "--freeze"], "trunk": [*more, "--freeze", "trunk"]}
+    runs = {"first": first, "attention": [*more, "--freeze"], "trunk": [*more, "--freeze", "trunk"]}
     curves = {}
     for name, command in (("one", [sys.executable, "-m", "charformer.commands.train"]), ("two", torchrun())):
         (tmp_path / name).mkdir()
-        for out, flags in courses.items():
+        for out, flags in runs.items():
             done = subprocess.run(
                 [*command, *flags, "--out", out],
                 cwd=tmp_path / name,
@@ -72,7 +72,7 @@ def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> N
             assert done.stdout.count("validation loss") == 1, "one process speaks"
             rows = RunDir(tmp_path / name / out).read_metrics()
             curves[name, out] = [loss for row in rows for loss in (row["train_loss"], row["val_loss"])]
-    for out in courses:
+    for out in runs:
         assert curves["two", out] == pytest.approx(curves["one", out], abs=1e-4)
         assert curves["one", out][-1] < curves["one", out][1]
 
@@ -81,7 +81,7 @@ def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> N
 def test_a_killed_process_is_started_again_and_costs_nothing(
     victim: str, whole: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    with started(*long_course(text_file), cwd=tmp_path) as process:
+    with started(*long_flags(text_file), cwd=tmp_path) as process:
         leader = int((tmp_path / "run" / ".lock").read_text("utf-8"))
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         if not children.is_file():
@@ -96,7 +96,7 @@ def test_a_killed_process_is_started_again_and_costs_nothing(
 
 
 def test_a_signal_stops_and_saves_and_resume_goes_on(whole: Path, text_file: Path, tmp_path: Path) -> None:
-    with started(*long_course(text_file), cwd=tmp_path) as process:
+    with started(*long_flags(text_file), cwd=tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -117,8 +117,8 @@ def test_a_signal_stops_and_saves_and_resume_goes_on(whole: Path, text_file: Pat
     ],
 )
 def test_a_mistake_is_told_once(flags: list[str], message: str, text_file: Path, tmp_path: Path) -> None:
-    course = [*COURSE, "--data", str(text_file), *flags]
-    done = subprocess.run(torchrun(*course), cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    given = [*FLAGS, "--data", str(text_file), *flags]
+    done = subprocess.run(torchrun(*given), cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]
     assert len({*told}) == 1, done.stderr
@@ -126,7 +126,7 @@ def test_a_mistake_is_told_once(flags: list[str], message: str, text_file: Path,
 
 
 def test_a_run_of_two_goes_on_with_one(text_file: Path, tmp_path: Path) -> None:
-    flags = [*COURSE, "--data", str(text_file), "--decay-fraction", "0"]
+    flags = [*FLAGS, "--data", str(text_file), "--decay-fraction", "0"]
     alone = [sys.executable, "-m", "charformer.commands.train"]
     for command in (
         [*torchrun(*flags), "--steps", "20", "--out", "run"],
@@ -145,7 +145,7 @@ def test_a_run_of_two_goes_on_with_one(text_file: Path, tmp_path: Path) -> None:
     ids=["cut off before its first save", "begun", "another run", "a run whose state is gone"],
 )
 def test_what_a_restart_finds(saved: str, changed: list[str], code: int, text_file: Path, tmp_path: Path) -> None:
-    flags = [*COURSE, "--data", str(text_file), "--steps", "20", "--out", "run"]
+    flags = [*FLAGS, "--data", str(text_file), "--steps", "20", "--out", "run"]
     train = [sys.executable, "-m", "charformer.commands.train", *flags]
     subprocess.run(train, cwd=tmp_path, check=True, capture_output=True)
     run = RunDir(tmp_path / "run")

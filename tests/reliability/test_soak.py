@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_soak_tells_of_memory_and_of_files_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 0.2)
     monkeypatch.setattr(soak, "STEEPEST", float("inf"))  # of so short a time a slope says nothing
-    flags = ["--minutes", "0.4", "--json", str(tmp_path / "r.json"), "--course", f"{TINY} --eval-interval 100"]
+    flags = ["--minutes", "0.4", "--json", str(tmp_path / "r.json"), "--flags", f"{TINY} --eval-interval 100"]
     assert soak.main(flags) == 0
     (row,) = results.read_result(tmp_path / "r.json")["rows"]
     assert row["exit_code"] == 143
@@ -28,5 +28,5 @@ def test_a_soak_tells_of_memory_and_of_files_left_behind(tmp_path: Path, monkeyp
 
 
 def test_a_training_that_ends_early_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(["--minutes", "0.1", "--course", "--preset nothing"]) == 2
+    assert soak.main(["--minutes", "0.1", "--flags", "--preset nothing"]) == 2
     assert "ended early" in capsys.readouterr().err

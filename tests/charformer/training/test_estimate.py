@@ -16,7 +16,7 @@ from charformer.model.freeze import FREEZES, freeze, train_mode
 from charformer.model.gpt import GPT
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from charformer.training.estimate import CARDS, RESERVE, Memory, kept_bytes, memory, probe
+from charformer.training.estimate import GPU_SIZES, RESERVE, Memory, kept_bytes, memory, probe
 from charformer.training.session import Place, prepare_pretrain
 from kernels import backend, ops
 
@@ -125,18 +125,18 @@ def test_a_process_takes_about_as_much(preset: str, batch: int, dtype: str, what
 
 def test_fast_fits_a_card_of_four_gigabytes() -> None:
     for preset in ("fast", "nano", "best", "baseline"):
-        course = PRESETS[preset].pretrain
+        train_config = PRESETS[preset].pretrain
         model = build(replace(PRESETS[preset].model, vocab_size=100))
-        found = memory(model, course, torch.bfloat16, fused=True)
-        assert found.of(course.batch_size) <= CARDS[0] * 2**30 - RESERVE["cuda"]
+        found = memory(model, train_config, torch.bfloat16, fused=True)
+        assert found.of(train_config.batch_size) <= GPU_SIZES[0] * 2**30 - RESERVE["cuda"]
 
 
 def test_frozen_weights_have_neither_gradients_nor_state() -> None:
-    course = TrainConfig()
+    train_config = TrainConfig()
     found = {}
     for what in FREEZES:
         model = build(replace(PRESETS["baseline"].model, vocab_size=100), what)
-        found[what] = memory(model, course, torch.float32, fused=False)
+        found[what] = memory(model, train_config, torch.float32, fused=False)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert (found[what].gradients, found[what].optimizer) == (4 * trained, 8 * trained)
     assert found["trunk"].of(32) < 0.4 * found["none"].of(32)
@@ -188,10 +188,10 @@ def test_it_is_for_a_training_that_has_not_begun(tmp_path: Path) -> None:
 def test_evaluations_behind_the_first_may_take_less(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    course = TrainConfig(batch_size=2, max_steps=10, eval_interval=4)
+    train_config = TrainConfig(batch_size=2, max_steps=10, eval_interval=4)
     text, place = corpus.load(str(text_file)), Place(torch.device("cpu"))
     shape = replace(SMALL, block_size=20)
-    trainer = prepare_pretrain(RunDir(tmp_path / "run"), shape, course, "nano", text, place).trainer
+    trainer = prepare_pretrain(RunDir(tmp_path / "run"), shape, train_config, "nano", text, place).trainer
     pauses = iter([0.4, 0.1])
     monkeypatch.setattr(trainer, "subset_loss", lambda split: time.sleep(next(pauses)) or 3.0)
     expected = 2 * (0.4 + 3 * 0.1)  # of two splits: before the first step, and at steps 4, 8 and 10

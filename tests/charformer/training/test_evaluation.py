@@ -17,7 +17,7 @@ from charformer.training.evaluation import Evaluator, subset_starts
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=20, dropout=0.1)
-COURSE = TrainConfig(batch_size=8, eval_batches=3)
+TRAIN_CONFIG = TrainConfig(batch_size=8, eval_batches=3)
 
 
 def frozen_model(data: Path, what: str, rope_base: float = 0.0) -> GPT:
@@ -27,9 +27,11 @@ def frozen_model(data: Path, what: str, rope_base: float = 0.0) -> GPT:
     return model
 
 
-def evaluator_of(model: GPT, data: Path, dtype: torch.dtype = torch.float32, course: TrainConfig = COURSE) -> Evaluator:
+def evaluator_of(
+    model: GPT, data: Path, dtype: torch.dtype = torch.float32, train_config: TrainConfig = TRAIN_CONFIG
+) -> Evaluator:
     text = corpus.load(str(data))
-    return Evaluator(model, text, Windows(text.table(Vocab.of(text.alphabet)), CPU), course, dtype, ONE_PROCESS)
+    return Evaluator(model, text, Windows(text.table(Vocab.of(text.alphabet)), CPU), train_config, dtype, ONE_PROCESS)
 
 
 def passes(model: GPT) -> list[int]:
@@ -42,11 +44,11 @@ def passes(model: GPT) -> list[int]:
 @pytest.mark.parametrize("even_windows", [0, 1])
 def test_the_subset_is_of_windows_from_all_over_a_split(even_windows: int, text_file: Path) -> None:
     model = frozen_model(text_file, "none")
-    course = replace(COURSE, even_windows=even_windows)
-    evaluator = evaluator_of(model, text_file, course=course)
+    train_config = replace(TRAIN_CONFIG, even_windows=even_windows)
+    evaluator = evaluator_of(model, text_file, train_config=train_config)
     text = corpus.load(str(text_file))
     ids = text.table(Vocab.of(text.alphabet))[text.validation]
-    starts = subset_starts(len(ids), 20, course, 1)
+    starts = subset_starts(len(ids), 20, train_config, 1)
     spaced = np.linspace(0, len(ids) - 21, 24).astype(int)
     assert np.array_equal(starts, spaced) == bool(even_windows)  # as runs had them that are resumed
     model.double().eval()
@@ -61,7 +63,7 @@ def test_the_subset_is_of_windows_from_all_over_a_split(even_windows: int, text_
 
 @pytest.mark.parametrize(("characters", "length"), [(22, 20), (481, 20), (501, 20), (502, 20), (5000, 7), (60_000, 20)])
 def test_there_is_one_window_in_each_stratum(characters: int, length: int) -> None:
-    starts = subset_starts(characters, length, COURSE, 0)
+    starts = subset_starts(characters, length, TRAIN_CONFIG, 0)
     assert len(starts) == min(24, (characters - 1) // length)
     assert starts[0] >= 0
     assert starts[-1] + length < characters  # the last target too
@@ -71,13 +73,13 @@ def test_there_is_one_window_in_each_stratum(characters: int, length: int) -> No
         strata = np.linspace(0, characters - length, 25)
         assert (strata[:-1].astype(int) <= starts).all()
         assert (starts < strata[1:]).all()
-        assert not np.array_equal(starts, subset_starts(characters, length, COURSE, 1))
-    np.testing.assert_array_equal(starts, subset_starts(characters, length, COURSE, 0))
+        assert not np.array_equal(starts, subset_starts(characters, length, TRAIN_CONFIG, 1))
+    np.testing.assert_array_equal(starts, subset_starts(characters, length, TRAIN_CONFIG, 0))
 
 
 def test_records_of_one_length_do_not_bias_the_estimate(tmp_path: Path) -> None:
     """Records as long as the windows are apart: evenly spaced ones would all show the same part of a record."""
-    course = TrainConfig(batch_size=400, eval_batches=1)
+    train_config = TrainConfig(batch_size=400, eval_batches=1)
     validation = 399 * 100 + 21  # evenly spaced windows would be 100 apart
     for period in range(96, 106):
         record = "a" * (period // 2) + "b" * (period - period // 2 - 1) + "\n"
@@ -87,11 +89,13 @@ def test_records_of_one_length_do_not_bias_the_estimate(tmp_path: Path) -> None:
         with torch.no_grad():
             model.head.weight.zero_()
             model.head.bias.copy_(torch.tensor([0.0, 0.6, 0.0]))  # of \n, a, b: what a window shows is what it costs
-        evaluator = evaluator_of(model, path, course=course)
+        evaluator = evaluator_of(model, path, train_config=train_config)
         whole = evaluator.whole_loss(lambda *_: None)
         assert evaluator.subset_loss("validation") == pytest.approx(whole, abs=0.03), period
         if period == 100:
-            even = evaluator_of(model, path, course=replace(course, even_windows=1)).subset_loss("validation")
+            even = evaluator_of(model, path, train_config=replace(train_config, even_windows=1)).subset_loss(
+                "validation"
+            )
             assert abs(even - whole) > 0.1
 
 

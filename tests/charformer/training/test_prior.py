@@ -30,20 +30,20 @@ from tests.charformer.training.test_trainer import assert_same, run_all, weights
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=20, dropout=0.1, rope_base=100.0, ngram_order=4)
-COURSE = TrainConfig(
+TRAIN_CONFIG = TrainConfig(
     batch_size=8, learning_rate=3e-3, max_steps=12, eval_interval=4, eval_batches=2, zero_init=1, ngram_folds=4
 )
 
 
 def pretrain(data: Path, folder: Path, shape: ModelConfig = MODEL) -> TrainingSession:
-    session = prepare_pretrain(RunDir(folder), shape, COURSE, "nano", corpora.load(str(data)), Place(CPU))
+    session = prepare_pretrain(RunDir(folder), shape, TRAIN_CONFIG, "nano", corpora.load(str(data)), Place(CPU))
     session.open()
     return session
 
 
 def finetune(source: RunDir, data: Path, folder: Path, frozen: str = "none") -> TrainingSession:
     text = corpora.load(str(data))
-    session = prepare_finetune(RunDir(folder), source, COURSE, "nano", frozen, text, Place(CPU))
+    session = prepare_finetune(RunDir(folder), source, TRAIN_CONFIG, "nano", frozen, text, Place(CPU))
     session.open()
     return session
 
@@ -52,7 +52,7 @@ def rows_of(data: Path, *, keeps: bool, order: int = 4) -> tuple[PriorRows, Corp
     text = corpora.load(str(data))
     vocab = Vocab.of(text.alphabet)
     shape = replace(MODEL, vocab_size=len(vocab), ngram_order=order)
-    return PriorRows(count_tables(text, vocab, shape, COURSE), text, vocab, order, CPU, keeps), text, vocab
+    return PriorRows(count_tables(text, vocab, shape, TRAIN_CONFIG), text, vocab, order, CPU, keeps), text, vocab
 
 
 def test_a_training_window_s_rows_have_not_counted_its_fold(text_file: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_run_starts_from_its_table_and_learns_beyond_it(text_file: Path, tmp_p
     session = prepare_pretrain(
         RunDir(tmp_path / "run"),
         MODEL,
-        replace(COURSE, max_steps=100),
+        replace(TRAIN_CONFIG, max_steps=100),
         "nano",
         corpora.load(str(text_file)),
         Place(CPU),
@@ -115,7 +115,7 @@ def test_a_run_starts_from_its_table_and_learns_beyond_it(text_file: Path, tmp_p
     run_all(session.trainer)
     first, *_, last = session.run.read_metrics()
     plain = prepare_pretrain(
-        RunDir(tmp_path / "plain"), replace(MODEL, ngram_order=0), COURSE, "nano", session.corpus, Place(CPU)
+        RunDir(tmp_path / "plain"), replace(MODEL, ngram_order=0), TRAIN_CONFIG, "nano", session.corpus, Place(CPU)
     )
     plain.open()
     run_all(plain.trainer)
@@ -167,7 +167,7 @@ def test_evaluations_of_a_frozen_trunk_keep_their_rows(text_file: Path) -> None:
 
     def losses(what: str) -> list[float]:
         freeze(model, what)
-        evaluator = Evaluator(model, text, windows, COURSE, torch.float32, ONE_PROCESS, prior)
+        evaluator = Evaluator(model, text, windows, TRAIN_CONFIG, torch.float32, ONE_PROCESS, prior)
         return [evaluator.subset_loss("validation") for _ in range(2)]
 
     kept, plain = losses("trunk"), losses("none")
@@ -235,7 +235,7 @@ def test_where_the_old_text_is_gone_its_table_may_serve(
     data.write_text(text_file.read_text("utf-8")[3000:3900] + "ß" * 9, encoding="utf-8")
     both = finetune(base, data, tmp_path / "both")
     list(both.trainer.steps(lambda: both.trainer.counters.step == 3))
-    monkeypatch.setattr(priors, "recall", lambda _: None)
+    monkeypatch.setattr(priors, "find_cached", lambda _: None)
     session = finetune(base, data, tmp_path / "run")
     assert session.record.counted == "old"
     run_all(session.trainer)
@@ -243,7 +243,9 @@ def test_where_the_old_text_is_gone_its_table_may_serve(
     assert table is not None
     assert table.vocab_size == len(session.vocab) > base.read_shape()[0].vocab_size
     record = RunRecord.read(session.run)
-    prepare_resume(session.run, replace(record, training=replace(COURSE, max_steps=14)), {}, session.corpus, Place(CPU))
+    prepare_resume(
+        session.run, replace(record, training=replace(TRAIN_CONFIG, max_steps=14)), {}, session.corpus, Place(CPU)
+    )
     with pytest.raises(UserError, match="no longer there"):
         prepare_resume(both.run, RunRecord.read(both.run), {}, both.corpus, Place(CPU))
 

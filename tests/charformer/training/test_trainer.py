@@ -18,18 +18,22 @@ from charformer.training.session import Place, TrainingSession, prepare_finetune
 from charformer.training.trainer import Trainer
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=20, dropout=0.1)
-COURSE = TrainConfig(batch_size=8, learning_rate=3e-3, max_steps=12, eval_interval=4, eval_batches=2, grad_clip=1.0)
+TRAIN_CONFIG = TrainConfig(
+    batch_size=8, learning_rate=3e-3, max_steps=12, eval_interval=4, eval_batches=2, grad_clip=1.0
+)
 CPU = torch.device("cpu")
 
 
-def pretrain(data: Path, folder: Path, config: TrainConfig = COURSE, dtype: torch.dtype = torch.float32) -> Trainer:
+def pretrain(
+    data: Path, folder: Path, config: TrainConfig = TRAIN_CONFIG, dtype: torch.dtype = torch.float32
+) -> Trainer:
     text = corpus.load(str(data))
     return opened(prepare_pretrain(RunDir(folder), MODEL, config, "nano", text, Place(CPU, dtype)))
 
 
 def finetune(source: Path, data: Path, folder: Path, freeze: str) -> Trainer:
     text = corpus.load(str(data))
-    return opened(prepare_finetune(RunDir(folder), RunDir(source), COURSE, "nano", freeze, text, Place(CPU)))
+    return opened(prepare_finetune(RunDir(folder), RunDir(source), TRAIN_CONFIG, "nano", freeze, text, Place(CPU)))
 
 
 def opened(session: TrainingSession) -> Trainer:
@@ -95,7 +99,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
 ) -> None:
     runs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        trainer = pretrain(text_file, tmp_path / name, replace(COURSE, seed=seed), dtype)
+        trainer = pretrain(text_file, tmp_path / name, replace(TRAIN_CONFIG, seed=seed), dtype)
         run_all(trainer)
         runs.append(weights(trainer))
     assert_same(runs[0], runs[1])
@@ -128,10 +132,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on(
     often: dict[str, float], text_file: Path, tmp_path: Path
 ) -> None:
-    course = replace(COURSE, eval_interval=10)
-    whole = pretrain(text_file, tmp_path / "whole", course)
+    train_config = replace(TRAIN_CONFIG, eval_interval=10)
+    whole = pretrain(text_file, tmp_path / "whole", train_config)
     run_all(whole)
-    killed = pretrain(text_file, tmp_path / "killed", replace(course, **often))
+    killed = pretrain(text_file, tmp_path / "killed", replace(train_config, **often))
     steps = killed.steps()
     assert [next(steps).step for _ in range(9)][-1] == 8
     run = RunDir(tmp_path / "killed")
@@ -146,7 +150,7 @@ def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on
 
 @pytest.mark.parametrize("way", ["between", "stopped"])
 def test_a_step_that_diverges_is_not_saved_over_the_last_good_one(way: str, text_file: Path, tmp_path: Path) -> None:
-    trainer = pretrain(text_file, tmp_path / "run", replace(COURSE, save_interval=1 if way == "between" else 0))
+    trainer = pretrain(text_file, tmp_path / "run", replace(TRAIN_CONFIG, save_interval=1 if way == "between" else 0))
     steps = trainer.steps(lambda: way == "stopped" and trainer.counters.step == 6)
     assert [next(steps).step for _ in range(6)][-1] == 5
     good = trainer.run.state.read_bytes()
@@ -223,8 +227,8 @@ def test_a_changed_course_is_recorded(text_file: Path, tmp_path: Path) -> None:
         ):
             pass
     assert run.read_config()["changes"] == [
-        {"from_step": 4, "max_steps": [COURSE.max_steps, 20]},
-        {"from_step": 8, "learning_rate": [COURSE.learning_rate, 1e-4], "max_steps": [20, 10]},
+        {"from_step": 4, "max_steps": [TRAIN_CONFIG.max_steps, 20]},
+        {"from_step": 8, "learning_rate": [TRAIN_CONFIG.learning_rate, 1e-4], "max_steps": [20, 10]},
     ]
     assert run.read_section("training")["max_steps"] == 10
 
@@ -259,7 +263,7 @@ def test_the_best_weights_on_validation_are_kept(
 def test_the_schedule_and_the_clip_reach_the_weights(
     change: dict[str, float], most: float, text_file: Path, tmp_path: Path
 ) -> None:
-    trainer = pretrain(text_file, tmp_path / "run", replace(COURSE, **change))
+    trainer = pretrain(text_file, tmp_path / "run", replace(TRAIN_CONFIG, **change))
     before = weights(trainer)
     steps = trainer.steps()
     assert [next(steps).step for _ in range(2)] == [0, 1]
@@ -276,9 +280,9 @@ def test_dropout_acts_while_blocks_train(
 
 
 def test_bfloat16_is_another_arithmetic_and_the_score_is_float32(text_file: Path, tmp_path: Path) -> None:
-    exact = pretrain(text_file, tmp_path / "exact", COURSE, torch.float32)
+    exact = pretrain(text_file, tmp_path / "exact", TRAIN_CONFIG, torch.float32)
     run_all(exact)
-    rough = pretrain(text_file, tmp_path / "rough", COURSE, torch.bfloat16)  # seeds the dropout anew
+    rough = pretrain(text_file, tmp_path / "rough", TRAIN_CONFIG, torch.bfloat16)  # seeds the dropout anew
     run_all(rough)
     assert not torch.equal(exact.model.head.weight, rough.model.head.weight)
     score = rough.whole_validation_loss()
@@ -348,7 +352,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(tex
 def test_a_pass_goes_once_over_the_training_split_and_no_other(tmp_path: Path) -> None:
     data = tmp_path / "each-character-once.txt"
     data.write_text("".join(chr(0x4E00 + place) for place in range(230)), encoding="utf-8")
-    trainer = pretrain(data, tmp_path / "run", replace(COURSE, batch_size=9))
+    trainer = pretrain(data, tmp_path / "run", replace(TRAIN_CONFIG, batch_size=9))
     assert len(trainer.corpus.train) == 207
     cuts = set()
     for step in range(400):  # a batch is a pass: nine windows of twenty

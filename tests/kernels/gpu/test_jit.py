@@ -78,7 +78,7 @@ from charformer.model.gpt import GPT
 from dataclasses import replace
 from kernels import ops
 from kernels.checks import compile
-from kernels.checks.cases import DTYPES, cases
+from kernels.checks.cases import DTYPE_NAMES, cases
 from kernels.gpu.launch import recorded
 
 def key(launch):

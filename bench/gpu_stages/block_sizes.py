@@ -32,7 +32,7 @@ Trial = dict[str, Sizes]  # by kernel; a kernel that is not named keeps its own 
 def run(visit: Visit) -> Stage:
     """Yield the seconds of each trial, then the errors of attention with the best sizes of each kernel combined."""
     if not backend.TRITON:
-        yield {"part": "tiles", "note": "Triton is not installed"}
+        yield {"part": "block_sizes", "note": "Triton is not installed"}
         return "Triton is not installed"
     if not visit.on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"
@@ -46,9 +46,14 @@ def run(visit: Visit) -> Stage:
     # In a process of its own, since a trial might cause a GPU fault.
     for trial, found in run_each(partial(timed, case=case, device=visit.device.type), trials, 1):
         if isinstance(found, Failed):
-            yield {"part": "tiles", "trial": trial, "error": found.reason}
+            yield {"part": "block_sizes", "trial": trial, "error": found.reason}
             continue
-        yield {"part": "tiles", "trial": trial, "forward_seconds": found["forward"], "both_seconds": found["both"]}
+        yield {
+            "part": "block_sizes",
+            "trial": trial,
+            "forward_seconds": found["forward"],
+            "both_seconds": found["both"],
+        }
         for kernel in trial or CANDIDATES:
             direction = "forward" if kernel == "forward" else "both"
             seconds[kernel][trial.get(kernel)] = found[direction]["p50"]
@@ -61,7 +66,7 @@ def run(visit: Visit) -> Stage:
     if isinstance(rows, Failed):
         raise RuntimeError(f"with {best}: {rows.reason}")
     violations = list(filter(None, map(violation, rows)))
-    yield {"part": "tiles", "trial": best, "fastest": True, "results": rows, "violations": violations}
+    yield {"part": "block_sizes", "trial": best, "fastest": True, "results": rows, "violations": violations}
     if violations:
         raise RuntimeError(f"with {best}: {violations[0]}")
     return f"fastest: {best or 'the sizes of today'}; its results are right"

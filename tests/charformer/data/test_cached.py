@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from charformer.data import corpus
+from charformer.data.cached import find_cached
 from charformer.data.division import divided, validated_on
-from charformer.data.recall import recall
 from charformer.data.vocab import Vocab
 
 
@@ -13,21 +13,21 @@ def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_fold
     path = tmp_path / "text.txt"
     path.write_bytes(b"some text " * 20)
     summary = corpus.load(str(path)).summary()
-    again = recall(summary)
+    again = find_cached(summary)
     assert again is not None
     assert Vocab(again.alphabet).decode(again.ids) == "some text " * 20
     for file in cache_folder.iterdir():
         file.unlink()
-    assert recall(summary) is not None  # from where it lay
+    assert find_cached(summary) is not None  # from where it lay
     path.write_bytes(b"another text")
     for file in cache_folder.iterdir():
         file.unlink()
-    assert recall(summary) is None
+    assert find_cached(summary) is None
     assert not list(cache_folder.iterdir())  # no copy of what was not asked for
     (cache_folder / f"{summary['sha256']}.txt").write_bytes(b"some text " * 20)  # a download
-    assert recall(summary) is not None
+    assert find_cached(summary) is not None
     stand_in = corpus.load("python-docs").summary()
-    assert recall(stand_in) is not None
+    assert find_cached(stand_in) is not None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_fold
     ids=str,
 )
 def test_a_stranger_s_summary_recalls_nothing(summary: dict[str, object]) -> None:
-    assert recall(summary) is None
+    assert find_cached(summary) is None
 
 
 def test_several_files_in_another_encoding_come_back_with_their_division(tmp_path: Path, cache_folder: Path) -> None:
@@ -59,23 +59,23 @@ def test_several_files_in_another_encoding_come_back_with_their_division(tmp_pat
         if not cached:
             for file in cache_folder.iterdir():
                 file.unlink()
-        again = recall(summary)
+        again = find_cached(summary)
         assert again is not None
         assert again.summary() == summary
         np.testing.assert_array_equal(again.ids, loaded.ids)
         np.testing.assert_array_equal(again.validation, loaded.validation)
     (tmp_path / "b").unlink()
-    assert recall(summary) is not None  # the cache has it
+    assert find_cached(summary) is not None  # the cache has it
     for file in cache_folder.iterdir():
         file.unlink()
-    assert recall(summary) is None
+    assert find_cached(summary) is None
 
 
 def test_a_text_that_validates_comes_back_too(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("abc" * 200, encoding="utf-8")
     (tmp_path / "b").write_text("abx" * 100, encoding="utf-8")
     both = validated_on(corpus.load(str(tmp_path / "a")), corpus.load(str(tmp_path / "b")))
-    again = recall(both.summary())
+    again = find_cached(both.summary())
     assert again is not None
     assert again.alphabet == both.alphabet == "abcx"
     assert Vocab(again.alphabet).decode(again.validation) == "abx" * 100
@@ -97,4 +97,4 @@ def test_a_text_that_validates_comes_back_too(tmp_path: Path) -> None:
 )
 def test_a_stranger_s_division_recalls_nothing(validation: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "a").write_text("abc" * 200, encoding="utf-8")
-    assert recall(corpus.load(str(tmp_path / "a")).summary() | {"validation": validation}) is None
+    assert find_cached(corpus.load(str(tmp_path / "a")).summary() | {"validation": validation}) is None

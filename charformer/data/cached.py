@@ -11,7 +11,7 @@ from charformer.data.text_files import Text, TextFile, checked_encoding
 from charformer.errors import UserError
 
 
-def recall(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
+def find_cached(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
     """Return the text that config.json describes, if it is in the cache or unchanged in its old place; else None."""
     corpus = _undivided(summary, on_progress)
     return divided_like(corpus, summary, on_progress) if corpus else None
