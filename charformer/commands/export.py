@@ -25,10 +25,11 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return execute(_parser(), argv, _run)
+    return execute(build_parser(), argv, _run)
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser("charformer-export", "Write a run's model as one .onnx file, which is enough to sample.", EXAMPLES)
     parser.add_argument(
         "--run", metavar="DIR", help="the run to export (default: the one under runs/ that was written last)"

@@ -10,6 +10,7 @@ COMMANDS = {
     "sample": "write with a run or a .onnx file",
     "export": "write a run as a .onnx file, or as a page for the browser",
     "runs": "list the runs of a folder",
+    "completion": "print a script that completes these commands in a shell",
 }
 HELP = f"""\
 usage: charformer [--help] [--version] COMMAND ...
@@ -17,7 +18,7 @@ usage: charformer [--help] [--version] COMMAND ...
 Train, fine-tune and sample small character-level GPTs.
 
 commands:
-{chr(10).join(f"  {name:<8} {what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {what}" for name, what in COMMANDS.items())}
 
 `charformer COMMAND --help` lists the flags of a command; `charformer-train` is the same as `charformer train`.
 """

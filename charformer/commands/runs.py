@@ -18,10 +18,15 @@ from charformer.ui.console import age, printable
 
 
 def main(argv: list[str] | None = None) -> int:
+    return execute(build_parser(), argv, _run)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser("charformer runs", "List the runs of a folder, the last written first.", "")
     parser.add_argument("folder", nargs="?", default=RUNS, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return execute(parser, argv, _run)
+    return parser
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -38,10 +38,11 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return execute(_parser(), argv, _run)
+    return execute(build_parser(), argv, _run)
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser("charformer-sample", "Continue a prompt with a trained model, as it is made.", EXAMPLES)
     parser.add_argument(
         "--run", metavar="DIR", help="the run to sample from (default: the one under runs/ that was written last)"

@@ -25,7 +25,7 @@ def test_version_help_and_a_command_that_is_not_there(capsys: pytest.CaptureFixt
     assert "charformer COMMAND --help" in capsys.readouterr().out
     assert front.main(["trian"]) == 2
     assert capsys.readouterr().err == (
-        "charformer: there is no command 'trian'; it can be train, sample, export, runs\n"
+        "charformer: there is no command 'trian'; it can be train, sample, export, runs, completion\n"
     )
 
 
