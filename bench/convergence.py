@@ -121,7 +121,7 @@ def train_to(
         when an evaluation's estimate is the best so far and at most ``target``, and at the last step.
     """
     reached = _reached(trainer, target)
-    while reached is None and trainer.counters.step < trainer.config.max_steps:
+    while reached is None and not trainer.is_finished:
         here = trainer.counters.step
         for progress in trainer.steps(partial(_is_promising, trainer, target, here)):
             on_step(progress.step, progress.evaluation)
@@ -136,7 +136,7 @@ def _is_promising(trainer: Trainer, target: float, after: int = 0) -> bool:
 
 
 def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
-    at_its_end = trainer.counters.best_step == trainer.counters.step == trainer.config.max_steps
+    at_its_end = trainer.is_finished and trainer.counters.best_step == trainer.counters.step
     if not (_is_promising(trainer, target) or at_its_end):  # an estimate can be a little too high
         return None
     loss = trainer.whole_validation_loss()  # of the best weights, which the model has at this point

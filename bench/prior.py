@@ -141,7 +141,7 @@ def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]
         variant=name,
         changes=changes,
         val_loss=trainer.whole_validation_loss(),
-        table_loss=_table_loss(trainer),
+        table_loss=table_loss(trainer),
         ngrams=len(prior.tables.whole) if prior else None,
         table_bytes=trainer.run.ngram.stat().st_size if prior else None,
         counting_seconds=prior.tables.seconds if prior else None,
@@ -150,7 +150,7 @@ def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]
     )
 
 
-def _table_loss(trainer: Trainer) -> float | None:
+def table_loss(trainer: Trainer) -> float | None:
     """Return the loss of the table alone on the windows of the validation split, or None without a prior."""
     if trainer.prior is None:
         return None

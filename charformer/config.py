@@ -129,6 +129,9 @@ class TrainConfig(_Config):
     decay_fraction: float = _number(
         0.0, "share of the steps, at the end, in which the learning rate falls to 0", most=1
     )
+    patience: int = _number(
+        0, "evaluations in a row without a better one, after which the learning rate falls at once; 0 is no limit"
+    )
     weight_decay: float = _number(0.0, "weight decay, of matrices only")
     beta2: float = _number(0.999, "decay of the second moment", most=0.99999)
     ngram_folds: int = _number(
@@ -150,5 +153,11 @@ class TrainConfig(_Config):
 
 
 SCORE_CHARACTERS = 2_000_000  # of a validation split that are scored at the end, unless asked otherwise
+DROPOUTS = ("dropout", "attention_dropout")  # of ModelConfig, which a later training of the same model may change
 MODEL_FIELDS = [item.name for item in fields(ModelConfig) if item.name != "vocab_size"]  # which the text decides
 TRAIN_FIELDS = [item.name for item in fields(TrainConfig)]
+# What a run has begun with: another value would change its weights' shapes, its order of windows or its estimates.
+FIXED_FIELDS = [
+    *(name for name in MODEL_FIELDS if name not in DROPOUTS),
+    *("batch_size", "zero_init", "eval_batches", "even_windows", "ngram_folds", "ngram_min_count", "seed"),
+]

@@ -7,16 +7,21 @@ from charformer.config import ModelConfig, TrainConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape and a TrainConfig for each stage."""
+    """A model's shape and a TrainConfig for each stage.
+
+    Attributes:
+        follows_text: whether a text that is shorter than the ones that the preset was tuned on takes fewer steps.
+    """
 
     model: ModelConfig
     pretrain: TrainConfig
     finetune: TrainConfig
+    follows_text: bool = True
 
 
 def _baseline(batch_size: int, block_size: int) -> Preset:
-    course = TrainConfig(batch_size=batch_size)
-    return Preset(ModelConfig(block_size=block_size), pretrain=course, finetune=course)
+    training = TrainConfig(batch_size=batch_size)
+    return Preset(ModelConfig(block_size=block_size), pretrain=training, finetune=training, follows_text=False)
 
 
 _MODERN = ModelConfig(block_size=256, dropout=0.0, attention_dropout=0.0, rope_base=10000.0, relu_power=2)
@@ -26,6 +31,7 @@ _MUON = TrainConfig(
     muon_learning_rate=0.02,
     eval_interval=100,
     decay_fraction=0.6,
+    patience=2,
     weight_decay=0.1,
     beta2=0.95,
 )
@@ -45,7 +51,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "best": Preset(
         replace(_MODERN, block_size=512, dropout=0.2),
-        pretrain=replace(_MUON, max_steps=2200, eval_interval=200, zero_init=1),
+        pretrain=replace(_MUON, max_steps=2200, eval_interval=200, patience=3, zero_init=1),
         finetune=replace(_FINETUNE, max_steps=240, eval_interval=120),
     ),
 }

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from charformer.commands.common import Parser
-from charformer.config import MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
+from charformer.config import DROPOUTS, FIXED_FIELDS, MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
 from charformer.data import corpus as corpora
 from charformer.errors import UserError
 from charformer.presets import PRESETS
@@ -110,6 +110,12 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the sample at the end continues (default: a newline)")
     parser.add_argument(
+        "--sample-interval",
+        type=int,
+        metavar="N",
+        help="steps between lines of what the model writes by then; 0 is none (default: at each evaluation)",
+    )
+    parser.add_argument(
         "--score-characters",
         type=int,
         default=SCORE_CHARACTERS,
@@ -166,6 +172,8 @@ def check(args: argparse.Namespace, world: World) -> None:
         raise UserError("--plan is for a training that has not begun, by one process; leave out --resume and torchrun")
     if args.validation is not None and (args.validation_share is not None or args.validation_split):
         raise UserError("--validation names a text of its own; leave out --validation-share and --validation-split")
+    if args.sample_interval is not None and args.sample_interval < 0:
+        raise UserError(f"--sample-interval is {args.sample_interval}; it must be 0 or more")
     if args.score_characters < 1:
         raise UserError(f"--score-characters is {args.score_characters}; it must be at least 1")
     if args.resume:
@@ -181,9 +189,8 @@ def check(args: argparse.Namespace, world: World) -> None:
 
 
 def _check_resume(args: argparse.Namespace) -> None:
-    names = ["preset", "init_from", "freeze", "seed", "batch_size", "eval_batches", "even_windows"]
-    names += ["validation", "validation_share", "validation_split"]
-    if fixed := [_flag(name) for name in given(args, [*MODEL_FIELDS, *names])]:
+    names = ["preset", "init_from", "freeze", "validation", "validation_share", "validation_split"]
+    if fixed := [_flag(name) for name in given(args, [*FIXED_FIELDS, *names])]:
         raise UserError(f"{fixed[0]} is fixed once a run has begun; leave it out with --resume")
     if args.overwrite:
         raise UserError("--resume continues a run, --overwrite replaces it; choose one")
@@ -193,9 +200,8 @@ def _check_resume(args: argparse.Namespace) -> None:
 
 
 def _check_finetune(args: argparse.Namespace) -> None:
-    if given(args, MODEL_FIELDS):
-        flag = _flag(next(iter(given(args, MODEL_FIELDS))))
-        raise UserError(f"{flag} is the checkpoint's in a fine-tune; leave it out, or pretrain with it")
+    if fixed := [_flag(name) for name in given(args, MODEL_FIELDS) if name not in DROPOUTS]:
+        raise UserError(f"{fixed[0]} is the checkpoint's in a fine-tune; leave it out, or pretrain with it")
     run, source = folder(args), source_folder(args)
     if not source.exists:
         raise UserError(

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import math
 import os
-import shlex
 import time
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -21,19 +19,21 @@ from charformer.commands.train_arguments import (
     source_folder,
     stage_of,
 )
+from charformer.commands.train_report import announce, continue_command, print_summary
 from charformer.config import MODEL_FIELDS, TRAIN_FIELDS
 from charformer.data import corpus as corpora
 from charformer.data.cached import divided_like, find_cached
-from charformer.data.division import divided, tail_differs, validated_on
+from charformer.data.division import divided, validated_on
 from charformer.errors import UserError, WriteError
 from charformer.model.freeze import count_parameters
-from charformer.runs.folder import RunDir
 from charformer.runs.lock import locked
+from charformer.runs.metrics import Progress
 from charformer.runs.record import RunRecord
 from charformer.sampling import sampler
 from charformer.threads import LoadProbe
 from charformer.training.distributed import ProcessLostError, World
 from charformer.training.recipe import choose_recipe
+from charformer.training.schedule import is_shortened
 from charformer.training.session import (
     Place,
     Result,
@@ -44,8 +44,8 @@ from charformer.training.session import (
 from charformer.training.signals import StoppedError, stop_signals
 from charformer.ui.console import PlainConsole, printable, progress_bar
 from charformer.ui.training_display import PLAIN_SECONDS, TrainingDisplay
-from kernels import backend
 
+SAMPLE_CHARACTERS = 80  # of a line that shows what the model writes by now
 CLOSED_PIPE = 13  # the number of SIGPIPE, which Windows does not define
 
 
@@ -95,17 +95,16 @@ def _prepare(
     args: argparse.Namespace, world: World, load: LoadProbe, console: PlainConsole, notices: PlainConsole
 ) -> TrainingSession:
     """Load the text, create or load the model, and return their session."""
-    stage, run, changes = stage_of(args), folder(args), given(args, TRAIN_FIELDS)
+    stage, run, values = stage_of(args), folder(args), given(args, [*MODEL_FIELDS, *TRAIN_FIELDS])
     if args.resume:
         record = RunRecord.read(run)
         _choose_threads(args, load, record.machine.get("threads"), notices)
         place = _place(args, world, str(record.machine.get("device")), str(record.machine.get("dtype")))
-        session = prepare_resume(run, record, changes, _load_again(args, record.corpus, console, notices), place)
+        session = prepare_resume(run, record, values, _load_again(args, record.corpus, console, notices), place)
     else:
         _choose_threads(args, load, None, notices)
         place = _place(args, world, "auto", "auto")
         source = source_folder(args) if stage == "finetune" else None
-        values = changes | given(args, MODEL_FIELDS)
         recipe = choose_recipe(place.device.type, args.preset, source, args.freeze, values)
         session = recipe.session(run, _load(args, stage, console, notices), place)
     if args.prompt is not None:
@@ -206,12 +205,11 @@ def _follow(args: argparse.Namespace, session: TrainingSession, notices: PlainCo
 def _train(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> int:
     """Train to the end or until a signal; return the exit code."""
     trainer, counters, record = session.trainer, session.trainer.counters, session.record
-    _announce(args, session, console, notices)
+    announce(session, console, notices, args.verbose)
     display = TrainingDisplay(
         console,
         title=printable(f"{record.stage} · {session.corpus.name} · {session.run.path}"),
         first_step=counters.step,
-        max_steps=record.training.max_steps,
         characters_per_step=record.training.batch_size * session.model.config.block_size,
         memory=lambda: machine.memory_bytes(trainer.device),
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
@@ -226,6 +224,8 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
             for progress in trainer.steps(lambda: trainer.world.agree(stop)):
                 try:
                     display.update(progress)
+                    if _samples_after(progress, args.sample_interval):
+                        display.show_sample(progress.step, session.sample_between_steps(SAMPLE_CHARACTERS))
                 except BrokenPipeError:
                     stop.request(CLOSED_PIPE)
         except WriteError as error:
@@ -238,14 +238,16 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         with suppress(WriteError):  # what was trained is saved
             session.write_card()
         with suppress(OSError):
-            notices.print(f"saved after step {counters.step:,}; to continue: {_again(record.stage, session.run)}")
+            command = continue_command(record.stage, session.run)
+            notices.print(f"saved after step {counters.step:,}; to continue: {command}")
         return 128 + stop.signal
 
     if counters.step and not counters.best_step:
         notices.print(
             f"warning: validation never got better than before the first step ({counters.best_val_loss:.4f}), so "
-            "the weights that are kept are those of the start. Likely causes: too high a --learning-rate, too short a "
-            "text, or an end of it that is unlike the rest (--validation-split blocks)"
+            f"{'the n-gram prior alone is kept' if trainer.prior else 'the weights of the start are kept'}. Likely "
+            "causes: too high a --learning-rate, too short a text, or an end of it that is unlike the rest "
+            "(--validation-split blocks)"
         )
     result = _finish(args, session, console, notices)
     console.rule("sample")
@@ -258,16 +260,24 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         **{key: vars(counters)[key] for key in ("best_step", "characters", "train_seconds", "eval_seconds")},
         "compile_seconds": trainer.compile_seconds,
         "steps": counters.step,
+        "decay_step": counters.decay_step if is_shortened(record.training, counters) else None,
         "trainable": trainable,
         "frozen": frozen,
         "peak_memory_bytes": machine.memory_bytes(trainer.device),
         "out": str(session.run.path),
         "corpus": session.corpus.summary(),
     }
-    _print_summary(summary, session, console)
+    print_summary(summary, session, console)
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _samples_after(progress: Progress, interval: int | None) -> bool:
+    """Return whether what the model writes is shown after this step: each ``interval``, or at each evaluation."""
+    if progress.step == progress.last_step or interval == 0:
+        return False  # the summary shows a longer one at the end
+    return progress.evaluation is not None if interval is None else progress.step % interval == 0
 
 
 def _finish(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> Result:
@@ -296,32 +306,6 @@ def _finish(args: argparse.Namespace, session: TrainingSession, console: PlainCo
         return session.finish(on_progress, args.score_characters)
 
 
-def _announce(args: argparse.Namespace, session: TrainingSession, console: PlainConsole, notices: PlainConsole) -> None:
-    """Print the text, the model and the device of the training, and warnings about the text."""
-    corpus, record, trainer = session.corpus, session.record, session.trainer
-    trainable, frozen = count_parameters(session.model)
-    console.print(
-        f"{record.stage} on {corpus.name} ({len(corpus.ids):,} characters, {len(corpus.alphabet)} distinct), "
-        f"preset {record.preset}, into {session.run.path}\n"
-        f"{trainable:,} parameters train, {f'{frozen:,} are frozen ({record.freeze}); ' if frozen else ''}"
-        f"{trainer.device.type}, {str(trainer.dtype).removeprefix('torch.')}"
-    )
-    if args.verbose:
-        notices.print(backend.describe(trainer.device))
-    if len(corpus.alphabet) == 1:
-        notices.print("warning: the text has one distinct character; there is nothing to learn")
-    if (distance := tail_differs(corpus)) is not None:
-        notices.print(
-            f"warning: the end of {corpus.name}, which validates, is unlike the rest: {distance:.0%} of its characters "
-            "are out of proportion; --validation-split blocks takes blocks from all over the text"
-        )
-
-
-def _again(stage: str, run: RunDir) -> str:
-    """Return the command that continues a run."""
-    return shlex.join(["charformer-train", "--stage", stage, "--resume", "--out", str(run.path)])
-
-
 def _rescued(session: TrainingSession) -> str:
     """Save a training elsewhere when its folder is no longer writable; return a sentence on the outcome."""
     step = session.trainer.counters.step
@@ -331,26 +315,5 @@ def _rescued(session: TrainingSession) -> str:
         run = session.rescue()
     except UserError as error:
         return f"the training could not be saved elsewhere: {error}"
-    again = _again(session.record.stage, run)
-    return f"the training was saved in {run.path} instead, after step {step:,}; to continue: {again}"
-
-
-def _print_summary(summary: dict[str, Any], session: TrainingSession, console: PlainConsole) -> None:
-    run = session.run
-    seconds = f"{summary['train_seconds']:.1f} s for {summary['characters']:,} characters"
-    loss, scored = summary["val_loss"], summary["scored_characters"]
-    score = "not scored"
-    if loss is not None:
-        is_whole = scored == session.trainer.scored_characters(None)
-        score = f"{loss:.4f} nats, {loss / math.log(2):.3f} bits a character, "
-        score += "whole split" if is_whole else f"{scored:,} characters of the split"
-    lines = {
-        "validation loss": f"{score}, best weights (step {summary['best_step']:,})",
-        "fine-tuning" if session.record.stage == "finetune" else "training": f"{seconds}, and "
-        f"{summary['eval_seconds']:.1f} s of evaluation on the way",
-        "curves": str(run.plot),
-        "run": str(run.path),
-        "next": shlex.join(["charformer-sample", "--run", str(run.path)]),
-    }
-    for name, value in lines.items():
-        console.print(f"{name:>16}  {value}")
+    command = continue_command(session.record.stage, run)
+    return f"the training was saved in {run.path} instead, after step {step:,}; to continue: {command}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from charformer.model.gpt import GPT
 from charformer.runs.folder import MODEL, RunDir
 from charformer.runs.metrics import Counters
 from charformer.runs.tensors import Tensors, read_tensors, require_finite, write_tensors
+
+NEW_COUNTERS = ("decay_step", "end_step", "planned_steps")  # which files of earlier versions lack
 
 
 def save_weights(run: RunDir, weights: Mapping[str, torch.Tensor], step: int, val_loss: float) -> None:
@@ -27,14 +29,16 @@ def load_weights(run: RunDir, model: GPT) -> None:
     _fill(model, run.read_weights(model.config)[0], run)
 
 
-def load_model(run: RunDir, which: str = "best") -> tuple[GPT, Vocab]:
+def load_model(run: RunDir, which: str = "best", dropouts: Mapping[str, Any] | None = None) -> tuple[GPT, Vocab]:
     """Return the model of a run, with its best or its last weights, on the CPU, and its vocabulary.
+
+    ``dropouts`` replaces those of its ModelConfig.
 
     Raises UserError if there is no model, or its files are damaged or do not fit one another.
     """
     config, vocab = run.read_shape()
     tensors = run.read_weights(config, which)[0]
-    model = GPT(config)
+    model = GPT(replace(config, **(dropouts or {})))
     _fill(model, tensors, run)
     return model, vocab
 
@@ -75,7 +79,7 @@ def _counters(metadata: dict[str, str]) -> Counters:
     """Return the counters of last.safetensors. Raises ValueError, or an error of JSON, for impossible numbers."""
     if "training" in metadata:
         raise ValueError("an earlier version saved it, whose order of windows is gone")
-    values = json.loads(metadata["counters"])
+    values = dict.fromkeys(NEW_COUNTERS, 0) | json.loads(metadata["counters"])
     for item in fields(Counters):
         value = values[item.name]
         fits = type(value) is int or (item.type is float and isinstance(value, float))

@@ -6,7 +6,14 @@ from typing import SupportsFloat
 
 @dataclass
 class Counters:
-    """The progress of a training, in counters."""
+    """The progress of a training, in counters.
+
+    Attributes:
+        decay_step: the step at which the decay of the learning rate began early; 0 if it did not.
+        end_step: the step at which a shortened training ends; 0 for one that ends as planned.
+        planned_steps: the ``max_steps`` of the training that was shortened. A run that is resumed with another number
+            is planned again, and the two steps above no longer count.
+    """
 
     step: int = 0
     characters: int = 0
@@ -14,6 +21,9 @@ class Counters:
     eval_seconds: float = 0.0
     best_val_loss: float = float("inf")
     best_step: int = 0
+    decay_step: int = 0
+    end_step: int = 0
+    planned_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Progress:
-    """A report after a step; ``loss`` is the batch's and may be on a GPU, where reading it waits for the step."""
+    """A report after a step; ``loss`` is the batch's and may be on a GPU, where reading it waits for the step.
+
+    ``last_step`` is the step at which the training ends, as far as is known by now.
+    """
 
     step: int
+    last_step: int
     loss: SupportsFloat
     learning_rate: float
     evaluation: Evaluation | None

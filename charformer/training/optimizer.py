@@ -128,11 +128,3 @@ def _require_fit(index: int, state: dict[str, Tensor], parameter: Tensor, keys: 
         shape = {"step": (), "rows": (len(parameter), 1)}.get(key, parameter.shape)
         if tensor.shape != shape or tensor.dtype != torch.float32:
             raise ValueError(f"optimizer.{index}.{key} is {tuple(tensor.shape)} of {tensor.dtype}")
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of ``step`` (from 0): a linear warm-up, the peak, then a linear decay to 0 at the end."""
-    rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
-    decay_steps = config.decay_fraction * config.max_steps
-    fall = (config.max_steps - step) / decay_steps if decay_steps else 1.0
-    return config.learning_rate * min(1.0, rise, fall)

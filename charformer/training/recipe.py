@@ -1,16 +1,22 @@
 """What a new training takes from a preset, and what its caller changes."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from charformer.config import MODEL_FIELDS, TRAIN_FIELDS
+from charformer.config import DROPOUTS, MODEL_FIELDS, TRAIN_FIELDS, ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.errors import UserError
-from charformer.presets import DEFAULT_PRESETS, PRESETS
+from charformer.presets import DEFAULT_PRESETS, PRESETS, Preset
 from charformer.runs.folder import RunDir
 from charformer.runs.record import RunRecord
 from charformer.training.session import Place, TrainingSession, prepare_finetune, prepare_pretrain
+
+MAX_PASSES = 6.0  # over the training part of a short text
+TUNED_CHARACTERS = 1_003_854  # of the training part of Tiny Shakespeare
+
+log = logging.getLogger("charformer")
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,53 @@ class Recipe:
         Raises UserError for values that are impossible or fixed, and for a text that is too short.
         """
         preset = PRESETS[self.preset]
-        training = replace(getattr(preset, self.stage), **_chosen(self.values, TRAIN_FIELDS))
         shape = _chosen(self.values, MODEL_FIELDS)
+        model = preset.model if self.source is None else ModelConfig.from_dict(self.source.read_section("model"))
+        block_size = shape.get("block_size", model.block_size)
+        training = self._training(preset, block_size, len(corpus.train))
         if self.source is None:
             return prepare_pretrain(run, replace(preset.model, **shape), training, self.preset, corpus, place)
-        if shape:
-            raise UserError(f"`{next(iter(shape))}` is the checkpoint's in a fine-tune; leave it out")
-        return prepare_finetune(run, self.source, training, self.preset, self.freeze, corpus, place)
+        if fixed := [name for name in shape if name not in DROPOUTS]:
+            raise UserError(f"`{fixed[0]}` is the checkpoint's in a fine-tune; leave it out")
+        return prepare_finetune(run, self.source, training, self.preset, self.freeze, corpus, place, shape)
+
+    def _training(self, preset: Preset, block_size: int, characters: int) -> TrainConfig:
+        """Return the TrainConfig for a training part of ``characters`` characters, and log what is made of them.
+
+        Steps that the caller gives are taken, all of them unless ``patience`` is given too.
+        """
+        tuned: TrainConfig = getattr(preset, self.stage)
+        training = replace(tuned, **_chosen(self.values, TRAIN_FIELDS))
+        if not preset.follows_text or self.freeze == "all":
+            return training
+        steps = steps_for(tuned, training.batch_size * block_size, characters)
+        passes = training.max_steps * training.batch_size * block_size / characters
+        if "max_steps" in self.values:
+            if training.max_steps > 2 * steps:
+                log.warning(
+                    "the %s steps pass over the %s characters of the training part %.0f times; about %s suit this text",
+                    *(f"{training.max_steps:,}", f"{characters:,}", passes, f"{steps:,}"),
+                )
+            return training if "patience" in self.values else replace(training, patience=0)
+        if steps < training.max_steps:
+            log.info(
+                "the preset's %s steps would pass over the %s characters of the training part %.0f times; taking %s",
+                *(f"{training.max_steps:,}", f"{characters:,}", passes, f"{steps:,}"),
+            )
+            interval = max(1, round(training.eval_interval * steps / training.max_steps))
+            training = replace(training, max_steps=steps, eval_interval=self.values.get("eval_interval", interval))
+        return training
+
+
+def steps_for(tuned: TrainConfig, characters_per_step: int, characters: int) -> int:
+    """Return how many steps suit a training part of ``characters`` characters: at most those of the tuned config.
+
+    A short text is passed over ``MAX_PASSES`` times, or as often as the preset passes over the text that it was tuned
+    on, if that is more. The learning rate's decay then ends near the point from which on the model would only learn
+    the training part by heart (docs/training.md).
+    """
+    passes = max(MAX_PASSES, tuned.max_steps * characters_per_step / TUNED_CHARACTERS)
+    return max(1, min(tuned.max_steps, round(passes * characters / characters_per_step)))
 
 
 def choose_recipe(

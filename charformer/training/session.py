@@ -7,7 +7,7 @@ reads its folder; ``trainer.steps()`` trains; ``finish`` scores the result.
 import logging
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from charformer import __version__
-from charformer.config import ModelConfig, TrainConfig
+from charformer.config import DROPOUTS, FIXED_FIELDS, ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS
 from charformer.data.vocab import Vocab
@@ -156,10 +156,14 @@ class TrainingSession:
 
     def _note_changes(self, step: int) -> None:
         """Add to the record the training values that differ from config.json, and the step at which they change."""
-        before, now = self.run.read_section("training"), self.record.training.to_dict()
-        names = [name for name in now if before.get(name) != now[name]]
+        found = RunRecord.read(self.run)
+        before, now = (
+            {**{name: getattr(record.model, name) for name in DROPOUTS}, **record.training.to_dict()}
+            for record in (found, self.record)
+        )
+        names = [name for name in now if before[name] != now[name]]
         if names:
-            change = {"from_step": step, **{name: [before.get(name), now[name]] for name in names}}
+            change = {"from_step": step, **{name: [before[name], now[name]] for name in names}}
             self.record.changes = [*self.record.changes, change]
 
     def rescue(self) -> RunDir:
@@ -200,12 +204,7 @@ class TrainingSession:
         with suppress(StoppedError):
             val_loss = self.trainer.whole_validation_loss(on_progress, most)
         scored = None if val_loss is None else self.trainer.scored_characters(most)
-        ids = sampler.encode_prompt(self.vocab, self.record.prompt)
-        config = sampler.SamplingConfig(max_new_tokens=SAMPLE_CHARACTERS, seed=self.record.training.seed)
-        prior = self.trainer.prior
-        engine = TorchEngine(self.model, self.trainer.device, ngram=prior.tables.whole if prior else None)
-        new_ids = sampler.generate(engine, ids, 1, config)
-        text = self.vocab.decode(np.concatenate([ids, *new_ids]))
+        text = self._sample(SAMPLE_CHARACTERS)
         write_text(self.run.sample, text)
         self.write_card(result := Result(val_loss, scored, text))
         return result
@@ -215,6 +214,18 @@ class TrainingSession:
         known = (result.sample, result.val_loss, result.scored_characters) if result else ()
         if not self.run.write_card(model_card(self.record, self.trainer.history, *known)):
             log.info("%s has been changed, so it stays as it is", self.run.card)
+
+    def sample_between_steps(self, characters: int) -> str:
+        """Return the run's prompt and what the model, as it is by now, writes after it."""
+        with self.trainer.paused():
+            return self._sample(characters)
+
+    def _sample(self, characters: int) -> str:
+        ids = sampler.encode_prompt(self.vocab, self.record.prompt)
+        config = sampler.SamplingConfig(max_new_tokens=characters, seed=self.record.training.seed)
+        prior = self.trainer.prior
+        engine = TorchEngine(self.model, self.trainer.device, ngram=prior.tables.whole if prior else None)
+        return self.vocab.decode(np.concatenate([ids, *sampler.generate(engine, ids, 1, config)]))
 
     def plot(self) -> None:
         """Draw loss.png, with the losses of this run and, for a fine-tune, those of its source run."""
@@ -250,13 +261,22 @@ def prepare_pretrain(
 
 
 def prepare_finetune(
-    run: RunDir, source: RunDir, training: TrainConfig, preset: str, frozen: str, corpus: Corpus, place: Place
+    run: RunDir,
+    source: RunDir,
+    training: TrainConfig,
+    preset: str,
+    frozen: str,
+    corpus: Corpus,
+    place: Place,
+    dropouts: Mapping[str, Any] | None = None,
 ) -> TrainingSession:
     """Return a session that fine-tunes the best model of ``source``, with new characters added to its vocabulary.
 
+    ``dropouts`` replaces those of its ModelConfig.
+
     Raises UserError if ``source`` has no model, or the text is too short for it.
     """
-    model, vocab = checkpoint.load_model(source)
+    model, vocab = checkpoint.load_model(source, dropouts=dropouts)
     corpus.require(model.config.block_size, "take a longer text, or pretrain with a smaller `block_size`")
     torch.manual_seed(training.seed)
     vocab = vocab.extended(corpus.alphabet)
@@ -285,19 +305,23 @@ def prepare_finetune(
 def prepare_resume(
     run: RunDir, record: RunRecord, changes: dict[str, Any], corpus: Corpus, place: Place
 ) -> TrainingSession:
-    """Return a session that continues a stopped run from its record, with ``changes`` to its TrainConfig.
+    """Return a session that continues a stopped run from its record, with ``changes`` to its TrainConfig and dropouts.
 
-    Raises UserError if the text is not the one that the run was started on.
+    Raises UserError for a change of a fixed field, and if the text is not the one that the run was started on.
     """
+    if fixed := [name for name in changes if name in FIXED_FIELDS]:
+        raise UserError(f"`{fixed[0]}` is fixed once a run has begun; leave it out to resume")
     began_with = record.corpus.get("sha256")
     if corpus.sha256 != began_with:
         raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_with}")
     if record.freeze not in FREEZES:
         raise UserError(f"{run.config} has an unknown freeze {record.freeze!r}")
     shape, vocab = run.read_shape()
+    shape = replace(shape, **{name: value for name, value in changes.items() if name in DROPOUTS})
     model = GPT(shape)
     freeze(model, record.freeze)
-    record = replace(record, training=replace(record.training, **changes))
+    training = {name: value for name, value in changes.items() if name not in DROPOUTS}
+    record = replace(record, model=shape, training=replace(record.training, **training))
     tables = None
     if shape.ngram_order and record.counted not in ("", "new"):
         tables = find_tables(record.counted, RunDir(record.init_from), run, corpus, vocab, shape, record.training)

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -26,9 +26,10 @@ from charformer.runs.metrics import Counters, Evaluation, Progress
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
 from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
 from charformer.training.evaluation import Evaluator, Split, mean_loss
-from charformer.training.optimizer import Optimizer, learning_rate
+from charformer.training.optimizer import Optimizer
 from charformer.training.prior import PriorRows, Tables, count_tables
 from charformer.training.saver import Saver
+from charformer.training.schedule import last_step, learning_rate, run_out_of_patience
 from kernels import ops
 
 PhaseName = Literal["data", "forward", "backward", "optimizer", "evaluation", "save"]
@@ -101,7 +102,12 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        return self.counters.step >= self.config.max_steps or not self._trains
+        return self.counters.step >= self.last_step or not self._trains
+
+    @property
+    def last_step(self) -> int:
+        """Return the step at which the training ends."""
+        return last_step(self.config, self.counters)
 
     def resume(self) -> None:
         """Continue from last.safetensors and drop later metrics. Raises UserError if that is impossible."""
@@ -131,7 +137,7 @@ class Trainer:
         self._saver.drop()
 
     def steps(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
-        """Train until ``max_steps`` or until ``stopped()``, and yield the progress after each step.
+        """Train until the last step or until ``stopped()``, and yield the progress after each step.
 
         The trainer saves at each evaluation, at the save intervals of the config, and at the end. The first Progress
         is that of step 0, the evaluation before any training. All processes must stop together.
@@ -144,7 +150,7 @@ class Trainer:
         if self.counters.step == 0 and not self.history:
             first = self._evaluate(rate=0.0, speed=None)
             self.save()
-            yield Progress(0, first.train_loss, 0.0, first)
+            yield Progress(0, self.last_step, first.train_loss, 0.0, first)
         train_mode(self.model)
         self._compile()
         self._stopwatch.start()
@@ -152,12 +158,12 @@ class Trainer:
         try:
             while not self.is_finished and not stopped():
                 self._saver.check()
-                rate = learning_rate(self.counters.step, self.config)
+                rate = learning_rate(self.config, self.counters)
                 loss = self.train_step(rate)
                 evaluation = self._evaluate_if_due(loss, rate)
                 if evaluation is None:
                     self._save_if_due(loss)
-                yield Progress(self.counters.step, loss, rate, evaluation)
+                yield Progress(self.counters.step, self.last_step, loss, rate, evaluation)
         except ProcessLostError as error:
             lost = error
         finally:
@@ -169,6 +175,18 @@ class Trainer:
         self.join_saves()
         if lost:
             raise lost
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Return a context for a use of the model between two steps, whose time does not count as training."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.counters.train_seconds += self._stopwatch.stop()
+        try:
+            yield
+        finally:
+            train_mode(self.model)
+            self._stopwatch.start()
 
     def train_step(self, rate: float) -> Tensor:
         """Take the next step and count it; return the mean loss of its batch, a scalar tensor on the device.
@@ -332,6 +350,9 @@ class Trainer:
         is_best = val_loss < counters.best_val_loss
         if is_best:
             counters.best_val_loss, counters.best_step = val_loss, counters.step
+        evaluations = [(int(past["step"]), float(past["val_loss"])) for past in self.history]
+        if shortened := run_out_of_patience(self.config, counters, evaluations):
+            log.info(shortened)
         if self.world.is_main:
             with self.phase("save"):
                 self._write_evaluation(is_best)
@@ -380,21 +401,22 @@ class Trainer:
 
 
 class _Stopwatch:
-    """A stopwatch for the seconds of training since an evaluation, without the pauses."""
+    """A stopwatch for the seconds of training since an evaluation, without the pauses; stopped at first."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.start()
+        self._since: float | None = None
 
     @property
     def running(self) -> float:
-        """Return the seconds since the last start."""
-        return time.perf_counter() - self._since
+        """Return the seconds since the last start, 0 while stopped."""
+        return 0.0 if self._since is None else time.perf_counter() - self._since
 
     def stop(self) -> float:
         """Add the seconds since the last start to ``seconds``, and return them."""
         seconds = self.running
         self.seconds += seconds
+        self._since = None
         return seconds
 
     def start(self) -> None:

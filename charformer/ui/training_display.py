@@ -28,7 +28,7 @@ class TrainingDisplay:
     """A context manager that shows the steps of one training.
 
     Args:
-        first_step, max_steps: the steps at which this process begins and ends.
+        first_step: the step at which this process begins.
         characters_per_step: batch_size x block_size.
         memory: returns the peak memory so far, in bytes, or None.
         history: (step, training loss, validation loss) of evaluations before ``first_step``.
@@ -39,20 +39,19 @@ class TrainingDisplay:
         console: Console,
         title: str,
         first_step: int,
-        max_steps: int,
         characters_per_step: int,
         memory: Callable[[], int | None],
         history: list[tuple[int, float, float]],
     ) -> None:
         self._console = console
         self._title = title
-        self._max_steps = max_steps
         self._characters_per_step = characters_per_step
         self._memory = memory
         self._evaluations = list(history)
         self._batches: Points = []
         self._step_rate = _StepRate(first_step)
         self._drawn = 0.0
+        self._is_unicode = console.encoding.lower().startswith("utf")
         self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
 
     def __enter__(self) -> Self:
@@ -79,8 +78,14 @@ class TrainingDisplay:
         else:
             self._console.print(self._line(step))
 
+    def show_sample(self, step: int, text: str) -> None:
+        """Show, on one line, what the model writes after ``step`` steps."""
+        mark = " ↵ " if self._is_unicode else " | "
+        self._console.print(f"step {step:,} writes  {mark.join(filter(None, text.splitlines()))}")
+        self._step_rate.pause()
+
     def _line(self, step: Progress) -> str:
-        facts = [f"step {step.step:,}/{self._max_steps:,}"]
+        facts = [f"step {step.step:,}/{step.last_step:,}"]
         if step.evaluation:
             facts += [f"training {step.evaluation.train_loss:.4f}", f"validation {step.evaluation.val_loss:.4f}"]
         else:
@@ -93,14 +98,14 @@ class TrainingDisplay:
         figures = [("learning rate", f"{step.learning_rate:.2e}")] if step.step else []
         if rate:
             figures.append(("chars/s", f"{rate * self._characters_per_step:,.0f}"))
-            figures.append(("left", duration((self._max_steps - step.step) / rate)))
+            figures.append(("left", duration((step.last_step - step.step) / rate)))
         if memory:
             figures.append(("memory", f"{memory / 2**20:,.0f} MiB"))
         return figures
 
     def _panel(self, step: Progress) -> Panel:
         figures = Table.grid(padding=(0, 2))
-        rows = [("step", f"{step.step:,} of {self._max_steps:,}", "dim"), ("batch", _loss(float(step.loss)), "dim")]
+        rows = [("step", f"{step.step:,} of {step.last_step:,}", "dim"), ("batch", _loss(float(step.loss)), "dim")]
         if self._evaluations:
             _, train_loss, val_loss = self._evaluations[-1]
             rows += [("training", _loss(train_loss), "cyan"), ("validation", _loss(val_loss), "yellow")]
@@ -111,15 +116,15 @@ class TrainingDisplay:
         width = min(self._console.width, PANEL_WIDTH)
         beside = width - FIGURES_WIDTH
         parts: list[Table | Text | ProgressBar] = [figures]
-        if self._console.encoding.lower().startswith("utf"):
-            curve = loss_curve(self._series(), self._max_steps, beside if beside >= CURVE_WIDTH else width - 4)
+        if self._is_unicode:
+            curve = loss_curve(self._series(), step.last_step, beside if beside >= CURVE_WIDTH else width - 4)
             if beside >= CURVE_WIDTH:
                 body = Table.grid(padding=(0, 2))
                 body.add_row(figures, curve)
                 parts = [body]
             else:
                 parts.append(curve)
-        parts.append(ProgressBar(total=self._max_steps, completed=step.step))
+        parts.append(ProgressBar(total=step.last_step, completed=step.step))
         return Panel(Group(*parts), title=Text(self._title), width=width)
 
     def _series(self) -> list[tuple[str, Points]]:
@@ -164,6 +169,10 @@ class _StepRate:
             mean = self._mean if self._mean is not None else seconds
             self._mean = mean + 0.05 * (seconds - mean)
         self._time, self._step = now, step
+
+    def pause(self) -> None:
+        """Leave out the time since the last tick."""
+        self._time = time.monotonic()
 
     @property
     def steps_per_second(self) -> float:

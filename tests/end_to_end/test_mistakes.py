@@ -76,7 +76,6 @@ def test_training(flags: list[str], named: str, folder: Path, english: str, caps
     ("flags", "named"),
     [
         (["--n-layer", "3"], "--n-layer is the checkpoint's in a fine-tune"),
-        (["--dropout", "0.5"], "--dropout is the checkpoint's"),
         (["--out", "runs/pretrain"], "are the same folder"),
         (["--freeze", "head"], "invalid choice"),
         (["--init-from", "runs/other"], "no run in runs/other to fine-tune"),
@@ -98,6 +97,8 @@ def test_fine_tuning(
     [
         (["--n-layer", "3"], "--n-layer is fixed once a run has begun"),
         (["--batch-size", "3"], "--batch-size is fixed"),
+        (["--ngram-folds", "4"], "--ngram-folds is fixed"),
+        (["--sample-interval", "-1"], "--sample-interval is -1"),
         (["--overwrite"], "choose one"),
         (["--data", "changed.txt"], "is not the text that the run began with"),
         (["--data", "gone.txt"], "no file gone.txt"),

@@ -6,7 +6,7 @@ import torch
 from charformer.config import ModelConfig, TrainConfig
 from charformer.model.freeze import count_parameters, freeze, train_mode
 from charformer.model.gpt import GPT
-from charformer.training.optimizer import Optimizer, learning_rate
+from charformer.training.optimizer import Optimizer
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, attention_dropout=0.0, vocab_size=5)
 
@@ -90,16 +90,6 @@ def test_the_optimizer_is_adam_where_nothing_decays() -> None:
         square = 0.999 * square + 0.001 * gradient**2
         expected -= 0.01 * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
     torch.testing.assert_close(weight.detach(), expected, atol=1e-10, rtol=1e-8)
-
-
-def test_the_rate_rises_holds_and_falls() -> None:
-    config = TrainConfig(learning_rate=1.0, max_steps=100, warmup_steps=10, decay_fraction=0.5)
-    rates = [learning_rate(step, config) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9:51] == [1.0] * 42
-    assert rates[75] == pytest.approx(0.5)
-    assert rates[99] == pytest.approx(0.02)
-    assert {learning_rate(step, TrainConfig()) for step in range(5000)} == {3e-4}
 
 
 def muon(model: GPT, **settings: float) -> Optimizer:

@@ -28,11 +28,12 @@ class Step:
     loss: float
     learning_rate: float
     evaluation: Losses | None
+    last_step: int = 100
 
 
 def show(console: Console, steps: list[Step]) -> str:
     history = [(0, 4.0, 4.1)]
-    with TrainingDisplay(console, "a [bold]title[/x]", 0, 100, 64, lambda: 3 * 2**20, history) as display:
+    with TrainingDisplay(console, "a [bold]title[/x]", 0, 64, lambda: 3 * 2**20, history) as display:
         for step in steps:
             display.update(step)
     assert isinstance(console.file, io.StringIO)
@@ -60,7 +61,7 @@ def test_speed_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     now = 0.0
     monkeypatch.setattr("charformer.ui.training_display.time", SimpleNamespace(monotonic=lambda: now))
     console = PlainConsole(file=io.StringIO(), width=200)
-    with TrainingDisplay(console, "title", 0, 100, 64, lambda: None, []) as display:
+    with TrainingDisplay(console, "title", 0, 64, lambda: None, []) as display:
         for step in range(61):
             now += 30 if step in (1, 40) else 0.5  # the first step warms up; step 40 is held up by an evaluation
             display.update(Step(step, 2.0, 1e-3, Losses(step, 2.0, 2.0) if step in (0, 40, 60) else None))
@@ -68,6 +69,23 @@ def test_speed_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     last = console.file.getvalue().splitlines()[-1]
     assert "step 60/100" in last
     assert last.endswith("| chars/s 128 | left 0:20")
+
+
+def test_what_the_model_writes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = SimpleNamespace(monotonic=lambda: now.seconds, seconds=0.0)
+    monkeypatch.setattr("charformer.ui.training_display.time", now)
+    console = PlainConsole(file=io.StringIO(), width=60)
+    with TrainingDisplay(console, "", 0, 64, lambda: None, []) as display:
+        for number in range(61):
+            display.update(Step(number, 1.0, 1e-3, Losses(number, 1.0, 1.0) if number == 60 else None))
+            if number % 10 == 5:
+                now.seconds += 50  # sampling takes no time from the steps
+                display.show_sample(number, "\nKING:\n\nO [b]my\x1b[31m lord")
+            now.seconds += 0.5
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "step 5 writes  KING: ↵ O [b]my\\x1b[31m lord" in lines
+    assert "| chars/s 128 |" in lines[-1]
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
