@@ -99,12 +99,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
-        """Return the attention of ``x``, (B, T, C) -> (B, T, C); ``turns`` is the result of ``Rotary``."""
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+        """Return the attention of ``x``, (B, T, C) -> (B, T, C); ``tables`` is the result of ``Rotary``."""
         batch, time, channels = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.n_head, channels // self.n_head)
-        if turns is not None:
-            q, k, v = ops.rotary(qkv, *turns)
+        if tables is not None:
+            q, k, v = ops.rotary(qkv, *tables)
         else:
             q, k, v = (each.transpose(1, 2) for each in qkv.unbind(2))
         if cache is not None:
@@ -161,7 +161,7 @@ class Block(nn.Module):
         x: Tensor,
         h: Tensor,
         next_ln: nn.LayerNorm,
-        turns: tuple[Tensor, Tensor] | None,
+        tables: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the residual stream after this block and its ``next_ln``, from the stream before and its ``ln1``.
@@ -170,7 +170,7 @@ class Block(nn.Module):
         """
         dropout_p = self.dropout if self.training else 0.0
         ln2 = self.ln2
-        x, h = ops.add_dropout_layer_norm(x, self.attn(h, turns, cache), ln2.weight, ln2.bias, dropout_p)
+        x, h = ops.add_dropout_layer_norm(x, self.attn(h, tables, cache), ln2.weight, ln2.bias, dropout_p)
         return ops.add_dropout_layer_norm(x, self.mlp(h), next_ln.weight, next_ln.bias, dropout_p)
 
 
@@ -212,10 +212,10 @@ class GPT(nn.Module):
             assert prior is not None, "a model with an n-gram prior needs its probabilities"
             x = x + self.ngram_prior.embed(prior)
         blocks = cast("list[Block]", list(self.blocks))
-        turns = self.rotary(time, cache) if self.rotary is not None else None
+        tables = self.rotary(time, cache) if self.rotary is not None else None
         h = ops.layer_norm(x, blocks[0].ln1.weight, blocks[0].ln1.bias)
         for block, next_ln in zip(blocks, [*(block.ln1 for block in blocks[1:]), self.ln_f], strict=True):
-            x, h = block(x, h, next_ln, turns, cache)
+            x, h = block(x, h, next_ln, tables, cache)
         if cache is not None:
             cache.advance(time)
         return x, h
