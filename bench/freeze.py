@@ -14,6 +14,8 @@ from bench.harness import results
 from bench.harness.program import BenchParser, execute, keep, show, table
 from charformer.data import corpus
 from charformer.errors import UserError
+from charformer.model.freeze import FREEZES
+from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 
 # The losses that the baseline's page shows, (training, validation) by step. Its fine-tunes start from 5,000 steps.
@@ -51,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
 def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     pretrain = RunDir(args.runs / "pretrain")
     rows = [_train(args, pretrain, args.pretrain_data, args.steps, [])]
-    for freeze in ("none", "attention", "trunk"):
+    for freeze in FREEZES if PRESETS[args.preset].model.ngram_order else FREEZES[:-1]:  # the last counts and no more
         flags = ["--stage", "finetune", "--init-from", str(pretrain.path)]
         flags += ["--freeze", freeze] if freeze != "none" else []
         rows.append(_train(args, RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, flags))
@@ -94,7 +96,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         for point in row["curve"]:
             if point["step"] in published or point["step"] == last:
                 there = published.get(point["step"])
-                speed = row["chars_per_second"]["p50"]
+                speed = row["chars_per_second"]["p50"] if row["chars_per_second"] else None
                 found.add_row(
                     row["stage"],
                     row["freeze"],
@@ -102,8 +104,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
                     f"{point['train_loss']:.3f}",
                     f"{point['val_loss']:.3f}",
                     f"{there[0]} / {there[1]}" if there else "",
-                    f"{speed:,.0f}",
-                    f"{row['batch'] * row['context'] / speed:.2f}",
+                    f"{speed:,.0f}" if speed else "",
+                    f"{row['batch'] * row['context'] / speed:.2f}" if speed else "",
                 )
     show(found)
 

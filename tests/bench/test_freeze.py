@@ -25,8 +25,11 @@ def test_every_variant_has_its_row_and_other_settings_are_refused(text_file: Pat
     assert (content["schema"], content["bench"]) == (1, "freeze")
     assert [(row["stage"], row["freeze"]) for row in rows] == [
         ("pretrain", "none"), ("finetune", "none"), ("finetune", "attention"), ("finetune", "trunk"),
+        ("finetune", "all"),
     ]  # fmt: skip
-    for row in rows:
+    assert [point["step"] for point in rows[-1]["curve"]] == [0]
+    assert (rows[-1]["summary"]["steps"], rows[-1]["summary"]["trainable"]) == (0, 0)
+    for row in rows[:-1]:
         assert [point["step"] for point in row["curve"]] == list(range(3 if row["stage"] == "pretrain" else 4))
         assert row["samples"] == len(row["curve"]) - 1
         assert row["chars_per_second"]["p20"] <= row["chars_per_second"]["p80"]
