@@ -98,7 +98,9 @@ def _run(args: argparse.Namespace) -> int:
     console.print(f"  largest error of a logit  {found.max_logit_error:.1e}")
     console.print(f"  KL divergence             {found.kl:.1e} nats a character")
     if corpus is not None:
-        console.print(f"  validation loss           {found.loss:.4f} ({found.loss - found.checkpoint_loss:+.4f})")
+        console.print(
+            f"  validation loss           {found.loss:.4f} ({round(found.loss - found.checkpoint_loss, 4) + 0:+.4f})"
+        )
     console.print(f"  speed                     {found.chars_per_second:,.0f} characters/s, one text")
     if done.costs_too_much:
         better = "fp32" if precision == "int8" else "int8"

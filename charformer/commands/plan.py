@@ -28,7 +28,9 @@ def show_plan(args: argparse.Namespace, session: TrainingSession, console: Plain
     if not trainer.is_finished and (available is None or found.of(batch_size) <= available):
         with progress_bar(console) as on_progress:
             speed = estimate.probe(
-                trainer, on_step=lambda share: on_progress("training for a while", int(100 * share), 100)
+                trainer,
+                on_step=lambda share: on_progress("training for a while", int(100 * share), 100),
+                scored=args.score_characters,
             )
     counting = trainer.prior.tables.seconds if trainer.prior else None
     content = {"counting_seconds": counting} | estimate.summary(
@@ -63,10 +65,11 @@ def _lines(content: dict[str, Any], preset: str, text: str, about: str) -> dict[
     cards = [f"{size}: {_card(most, batch)}" for size, most in content["largest_batch_on_card"].items()]
     lines["on a GPU"] = f"in bfloat16, computed: {'; '.join(cards)}"
     if content["chars_per_second"] is not None:
-        evaluation = content["eval_seconds"]
-        total = content["train_seconds"] + evaluation
+        evaluation, scoring = content["eval_seconds"], content["score_seconds"]
+        total = content["train_seconds"] + evaluation + scoring
         lines["speed"] = f"{content['chars_per_second']:,.0f} characters/s, median of {content['probed_steps']} steps"
-        lines["time"] = f"{duration(total)} for {content['steps']:,} steps, {duration(evaluation)} of it evaluations"
+        lines["time"] = f"{duration(total)} for {content['steps']:,} steps, {duration(evaluation)} of it evaluations, "
+        lines["time"] += f"{duration(scoring)} the score at the end"
     return lines
 
 

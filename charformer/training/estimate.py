@@ -48,10 +48,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Speed:
-    """The seconds of a step and of all evaluations, measured by a probe of ``steps`` steps."""
+    """The seconds of a step, of all evaluations and of the last scoring, measured by a probe of ``steps`` steps."""
 
     step_seconds: float
     eval_seconds: float
+    score_seconds: float
     steps: int
 
 
@@ -110,10 +111,19 @@ def _weights_bytes(config: ModelConfig, dtype: torch.dtype, sequences: int) -> i
     return dtype.itemsize * config.n_head * (length + rows) // 2
 
 
-def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[float], None] = lambda _: None) -> Speed:
-    """Train for ``seconds`` and evaluate twice without saving; return the speed. The model is useless afterwards.
+def probe(
+    trainer: Trainer,
+    seconds: float = PROBE_SECONDS,
+    on_step: Callable[[float], None] = lambda _: None,
+    scored: int | None = None,
+) -> Speed:
+    """Train for ``seconds``, evaluate twice and score a batch, all without saving; return the speed.
 
-    ``on_step`` is called with the share of the time that has passed.
+    The model is useless afterwards.
+
+    Args:
+        on_step: called with the share of the time that has passed.
+        scored: the most characters of the validation split that the training will score at its end; None for all.
     """
     train_mode(trainer.model)
     config = trainer.config
@@ -129,10 +139,15 @@ def probe(trainer: Trainer, seconds: float = PROBE_SECONDS, on_step: Callable[[f
         started = time.perf_counter()
         trainer.subset_loss("validation")
         evaluations.append(2 * (time.perf_counter() - started))  # the other split has as many batches
+    batch = config.batch_size * trainer.model.config.block_size
+    started = time.perf_counter()
+    trainer.score(most=batch)
+    seconds_per_character = (time.perf_counter() - started) / trainer.scored_characters(batch)
     further = -(-config.max_steps // config.eval_interval)
     return Speed(
         step_seconds=median(taken[WARM_STEPS:]),
         eval_seconds=evaluations[0] + further * evaluations[1],
+        score_seconds=seconds_per_character * trainer.scored_characters(scored),
         steps=len(taken) - WARM_STEPS,
     )
 
@@ -170,5 +185,6 @@ def summary(
         "chars_per_second": characters / speed.step_seconds if speed else None,
         "train_seconds": config.max_steps * speed.step_seconds if speed else None,
         "eval_seconds": speed.eval_seconds if speed else None,
+        "score_seconds": speed.score_seconds if speed else None,
         "probed_steps": speed.steps if speed else None,
     }

@@ -386,6 +386,10 @@ class Trainer:
         of characters scored so far and the total.
         """
         checkpoint.load_weights(self.run, self.model)
+        return self.score(on_progress, most)
+
+    def score(self, on_progress: Callable[[int, int], None] = lambda *_: None, most: int | None = None) -> float:
+        """Return ``whole_validation_loss`` of the weights as they are."""
         return self._evaluator.whole_loss(on_progress, most)
 
     def scored_characters(self, most: int | None) -> int:

@@ -196,3 +196,14 @@ def test_evaluations_behind_the_first_may_take_less(
     monkeypatch.setattr(trainer, "subset_loss", lambda split: time.sleep(next(pauses)) or 3.0)
     expected = 2 * (0.4 + 3 * 0.1)  # of two splits: before the first step, and at steps 4, 8 and 10
     assert expected <= probe(trainer, seconds=0.1).eval_seconds < expected + 0.8
+
+
+def test_the_score_at_the_end_is_in_the_plan(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_config = TrainConfig(batch_size=2, max_steps=10, eval_interval=4)
+    text, place = corpus.load(str(text_file)), Place(torch.device("cpu"))
+    shape = replace(SMALL, block_size=20)
+    trainer = prepare_pretrain(RunDir(tmp_path / "run"), shape, train_config, "nano", text, place).trainer
+    monkeypatch.setattr(trainer, "score", lambda most: time.sleep(0.04) or 3.0)  # of two windows of 20 characters
+    whole = 0.001 * (len(text.validation) - 1)
+    assert probe(trainer, seconds=0.1).score_seconds == pytest.approx(whole, rel=0.5)
+    assert probe(trainer, seconds=0.1, scored=400).score_seconds == pytest.approx(0.4, rel=0.5)
