@@ -1,4 +1,4 @@
-"""Fixtures: a cache folder of the test's own, real text without network, and one small trained run."""
+"""Fixtures: a cache folder for each test, real text without a network, and one small trained run."""
 
 import os
 import signal
@@ -11,13 +11,15 @@ import pytest
 if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# A graph that an earlier version compiled does not know that an op's result has another shape by now.
+# A graph that an earlier version compiled does not know that an op's result has changed its shape.
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
 from charformer.commands import train
 from charformer.data import sources
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs, and the processes they start, ignore it
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "24", "--batch-size", "8"]
 TINY += ["--ngram-order", "0"]  # tests of the n-gram prior make their own runs
@@ -45,7 +47,7 @@ def text_file(english: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_run(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the real command, 40 steps of a tiny model. Tests only read it."""
+    """Return a run of the real command, 40 steps of a tiny model, which tests only read."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("charformer.data.corpus.cache_folder", lambda: folder / "cache")

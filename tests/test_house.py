@@ -1,4 +1,4 @@
-"""The house rules: what imports what, and what does without torch."""
+"""Test the house rules: which modules import which, what works without torch, and what the docs name."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [
     path for room in ("kernels", "charformer", "export", "bench") for path in sorted((ROOT / room).rglob("*.py"))
 ]
-FRONT = ROOT / "charformer" / "__init__.py"  # names what is in charformer.api, and imports it when it is asked for
+FRONT = ROOT / "charformer" / "__init__.py"  # lists the names of charformer.api, and imports them when they are used
 # A module imports from its own line and from those before it.
 ORDER = [
     ["kernels"],
@@ -34,7 +34,7 @@ ORDER = [
     ["charformer.api", "charformer.api_train", "charformer.commands"],
     ["bench"],
 ]
-# Rooms on one line that must not know of each other.
+# Rooms on one line that must not import each other.
 APART = [("charformer.data", "charformer.model"), ("charformer.sampling", "charformer.ui")]
 WITHOUT_TORCH = (
     "api threads config data.corpus data.download data.ngram data.ngram_counts data.sources data.vocab errors files "

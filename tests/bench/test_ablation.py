@@ -1,4 +1,4 @@
-"""bench.ablation as people type it, on a short text."""
+"""Run bench.ablation as a user does, on a short text."""
 
 from pathlib import Path
 

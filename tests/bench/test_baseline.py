@@ -1,4 +1,4 @@
-"""The yardstick's arithmetic, against a few independent lines in float64."""
+"""Compare the baseline's arithmetic with a few independent lines in float64."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SMALL = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=10, dropout=0.0, 
 
 
 def logits_of(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """The baseline's model as its page describes it, one sequence at a time, one character after the other."""
+    """Return the logits of the baseline's model as its page describes it, one sequence and one character at a time."""
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)

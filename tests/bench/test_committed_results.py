@@ -1,4 +1,4 @@
-"""The committed results: what documents quote is there, what is there is quoted or archived, and can be read."""
+"""Check that quoted results exist, that committed results are quoted or archived, and that they can be read."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 
 
 def quoted() -> dict[str, set[Path]]:
-    """Return the files that the documents name, by the name or the pattern that they are quoted by."""
+    """Return the result files that documents quote, by the name or the pattern in the quotation."""
     text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
     return {name: set(RESULTS.glob(name)) for name in re.findall(r"bench/results/([\w./*-]+\.(?:json|csv))", text)}
 

@@ -1,4 +1,4 @@
-"""bench.convergence as people type it, on a short text."""
+"""Run bench.convergence as a user does, on a short text."""
 
 import json
 import os
@@ -29,7 +29,7 @@ COURSE = ["--preset", "nano", "--seeds", "1", "--steps", "60", "--eval-interval"
 
 @pytest.fixture
 def nano_without_a_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of the tests is so short that counting leaves nothing to learn, and this is about learning."""
+    """Remove the n-gram prior: on such a short text it leaves nothing for the network to learn."""
     nano = PRESETS["nano"]
     monkeypatch.setitem(PRESETS, "nano", replace(nano, model=replace(nano.model, ngram_order=0)))
 
@@ -55,7 +55,7 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
     assert row["seed"] == 1337
     assert chart.read_bytes().startswith(b"\x89PNG")
 
-    # The loss, one window after the other, by other code than the trainer's.
+    # The loss, one window after the other, by code that is independent of the trainer.
     model, vocab = checkpoint.load_model(RunDir(tmp_path / "runs" / "nano-1337"))
     ids = corpora.load(str(text_file)).table(vocab)[corpora.load(str(text_file)).validation]
     nats = []
@@ -69,7 +69,7 @@ def test_a_run_ends_at_the_target_on_the_whole_split(text_file: Path, tmp_path: 
     assert reached["val_loss"] <= 3.0
 
     before = result.read_bytes()
-    assert convergence.main(given) == 0  # nothing is left to do
+    assert convergence.main(given) == 0  # nothing remains to be done
     again = json.loads(result.read_text("utf-8"))["rows"][0]
     assert again["reached"] == json.loads(before)["rows"][0]["reached"]
     assert again["curve"] == row["curve"]
@@ -98,7 +98,7 @@ def test_nanogpt_s_recipe_runs_beside_ours(
     ours, published, as_long = results.read_result(result)["rows"]
     assert published["end"]["step"] == 30
     assert published["end"]["characters"] == 30 * 12 * 64
-    assert as_long["end"]["seconds"] == pytest.approx(ours["curve"][-1]["seconds"], rel=2.0)  # on a busy machine
+    assert as_long["end"]["seconds"] == pytest.approx(ours["curve"][-1]["seconds"], rel=2.0)  # the machine may be busy
     assert as_long["end"]["step"] > 30
     assert "(23,040)" in capsys.readouterr().out
     assert convergence.main(flags(text_file, tmp_path, "--nanogpt", str(tmp_path))) == 2
@@ -118,7 +118,7 @@ def test_nanogpt_s_recipe_runs_beside_ours(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_a_stopped_bench_goes_on_where_it_was(text_file: Path, tmp_path: Path) -> None:
+def test_a_stopped_bench_continues_where_it_was(text_file: Path, tmp_path: Path) -> None:
     short = ["--steps", "24", "--eval-interval", "6"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     files = [folder.with_suffix(".json") for folder in (whole, stopped)]

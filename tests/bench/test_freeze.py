@@ -1,4 +1,4 @@
-"""The whole bench, as people type it, on a short text."""
+"""Run bench.freeze as a user does, on a short text."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""bench.gpu: every stage in a rehearsal on the CPU, what does not fit or fails, and the engines that it brings."""
+"""Run every stage of bench.gpu on the CPU, stages that do not fit or fail, and its own engines."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def visit(out: Path, data: Path, *flags: str) -> tuple[int, str, dict[str, dict[str, Any]]]:
-    """Return the exit code, what was printed, and what became of each stage."""
+    """Run bench.gpu; return the exit code, the printed text, and the result of each stage."""
     command = [sys.executable, "-m", "bench.gpu", "--out", str(out), "--data", str(data), "--device", "cpu", *flags]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=580)
     rows = read_result(out / "summary.json")["rows"] if (out / "summary.json").is_file() else []
@@ -65,7 +65,7 @@ def test_every_stage_rehearses_on_a_cpu(text_file: Path, tmp_path: Path) -> None
 
 
 def test_what_does_not_fit_is_named_and_what_fails_ends_itself_alone(text_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "op_times.json").mkdir()  # which no file can replace
+    (tmp_path / "op_times.json").mkdir()  # no file can replace a folder
     code, printed, found = visit(tmp_path, text_file, "--stages", "op_times,facts,memcheck", "--budget", "38")
     assert code == 1, printed
     assert found["op_times"]["status"] == "failed"

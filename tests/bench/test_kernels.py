@@ -1,4 +1,4 @@
-"""bench.kernels as far as it goes without a GPU."""
+"""Test the parts of bench.kernels that need no GPU."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def test_a_wrong_op_does_not(op: str, wrong: float, monkeypatch: pytest.MonkeyPa
 def test_ours_and_pytorchs_agree_in_every_pass(case: Case) -> None:
     engines = kernels.sides(case)
     assert list(engines) == ["charformer", "torch", "torch-compile"]
-    with backend.force("reference"):  # the registered op; "torch" never goes through one
+    with backend.force("reference"):  # the registered op, which "torch" never uses
         ours = flat(case, engines["charformer"])
     theirs = flat(case, engines["torch"])
     for one, other in zip(ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""The bench of the page, run as people type it."""
+"""Run bench.page as a user does."""
 
 import json
 import subprocess

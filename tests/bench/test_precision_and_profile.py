@@ -1,4 +1,4 @@
-"""The two small benches of ONNX files, run as people type them."""
+"""Run bench.precision and bench.onnx_profile as a user does."""
 
 import json
 import subprocess

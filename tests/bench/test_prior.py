@@ -1,4 +1,4 @@
-"""bench.prior as people type it, on a short text."""
+"""Run bench.prior as a user does, on a short text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""bench.processes, a few steps of it."""
+"""Run bench.processes for a few steps."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reports from result files, and refusals of what is none."""
+"""Make reports from result files, and refuse other files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The yardstick's arithmetic, the samplers' protocol, and one small run of the bench itself."""
+"""Test the samplers' protocol and the figures of bench.sampling, and run the bench once on a small model."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def handler(threads, batch, pause=0.0, fail=False):
 
 @pytest.fixture
 def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SamplingEntry]:
-    """Return what makes an entry whose texts are its threads, whether they are greedy, and how many there were."""
+    """Return a function that makes entries whose texts encode the threads, whether they are greedy, and a count."""
     (tmp_path / "some_texts.py").write_text(TEXTS, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return lambda engine="a", precision="x", batch=1, **options: SamplingEntry(

@@ -1,4 +1,4 @@
-"""bench.step, bench.memory and bench.overhead, as real commands on small texts."""
+"""Run bench.step, bench.memory and bench.overhead as real commands on small texts."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_memory_is_counted_and_measured(tmp_path: Path, text: Path) -> None:
     assert rows[0]["counted_bytes"] < rows[1]["counted_bytes"]
 
 
-def test_what_is_spent_beside_the_steps(tmp_path: Path, text: Path) -> None:
+def test_time_outside_the_steps_is_measured(tmp_path: Path, text: Path) -> None:
     found = tmp_path / "overhead.json"
     data = ("--pretrain-data", str(text), "--finetune-data", str(text))
     bench("overhead", *data, "--steps", "3", "--json", str(found))

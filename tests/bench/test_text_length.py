@@ -1,4 +1,4 @@
-"""bench.text_length as people type it, on two short texts."""
+"""Run bench.text_length as a user does, on two short texts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""bench.throughput: its arithmetic, what it does with variants that fail, and the command as people type it."""
+"""Test the arithmetic of bench.throughput and its handling of variants that fail, and run the command."""
 
 import json
 import math
@@ -59,7 +59,7 @@ class GPT(torch.nn.Module):
 
 
 def checkout(folder: Path, code: str = LEARNS) -> Path:
-    """A folder that looks like a checkout of nanoGPT, with another model."""
+    """Return a folder that looks like a checkout of nanoGPT but has another model."""
     folder.mkdir(exist_ok=True)
     (folder / "model.py").write_text(code, encoding="utf-8")
     return folder
@@ -74,7 +74,7 @@ def entered(text_file: Path, variants: list[Variant], **options: str) -> list[Tr
 
 
 def counted(model: torch.nn.Module, config: ModelConfig, *operators: str) -> float:
-    """FLOPs a character of a forward and a backward pass, as PyTorch counts those of ``operators``."""
+    """Return the FLOPs a character of a forward and a backward pass, as PyTorch counts them for ``operators``."""
     ids = torch.zeros((3, config.block_size), dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         model(ids).sum().backward()
@@ -89,7 +89,9 @@ def test_flops_are_those_that_pytorch_counts_but_for_the_half_of_the_scores_that
     for what, passes in (("none", 6), ("attention", 6), ("trunk", 2)):
         model = GPT(SMALL)
         freeze(model, what)
-        linears = counted(model, SMALL, "aten.mm", "aten.addmm")  # attention on the CPU is one operator, uncounted
+        linears = counted(
+            model, SMALL, "aten.mm", "aten.addmm"
+        )  # attention on the CPU is one operator, which PyTorch does not count
         assert flops.per_character(SMALL, what) == linears + passes * scores
 
 
@@ -128,7 +130,7 @@ def test_variants_train_in_turn_and_say_what_they_did(text_file: Path) -> None:
         assert all(seconds > 0 for seconds in row["parts"].values())
         wholes = [sum(step) for step in entry.steps]
         parts = sum(row["parts"].values()) - row["parts"]["evaluation"]
-        assert min(wholes) / 2 < parts < max(wholes) * 2  # medians of a few steps, on a machine that may be busy
+        assert min(wholes) / 2 < parts < max(wholes) * 2  # medians of a few steps, and the machine may be busy
         assert 4 * 16 / row["chars_per_second"]["p50"] == pytest.approx(1 / np.median([1 / whole for whole in wholes]))
         assert row["mfu"] == pytest.approx(flops.per_character(SMALL) * 4 * 16 / float(np.median(wholes)) / 1e12)
         assert row["peak_memory_bytes"] > 50e6
@@ -149,7 +151,9 @@ def test_variants_train_in_turn_and_say_what_they_did(text_file: Path) -> None:
         (LEARNS.replace("lr=0.1", "lr=0.0"), "does not learn: its loss went from"),
     ],
 )
-def test_one_that_fails_says_why_and_the_rest_goes_on(text_file: Path, tmp_path: Path, code: str, error: str) -> None:
+def test_one_that_fails_gives_a_reason_and_the_others_continue(
+    text_file: Path, tmp_path: Path, code: str, error: str
+) -> None:
     folder = checkout(tmp_path / "nanoGPT", code)
     variants = [Variant(engine, "nano", SMALL, 4) for engine in ("nanogpt", "baseline")]
     failed, other = entered(text_file, variants, nanogpt=str(folder))
@@ -177,7 +181,7 @@ def row(engine: str, preset: str, speed: float, **more: Any) -> dict[str, Any]:
 
 def test_the_whole_job_is_ten_thousand_steps_and_its_evaluations() -> None:
     parts = {"evaluation": 0.5}
-    theirs = row("baseline", "baseline", 12_288, parts=parts)  # a step a second
+    theirs = row("baseline", "baseline", 12_288, parts=parts)  # one step a second
     ours = row("charformer", "baseline", 5 * 12_288, parts=parts)
     frozen = row("charformer", "baseline", 1e9, parts=parts, freeze="trunk")
     found = projection.project([frozen, ours, theirs], "baseline")
@@ -262,7 +266,7 @@ def test_ctrl_c_keeps_what_was_measured(text_file: Path, tmp_path: Path) -> None
     result = tmp_path / "r.json"
     command = [*COMMAND, "--rounds", "1000", "--data", str(text_file), "--json", str(result)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        time.sleep(30)  # by then one has been checked at least, and 1000 rounds are far from over
+        time.sleep(30)  # by then at least one variant has been checked, and most of the 1000 rounds remain
         os.killpg(process.pid, signal.SIGINT)  # as from a terminal
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: the command's text, from a file and from a server, and what a user does with it."""
+"""Test the page in a real Chromium, from a file and from a server: its text and everything that a user can do."""
 
 import json
 import threading
@@ -32,19 +32,19 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Learned positions, and heads of a width that the fused graph pads."""
+    """Return a run with learned positions and heads of a width that the fused graph pads."""
     return random_run(tmp_path_factory.mktemp("learned"), ModelConfig(2, 2, 36, block_size=16, vocab_size=9))
 
 
 @pytest.fixture(scope="module")
 def ngram_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An n-gram prior, and a context that slides."""
+    """Return a run with an n-gram prior and a context that slides."""
     config = ModelConfig(2, 2, 32, block_size=16, vocab_size=9, rope_base=100.0, relu_power=2, ngram_order=4)
     return random_run(tmp_path_factory.mktemp("ngram"), config)
 
 
 def random_run(folder: Path, config: ModelConfig) -> Path:
-    """A run of random weights and counts, without a text to guess from."""
+    """Return a run with random weights and counts, and without a text for a draft."""
     run, vocab, random = RunDir(folder), Vocab("\nabcdefgh"), np.random.default_rng(0)
     shapes = config.weight_shapes().items()
     tensors = {name: random.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes}
@@ -59,13 +59,13 @@ def random_run(folder: Path, config: ModelConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def made(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the run in 32 bits, its .onnx file beside it: in fewer, rounding differs between processors."""
+    """Return the run's page in 32 bits, beside its .onnx file; in fewer bits, rounding differs between processors."""
     return make_page(trained_run, tmp_path_factory.mktemp("made"), "fp32")
 
 
 @pytest.fixture
 def page(made: Path, tab: Tab) -> Tab:
-    """The page as it was opened, but for the text that it shows."""
+    """Return a tab with the page and its initial settings; only its text may be another test's."""
     if tab.run("location.href") != made.as_uri():
         tab.open(made.as_uri())
         tab.wait(READY)
@@ -137,7 +137,7 @@ def test_a_server_gives_the_same(made: Path, tab: Tab, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("run", "precision", "characters"),
     [
-        ("trained_run", "int8", 40),  # the first that rounding changes comes after some hundreds
+        ("trained_run", "int8", 40),  # rounding changes a character only after some hundreds
         ("trained_run", "int4", 40),
         ("learned_run", "fp32", 300),
         ("learned_run", "int8", 20),
@@ -197,7 +197,7 @@ def test_continued_text_is_that_of_one_go(page: Tab) -> None:
     assert page.run(TEXT) == whole
 
 
-def test_a_text_ends_before_another_and_continues_behind_it(page: Tab) -> None:
+def test_a_text_ends_before_a_stop_and_continues_after_it(page: Tab) -> None:
     whole = write(page, seed=4, length=400, prompt="def")
     stop = whole[3:].split(" ")[3][:2]  # where it stands first is looked for below
     end = whole.index(stop, 3)
@@ -301,7 +301,7 @@ def test_it_fits_every_screen(width: int, page: Tab, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(scheme: str, page: Tab) -> None:
-    """Contrast of at least 4.5, as WCAG 2.2 asks (level AA)."""
+    """Every text has a contrast of at least 4.5, as WCAG 2.2 requires (level AA)."""
     page.colours(scheme)
     ratios = page.run(
         """(() => { const style = getComputedStyle(document.documentElement);

@@ -1,4 +1,4 @@
-"""The library: what a program in Python sees."""
+"""Test the library as a Python program uses it."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from charformer.runs.tensors import read_tensors, write_tensors
 
 @pytest.fixture(scope="module")
 def folder(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run, with a model.onnx of 32 bits."""
+    """Return a copy of the run with a model.onnx in 32 bits."""
     path = tmp_path_factory.mktemp("api") / "run"
     shutil.copytree(trained_run, path)
     charformer.load(path).export(path / "model.onnx", precision="fp32")
@@ -89,7 +89,7 @@ def test_streams_of_one_model_do_not_disturb_each_other(model: charformer.Model)
 
 
 def reference(folder: Path, text: str, prompt: str) -> list[float]:
-    """Nats of each character, from the model itself: the first window whole, then half a context at a time."""
+    """Return the nats of each character from the model itself: the first window, then half a context at a time."""
     net, vocab = load_model(RunDir(folder))
     size = net.config.block_size
     ids = vocab.encode(prompt + text)
@@ -127,7 +127,7 @@ def test_an_empty_text_has_no_score(model: charformer.Model) -> None:
 
 
 def spoilt_last(run: Path) -> None:
-    """Make the last weights others than the best."""
+    """Make the last weights different from the best."""
     tensors, metadata = read_tensors(run / "last.safetensors")
     write_tensors(run / "last.safetensors", {name: 2 * array for name, array in tensors.items()}, metadata)
 

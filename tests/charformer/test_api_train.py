@@ -1,4 +1,4 @@
-"""charformer.train: what a program in Python does without the command."""
+"""Test charformer.train as a Python program uses it."""
 
 import signal
 import threading

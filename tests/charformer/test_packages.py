@@ -1,4 +1,4 @@
-"""Other packages and files that are called kernels or export, beside the real commands."""
+"""Run the real commands beside other packages and files that are called kernels or export."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def test_another_package_hides_a_checkout_and_is_named(tmp_path: Path) -> None:
 
 
 def test_another_package_shares_the_folder_of_a_wheel(tmp_path: Path) -> None:
-    """As pip leaves it: the files of both in one folder, the other's __init__.py among them."""
+    """pip puts the files of both packages into one folder, with the other package's __init__.py."""
     site = tmp_path / "site-packages"
     for name in ("kernels", "charformer", "export"):
         shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__", "onnxruntime-web"))
@@ -70,5 +70,5 @@ def test_another_package_shares_the_folder_of_a_wheel(tmp_path: Path) -> None:
 
 
 def test_our_folders_have_no_init() -> None:
-    """With one, a wheel would replace the other package's, and transformers take ours for theirs."""
+    """An __init__.py would replace the other package's, and transformers would mistake ours for theirs."""
     assert [name for name in ("kernels", "export", "bench") if (ROOT / name / "__init__.py").exists()] == []

@@ -25,7 +25,7 @@ def test_a_machine_that_others_keep_busy_leaves_one_thread() -> None:
 
 
 def test_work_of_our_own_is_not_counted_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the system and the process counted, in seconds: 1 s passed, all processors worked 1.5 s, we 1.4 s of it.
+    # In 1 s all processors together worked 1.5 s, and this process 1.4 s of that.
     counts = {"busy": iter([100.0, 101.5]), "own": iter([10.0, 11.4]), "now": iter([0.0, 1.0, 1.0])}
     monkeypatch.setattr("charformer.threads._busy_seconds", lambda: next(counts["busy"]))
     monkeypatch.setattr("charformer.threads.time.process_time", lambda: next(counts["own"]))

@@ -1,4 +1,4 @@
-"""The commands as people type them, each in a process of its own."""
+"""Run the commands as a user does, each in a process of its own."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_without_network_the_stand_ins_serve_and_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_saves_and_resume_goes_on(name: str, text_file: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_and_resume_continues(name: str, text_file: Path, tmp_path: Path) -> None:
     number = getattr(signal, name)
     steps = ["--steps", "100000", "--eval-interval", "50"]
     command = [BIN / "charformer-train", "--data", text_file, *TINY, *steps]
@@ -113,7 +113,7 @@ def test_a_signal_saves_and_resume_goes_on(name: str, text_file: Path, tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # whoever started pytest may have it ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the parent of pytest may ignore it
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -219,5 +219,5 @@ def test_a_closed_pipe_ends_sampling_quietly(trained_run: Path) -> None:
         assert process.stderr is not None
         assert len(process.stdout.read(10)) == 10
         process.stdout.close()
-        assert process.stderr.read().count(b"\n") == 1  # what is sampled from
+        assert process.stderr.read().count(b"\n") == 1  # the name of the run
     assert process.returncode == 141

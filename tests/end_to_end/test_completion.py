@@ -1,4 +1,4 @@
-"""charformer completion: what bash itself makes of the script."""
+"""Test the script of charformer completion in bash itself."""
 
 import re
 import shlex
@@ -49,7 +49,7 @@ def test_bash_completes_commands_flags_choices_and_files(script: Path) -> None:
     for front_or_not in ("charformer-train", "charformer train"):
         assert completed(script, f"{front_or_not} --preset ba") == ["baseline", "baseline-as-coded"]
         assert completed(script, f"{front_or_not} nov") == ["novel.txt"]
-        assert completed(script, f"{front_or_not} --init-from r") == ["runs"]  # and not the file
+        assert completed(script, f"{front_or_not} --init-from r") == ["runs"]  # but not the file
         assert completed(script, f"{front_or_not} --over") == ["--overwrite"]
     assert completed(script, "charformer-sample --weights ") == ["best", "last"]
     assert completed(script, "charformer-export --html nov") == ["novel.txt"]

@@ -1,4 +1,4 @@
-"""The programs and the notebook of examples/, run as a reader would."""
+"""Run the programs and the notebook of examples/ as a reader does."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module")
 def folder(english: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, and the run that the first example makes of it."""
+    """Return a folder with a text, and the run that the first example makes from it."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "novel.txt").write_text(english[:20_000], encoding="utf-8")
     done = example("quick_start.py", "novel.txt", "4", cwd=folder)

@@ -1,4 +1,4 @@
-"""A whole run of the real command through the kernels, interpreted, beside the same run in plain PyTorch."""
+"""Compare a whole run of the real command through the interpreted kernels with the same run in plain PyTorch."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""charformer, its subcommands, and the shorter ways to say what to train."""
+"""Test charformer, its subcommands, and texts as arguments."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Mistakes that people make: one line that says what to do, exit code 2, nothing lost."""
+"""Make users' mistakes: each gets one line that says what to do and exit code 2, and nothing is lost."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
+    """Return an empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that the command prints as it refuses."""
+    """Run a command that must refuse; return its one line of error."""
     try:
         code = main(flags)
     except SystemExit as leaving:  # argparse's own way

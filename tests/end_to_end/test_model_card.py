@@ -1,4 +1,4 @@
-"""The model card that charformer-train leaves in a run's folder."""
+"""Test the model card that charformer-train writes into a run's folder."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""charformer-export and charformer-sample --onnx as people type them."""
+"""Run charformer-export and charformer-sample --onnx as a user does."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ from tests.end_to_end.test_commands import run
 
 @pytest.fixture
 def folder(trained_run: Path, tmp_path: Path) -> Path:
-    """A working folder with a run in it."""
+    """Return a working folder with a run in it."""
     shutil.copytree(trained_run, tmp_path / "runs" / "pretrain")
     return tmp_path
 
 
 def is_source_alone(stderr: str, ending: str) -> bool:
-    """Return whether a command has said nothing but what it samples from."""
+    """Return whether a command has reported only what it samples from."""
     return stderr.count("\n") == 1 and stderr.endswith(f", {ending}\n")
 
 
@@ -79,13 +79,13 @@ def test_the_run_is_exported_when_it_has_to_be(folder: Path) -> None:
 
     file.write_bytes(b"no graph")
     broken = run(*sample, cwd=folder)
-    assert broken.returncode == 2  # whatever it is, it is not ours to replace
+    assert broken.returncode == 2  # it is not our file, so we must not replace it
     assert "charformer-export writes it again" in broken.stderr
     assert run("charformer-export", cwd=folder).returncode == 0
     assert is_source_alone(run(*sample, cwd=folder).stderr, "seed 1")
 
 
-def test_a_text_that_is_gone_costs_the_guesses_only(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_without_its_text_a_run_exports_without_a_draft(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = folder / "runs" / "pretrain" / "config.json"
     values = json.loads(config.read_text("utf-8"))
     values["corpus"]["source"] = str(folder / "gone.txt")

@@ -1,7 +1,7 @@
 """Runs and .onnx files of the release before the rooms were laid out still load, resume and sample.
 
-The files in tests/data/previous_release were made by that release: 20 steps of a tiny model on the squares below, then
-what it made of them with 40 steps (its last two lines of metrics), and 60 characters sampled with seed 7.
+That release made the files in tests/data/previous_release: a run of 20 steps of a tiny model on the squares below, the
+last two lines of metrics after 40 steps, and 60 characters sampled with seed 7.
 """
 
 import json

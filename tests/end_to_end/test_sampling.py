@@ -1,4 +1,4 @@
-"""What people ask a sampler for: stop texts, a conversation, many prompts, a score."""
+"""Test what users ask of a sampler: stop texts, a conversation, many prompts, a score."""
 
 import json
 import math

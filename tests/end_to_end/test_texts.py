@@ -1,4 +1,4 @@
-"""Texts as people give them to charformer-train, and streams that are not there."""
+"""Give texts to charformer-train in all the ways that users do, and run it without standard streams."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_several_texts_validated_by_another(
     assert corpus_of(capsys.readouterr().out) == summary
 
 
-def test_a_text_that_is_gone_can_be_named_anew(
+def test_a_text_that_is_gone_can_be_named_again(
     english: str,
     tmp_path: Path,
     cache_folder: Path,

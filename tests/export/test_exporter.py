@@ -1,4 +1,4 @@
-"""Exports that go wrong, and what they leave behind."""
+"""Test exports that fail, and the files that they leave."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from export.verify import Comparison
 
 
 def copy_of(run: Path, folder: Path, **changed: float) -> RunDir:
-    """The run with all weights of some tensors multiplied."""
+    """Multiply all weights of some tensors of the run."""
     copy = RunDir(folder)
     folder.mkdir()
     source = RunDir(run)
@@ -67,7 +67,7 @@ def test_fp32_that_is_off_is_refused_and_the_old_file_stays(trained_run: Path, t
     }
 
 
-def test_weights_that_are_no_numbers_are_refused(trained_run: Path, tmp_path: Path) -> None:
+def test_weights_that_are_nan_are_refused(trained_run: Path, tmp_path: Path) -> None:
     run = copy_of(trained_run, tmp_path / "run", blocks__0__mlp__fc__weight=float("nan"))
     with pytest.raises(UserError, match=r"blocks\.0\.mlp\.fc\.weight .*not finite"):
         export(run, run.onnx, "int8", portable=False, corpus=None)

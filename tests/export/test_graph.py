@@ -1,4 +1,4 @@
-"""Both graphs against the PyTorch model, at shapes that find mistakes of packing."""
+"""Compare both graphs with the PyTorch model, at shapes that reveal mistakes in packing."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from export.portable import portable
 
 SHAPES = [
     ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=12, vocab_size=11),
-    ModelConfig(n_layer=1, n_head=4, n_embd=48, block_size=9, vocab_size=5),  # heads 12 wide, no multiple of 8
+    ModelConfig(n_layer=1, n_head=4, n_embd=48, block_size=9, vocab_size=5),  # heads 12 wide, not a multiple of 8
     ModelConfig(n_layer=3, n_head=1, n_embd=5, block_size=1, vocab_size=1),
     ModelConfig(n_layer=1, n_head=3, n_embd=264, block_size=16, vocab_size=130),  # more than two blocks of 128 inputs
     ModelConfig(2, n_head=2, n_embd=32, block_size=12, vocab_size=11, rope_base=10.0, relu_power=2),
@@ -40,7 +40,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.1, "int4": 0.2}
 
 
 def build(config: ModelConfig) -> GPT:
-    """A model whose norms and biases do something."""
+    """Return a model whose norms and biases have an effect."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -64,7 +64,7 @@ def table_of(config: ModelConfig) -> NgramTable | None:
 
 
 def prior_of(config: ModelConfig, ids: np.ndarray) -> torch.Tensor | None:
-    """Return the rows behind every position of windows that nothing comes before, (B, T, V)."""
+    """Return the rows after every position of windows without a text before them, (B, T, V)."""
     table = table_of(config)
     if table is None:
         return None
@@ -134,7 +134,7 @@ def test_a_block_is_nine_nodes_or_fewer() -> None:
 
 
 def test_8_bit_sums_fit_the_processors_without_vnni() -> None:
-    """They add two products of an unsigned and a signed byte in 16 bits."""
+    """Such processors add two products of an unsigned and a signed byte in 16 bits."""
     config = SHAPES[0]
     graph = fused(config, tensors_of(build(config)), PRECISIONS["int8"]).graph
     weights = [numpy_helper.to_array(entry) for entry in graph.initializer if entry.data_type == onnx.TensorProto.INT8]
@@ -142,7 +142,7 @@ def test_8_bit_sums_fit_the_processors_without_vnni() -> None:
     assert 2 * 255 * max(int(np.abs(array.astype(int)).max()) for array in weights) < 2**15
 
 
-CUDA_FP16 = {  # of the CUDA provider's kernels in onnxruntime's list of operators (docs/OperatorKernels.md, 1.23-1.31)
+CUDA_FP16 = {  # the CUDA provider's kernels in onnxruntime's list of operators (docs/OperatorKernels.md, 1.23-1.31)
     "Gather",
     "SkipSimplifiedLayerNormalization",
     "MatMul",

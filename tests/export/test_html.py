@@ -1,4 +1,4 @@
-"""The page that --html writes, without a browser: what is in it, and its arithmetic in node against NumPy's."""
+"""Test the page that --html writes without a browser: its content, and its arithmetic in node against NumPy's."""
 
 import base64
 import gzip
@@ -41,7 +41,7 @@ def unpacked(page: str, name: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def made(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A .onnx file and its page."""
+    """Return a .onnx file and its page."""
     folder = tmp_path_factory.mktemp("page")
     flags = ["--run", str(trained_run), "--out", str(folder / "m.onnx"), "--html", str(folder / "m.html")]
     assert command.main(flags) == 0
@@ -155,7 +155,7 @@ def test_all_modules_are_in_the_script() -> None:
 
 
 def in_node(folder: Path, code: str, value: Any) -> Any:
-    """What an expression of the page's modules makes of ``value``, as JSON."""
+    """Return the result of an expression of the page's modules for ``value``, as JSON."""
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
     names = {"noise": "Noise", "draft": "Draft", "ngram": "NgramTable", "stop": "StopText", "vocab": "Vocab"}

@@ -1,4 +1,4 @@
-"""Rounding weights, against the same thing one number at a time."""
+"""Compare the rounding of weights with code that rounds one number at a time."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The NumPy forward pass against the PyTorch model, and what a comparison says of a wrong file."""
+"""Compare the NumPy forward pass with the PyTorch model, and check the comparison of a wrong file."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_the_reference_is_the_pytorch_model(trained_run: Path) -> None:
         wanted = model.double().eval()(torch.from_numpy(ids)).numpy()
     config, _ = run.read_shape()
     found = reference_logits(config, run.read_weights(config)[0], ids)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)  # the rotations of PyTorch's are float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)  # PyTorch's rotations are float32
 
 
 def test_figures_are_those_of_the_definitions(trained_run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which tests run where (kernels run in Triton's interpreter, or on a GPU under `make gpu`), and random inputs."""
+"""Marks of the tests that need a GPU or Triton's interpreter, and random inputs."""
 
 from functools import reduce
 from typing import Any

@@ -1,7 +1,7 @@
-"""A CUDA driver that is not one: Triton's JIT runs up to the launch on a machine without a GPU.
+"""A stand-in for the CUDA driver, with which Triton's JIT runs up to the launch on a machine without a GPU.
 
-Triton chooses the variant of a kernel from the real arguments, compiles it or finds it in its cache, and loads it; what
-it would launch is recorded, and nothing runs. For processes in which Triton does not interpret.
+Triton chooses the variant of a kernel from the real arguments, compiles it or finds it in its cache, and loads it. The
+launches are recorded, and nothing runs. Use it only in processes in which Triton does not interpret.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ CODE = b"\x7fELF"  # how a compiled kernel begins
 
 
 class Launch(NamedTuple):
-    """A kernel that would have been launched; tensors are given by their dtypes."""
+    """A recorded launch of a kernel; tensors are represented by their dtypes."""
 
     name: str
     grid: tuple[int, int, int]
@@ -33,7 +33,7 @@ class Launch(NamedTuple):
 
 
 class StandInDriver:
-    """What Triton's JIT asks of a driver, as a card of that architecture would answer."""
+    """The part of a driver that Triton's JIT uses, with the answers of a card of one architecture."""
 
     def __init__(self, architecture: str) -> None:
         self.launches: list[Launch] = []
@@ -69,7 +69,7 @@ class StandInDriver:
 
 @contextmanager
 def standing_in(architecture: str) -> Iterator[tuple[list[Launch], list[bool]]]:
-    """Let ops on CPU tensors launch their kernels as on that card; give the launches, and hits in Triton's cache."""
+    """Let ops on CPU tensors launch kernels as on that card; yield the launches and the hits in Triton's cache."""
     stand_in, hits = StandInDriver(architecture), []
     driver.set_active(stand_in)
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
@@ -82,7 +82,7 @@ def standing_in(architecture: str) -> Iterator[tuple[list[Launch], list[bool]]]:
 
 
 def launched(case: Any) -> None:
-    """Run the case's op forward and backward; its results are whatever its memory held."""
+    """Run the case's op forward and backward; its results are whatever their memory contained."""
     from kernels.checks.cases import SEED, make_inputs, op, run
 
     run(op(case, torch.tensor([SEED])), case, make_inputs(case, torch.device("cpu")))

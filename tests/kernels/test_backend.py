@@ -1,4 +1,4 @@
-"""Which backend an op runs: the environment variable, what a card needs, and what is said where it is missing."""
+"""Test which backend an op runs: the environment variable, the requirements on a card, and the messages."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ def test_kernels_without_triton_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """What PyTorch would say of a card that has kernels; nothing runs on it."""
+    """Let PyTorch report a card that can run the kernels, on which nothing runs."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(backend, "_driver_failure", lambda: None)
@@ -106,7 +106,7 @@ def test_a_driver_that_cannot_be_built_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     backend.forget()
-    reason = backend.missing(torch.device("cuda"))  # Triton itself says that there is no driver here
+    reason = backend.missing(torch.device("cuda"))  # Triton itself reports that there is no driver
     backend.forget()
     assert reason is not None
     assert reason.startswith("Triton cannot build its driver: ")
@@ -117,7 +117,7 @@ def test_without_triton_the_ops_are_pytorchs(gpu: torch.device, monkeypatch: pyt
     assert backend.describe(gpu).startswith("kernels: plain PyTorch (Triton is not installed")
 
 
-def test_a_backend_that_is_none() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     found = run(CHARFORMER_KERNELS="cuda")[0]
     assert found.startswith("KernelsUnavailableError")
     assert "auto, triton, reference, pytorch" in found

@@ -1,4 +1,4 @@
-"""The registered ops: opcheck, their written-out gradients, torch.compile, autocast."""
+"""Test the registered ops: opcheck, their own gradients, torch.compile, autocast."""
 
 import os
 import shutil
@@ -70,7 +70,7 @@ def test_opcheck(name: str, backend_name: str) -> None:
 
 @pytest.mark.parametrize("op", ["attention", "layer_norm", "add_dropout_layer_norm", "cross_entropy", "rotary"])
 def test_written_out_gradients_are_autograds(op: str) -> None:
-    """The reference's own backward passes against autograd through its forward passes, in float64."""
+    """Compare the reference's backward passes with autograd through its forward passes, in float64."""
     double = [random(2, 3, 9, 16).double() for _ in range(3)]
     seed = torch.tensor([11])
     weight, bias = random(16).double(), random(16).double() + 1

@@ -1,4 +1,4 @@
-"""Which elements a seed drops: the statistics of the mask, and that kernels and reference drop the same."""
+"""Test which elements a seed drops: the statistics of the mask, and that kernels and reference agree."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def standardized(p: float, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
 def test_keep_rate_and_correlations(p: float, seed: int) -> None:
-    """Each statistic is a sum of about a million draws over its deviation: 4.5 comes once in 150,000."""
+    """Each statistic is a sum of about a million draws divided by its deviation; 4.5 occurs once in 150,000."""
     z = standardized(p, seed)
     sums = {"keep rate": z.sum() / z.numel() ** 0.5}
     for step in (1, 2, 3, 4, 8, 16, 32, 64, 128):
@@ -67,7 +67,7 @@ def test_a_seed_of_another_shape_or_dtype(seed: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
-def test_a_probability_that_is_none(p: float) -> None:
+def test_a_dropout_probability_outside_its_range_is_refused(p: float) -> None:
     x = torch.zeros(1, 1, 2, 16)
     with pytest.raises(ValueError, match="dropout_p"):
         ops.attention(x, x, x, p)
@@ -78,7 +78,7 @@ def test_a_probability_that_is_none(p: float) -> None:
 @pytest.mark.parametrize("name", [pytest.param("triton", marks=NEEDS_KERNELS), "reference"])
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.99])
 def test_attention_drops_the_seeds_weights_forward_and_backward(name: str, p: float) -> None:
-    """With equal scores and v the identity, the output is the dropped weights themselves; so is v's gradient."""
+    """With equal scores and the identity as v, the output is the dropped weights themselves, and so is v's gradient."""
     time, seed = 40, torch.tensor([99])
     q = torch.zeros(2, 3, time, 64)
     v = torch.eye(time, 64).expand(2, 3, time, 64).clone().requires_grad_()

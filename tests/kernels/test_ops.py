@@ -1,4 +1,4 @@
-"""What every op refuses, on every backend."""
+"""Test the arguments that every op refuses on every backend."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.kernels.marks import NEEDS_KERNELS, random
 
 @pytest.mark.parametrize("name", [pytest.param("triton", marks=NEEDS_KERNELS), "reference", "auto"])
 def test_shapes_and_dtypes_that_do_not_fit_are_refused_on_every_backend(name: str) -> None:
-    """A kernel would read and write outside of its tensors."""
+    """With such arguments a kernel would read and write outside its tensors."""
     x, heads, weight = random(2, 3, 16), random(1, 2, 9, 16), torch.ones(16)
     targets = torch.zeros(6, dtype=torch.int64)
     with backend.force(name):

@@ -1,4 +1,4 @@
-"""The backend ``pytorch``: PyTorch's own functions, forward and backward, against float64."""
+"""Compare the backend ``pytorch``, forward and backward, with float64."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,12 +33,12 @@ def test_numbers_and_gradients(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     rows = measure(case, torch.device("cpu"))
     assert rows
     for row in rows:
-        # PyTorch rounds its gradients of weights to the branch's dtype, and its softmax in other places than a user.
+        # PyTorch rounds gradients of weights to the branch's dtype, and its softmax in other places than user code.
         assert row["rms_error"] <= 2 * row["pytorch_rms_error"] + (1e-6 if case.dtype == torch.float32 else 2e-3), row
 
 
 def test_dropout_is_pytorchs_forward_and_backward() -> None:
-    """With equal scores and v the identity, the output is the dropped weights themselves; so is v's gradient."""
+    """With equal scores and the identity as v, the output is the dropped weights themselves, and so is v's gradient."""
     torch.manual_seed(0)
     q, v = torch.zeros(8, 4, 40, 64), torch.eye(40, 64).expand(8, 4, 40, 64).clone().requires_grad_()
     out = ops.attention(q, q, v, 0.25)

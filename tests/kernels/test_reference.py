@@ -1,4 +1,4 @@
-"""The plain ops against formulas written out in float64."""
+"""Compare the plain ops with formulas in float64."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_attention_dropout_drops_that_share_and_keeps_the_mean() -> None:
     v = torch.ones(64, 4, 32, 16)
     out = ops.attention(q, k, v, dropout_p=0.25)
     assert out.mean().item() == pytest.approx(1, abs=0.02)
-    # The first query sees one key alone: its output is 0, or 1 / (1 - p).
+    # The first query sees only one key, so its output is 0 or 1 / (1 - p).
     first = out[:, :, 0, 0]
     assert (first == 0).float().mean().item() == pytest.approx(0.25, abs=0.1)
     assert first[first != 0].unique().item() == pytest.approx(4 / 3)

@@ -1,10 +1,10 @@
-"""Damage a run's files at random and open them as the commands do: whatever comes, it is a result or one clear line.
+"""Damage a run's files at random and open them as the commands do, which must give a result or one clear line.
 
     python -m tests.reliability.fuzz RUN COUNT SEED
 
-RUN is a run with its model.onnx, whose training is continued by a step where it is resumed. Prints a JSON object: how
-often each kind of damage was accepted or refused. Exits 1 at the first that did neither: another exception, another
-exit code, more than 10 seconds or 1 GiB of memory.
+RUN is a run with its model.onnx; where a case resumes it, it trains one more step. The program prints a JSON object
+with the number of times that each kind of damage was accepted or refused. It exits with 1 at the first other outcome:
+another exception, another exit code, more than 10 seconds or 1 GiB of memory.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ from charformer.runs.tensors import read_metadata, write_tensors
 from charformer.sampling.onnx_format import sealed, unsealed
 
 SECONDS = 10
-MEMORY = 2**30  # address space beyond what an undamaged run takes
-COMMANDS = {  # the ones that read a file, the quickest most often
+MEMORY = 2**30  # address space beyond that of an undamaged run
+COMMANDS = {  # the commands that read a file, the fastest most often
     "config.json": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
     "vocab.json": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
     "model.safetensors": ("sample", "sample", "sample", "train --resume", "train --init-from", "export"),
@@ -77,7 +77,7 @@ def grown(content: bytes, r: random.Random) -> bytes:
 
 
 def numbers_replaced(content: bytes, r: random.Random) -> bytes:
-    """A number in the text, such as a size, becomes another."""
+    """Replace a number in the text, such as a size, with another."""
     places = [place for place in range(min(len(content), 20_000)) if content[place : place + 1].isdigit()]
     if not places:
         return b""
@@ -88,7 +88,7 @@ def numbers_replaced(content: bytes, r: random.Random) -> bytes:
 
 
 def tensors_replaced(content: bytes, r: random.Random) -> bytes:
-    """Other tensors under a hash that fits; of another kind of file nothing is left."""
+    """Change tensors under a hash that fits; empty any other kind of file."""
     try:
         tensors = safetensors.numpy.load(content)
     except safetensors.SafetensorError:
@@ -114,7 +114,7 @@ def tensors_replaced(content: bytes, r: random.Random) -> bytes:
 
 
 def resealed(content: bytes, r: random.Random) -> bytes:
-    """An ONNX graph that is damaged under a hash that fits."""
+    """Damage an ONNX graph under a hash that fits."""
     try:
         body = unsealed(content)
     except ValueError:
@@ -123,13 +123,13 @@ def resealed(content: bytes, r: random.Random) -> bytes:
 
 
 def deep(content: bytes, r: random.Random) -> bytes:
-    """Brackets without end, which a parser may follow too far."""
+    """Write endless brackets, which may exceed a parser's recursion limit."""
     place = r.randrange(len(content))
     return content[:place] + r.choice((b"[", b'{"a":')) * 100_000 + content[place:]
 
 
 def counters_replaced(content: bytes, r: random.Random) -> bytes:
-    """A training that says something else of itself, under a hash that fits, since none covers that."""
+    """Replace a counter of the training in the file's header, which no hash covers."""
     values = (b"0", b"-1", b"2.5", b"1e308", b"null", b"true", b'"x"', b"[]", b"NaN", b"12345678901234567890")
     name = r.choice((b"step", b"characters", b"train_seconds", b"best_val_loss", b"best_step"))
     found = re.search(rb'\\"' + name + rb'\\": ([^,}]*)', content[:100_000])
@@ -161,7 +161,7 @@ def main() -> int:
             json.loads((run / "config.json").read_text("utf-8"))["corpus"]["source"], copy.path.with_name("text.txt")
         )
         _restore(run, copy)
-        for name, commands in COMMANDS.items():  # undamaged, all is well
+        for name, commands in COMMANDS.items():  # without damage everything must work
             for command in commands:
                 if code := _run(command, copy):
                     print(f"undamaged, {command} of {name} gives {code}", file=sys.stderr)
@@ -201,7 +201,7 @@ def _restore(run: Path, copy: RunDir) -> None:
 
 
 def _run(command: str, run: RunDir) -> int:
-    """The command's exit code; raises what it should not."""
+    """Run a command; return its exit code, or let an exception through, which is a failure."""
     here, other = str(run.path), str(run.path.with_name("other"))
     arguments = {
         "sample": ["--run", here, "--max-new-tokens", "3", "--seed", "1"],
@@ -222,7 +222,7 @@ def _run(command: str, run: RunDir) -> int:
 
 
 def _hangs(number: int, command: str, name: str, damage: str) -> None:
-    assert sys.__stderr__ is not None  # sys.stderr is the command's just now
+    assert sys.__stderr__ is not None  # sys.stderr belongs to the command at this point
     print(f"number {number}, {command}, {name} {damage}: no end after {SECONDS} s", file=sys.__stderr__)
     sys.__stderr__.flush()
     time.sleep(0.1)

@@ -1,9 +1,9 @@
-"""Kill a training at random moments; see that its folder survives, and that it continues as if nothing had happened.
+"""Kill a training at random moments, and check that it continues as if nothing had happened.
 
     python -m tests.reliability.kills --count 200 --json bench/results/kills.json
 
-Half of the kills come at a random time, half within 2 ms behind a random file operation of a save. Every training is
-`charformer-train` itself, in a process forked from this one, which has imported it already. POSIX only.
+Half of the kills come at a random time, half within 2 ms after a random file operation of a save. Every training is
+`charformer-train` itself, in a process forked from this one, which has already imported it. POSIX only.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Found = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code, 1 when a kill did harm."""
+    """Run the program; return its exit code, which is 1 if a kill did harm."""
     parser = Parser("tests.reliability.kills", __doc__.partition("\n")[0], "")
     parser.add_argument("--count", type=positive, default=200, metavar="N", help="kills (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
@@ -90,9 +90,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _aftermath(code: int, flags: list[str], run: RunDir, wanted: Found) -> str:
-    """Return what became of a killed run: it says that nothing was saved, or resumes and ends as the whole one did.
+    """Return the verdict on a killed run, which must report that nothing was saved, or resume and end like ``whole``.
 
-    ``code`` is how its process ended.
+    ``code`` is the exit code of its process.
     """
     if code == 0:  # too late for this one
         return "ended before"
@@ -107,7 +107,7 @@ def _aftermath(code: int, flags: list[str], run: RunDir, wanted: Found) -> str:
 def _compared(flags: list[str], run: RunDir, wanted: Found) -> str:
     began = run.exists and run.state.exists()
     code = _forked(lambda: train.main(["--resume", "--out", str(run.path)]))
-    if not began:  # there is nothing to go on from, and it says so
+    if not began:  # there is nothing to continue from, and it reports that
         again = _forked(lambda: train.main([*flags, "--out", str(run.path), "--overwrite"]))
         return "nothing saved" if (code, again) == (2, 0) and _content(run) == wanted else "harm: no fresh start"
     if code != 0:
@@ -119,7 +119,7 @@ def _compared(flags: list[str], run: RunDir, wanted: Found) -> str:
 
 
 def _content(run: RunDir) -> Found:
-    """All that a finished run holds, but for times; raises UserError for a damaged one."""
+    """Return the content of a finished run without its times. Raise UserError for a damaged run."""
     state, notes = read_tensors(run.state)
     counters = {key: value for key, value in json.loads(notes["counters"]).items() if not key.endswith("_seconds")}
     curve = [
@@ -137,7 +137,7 @@ def _content(run: RunDir) -> Found:
 
 
 def _finish(flags: list[str], folder: Path) -> int:
-    """Train without a kill; returns how many file operations there were in ``folder``."""
+    """Train without a kill; return the number of file operations in ``folder``."""
     counted = folder.with_suffix(".count")
 
     def child() -> int:
@@ -152,15 +152,15 @@ def _finish(flags: list[str], folder: Path) -> int:
 
 
 def _kill_after(flags: list[str], folder: Path, seconds: float) -> int:
-    """Train, and be killed by the parent; returns how the process ended."""
+    """Train in a process that the parent kills after some time; return its exit code."""
     pid = _fork(lambda: train.main([*flags, "--out", str(folder)]))
     time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)  # which a process that has ended already, and is not waited for, takes too
+    os.kill(pid, signal.SIGKILL)  # a process that has ended but was not awaited accepts it too
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _kill_behind(flags: list[str], folder: Path, operation: int, seconds: float) -> int:
-    """Train, and kill oneself soon after a file operation; returns how the process ended."""
+    """Train in a process that kills itself soon after a file operation; return its exit code."""
 
     def child() -> int:
         def arm(number: int) -> None:
@@ -174,7 +174,7 @@ def _kill_behind(flags: list[str], folder: Path, operation: int, seconds: float)
 
 
 def _on_operation(folder: Path, act: Callable[[int], None]) -> Callable[[], int]:
-    """Call ``act`` with the number of each file operation in ``folder`` from now on; returns what counts them."""
+    """Call ``act`` with the number of each file operation in ``folder`` from now on; return their counter."""
     prefix, count = str(folder), 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -188,7 +188,7 @@ def _on_operation(folder: Path, act: Callable[[int], None]) -> Callable[[], int]
 
 
 def _forked(child: Callable[[], int]) -> int:
-    """Return what ``child`` returned in a process of its own, or the negative number of the signal that ended it."""
+    """Run ``child`` in a process of its own; return its result, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(_fork(child), 0)[1])
 
 

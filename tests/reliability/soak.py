@@ -1,10 +1,10 @@
-"""A long training that evaluates, saves and is sampled from all the while: does its memory grow, does it leave files?
+"""Watch the memory and the files of a long training that evaluates, saves and is sampled from all the time.
 
     python -m tests.reliability.soak --minutes 30 --json bench/results/soak.json
 
-`charformer-train` in a process of its own, looked at from outside: resident memory and open files every few seconds,
-and `charformer-sample` from its folder once a minute. At the end it gets a SIGTERM. The slope is that of a line fitted
-to the memory of all but the first tenth. Linux only.
+`charformer-train` runs in a process of its own and is observed from outside: its resident memory and open files every
+few seconds, and `charformer-sample` from its folder once a minute. At the end it gets a SIGTERM. The slope is that of a
+line fitted to the memory after the first tenth of the time. Linux only.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from charformer.runs.folder import RunDir
 from kernels.checks.cli import writable_file
 
 FLAGS = "--preset nano --steps 1000000 --eval-interval 20 --save-interval 7 --eval-batches 1"
-EVERY = 2.0  # seconds between two looks
+EVERY = 2.0  # seconds between two observations
 SAMPLE_EVERY = 60.0  # seconds between two samplings, or less in a soak of a few minutes
-LEAST = 10  # looks that a slope is fitted to
-STEEPEST = 2**20  # bytes a minute; a leak of 1 MiB at each evaluation would be some fifteen times that
+MIN_OBSERVATIONS = 10  # the fewest observations for a slope
+MAX_SLOPE = 2**20  # bytes a minute; a leak of 1 MiB at each evaluation would be some fifteen times that
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code, 1 when memory grows or something is left behind."""
+    """Run the program; return its exit code, which is 1 if memory grows or files remain."""
     parser = Parser("tests.reliability.soak", __doc__.partition("\n")[0], "")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="X", help="(default: 30)")
     parser.add_argument("--flags", default=FLAGS, help="flags of charformer-train (default: %(default)s)")
@@ -55,11 +55,11 @@ def _run(args: argparse.Namespace) -> int:
         config = {"minutes": args.minutes, "course": args.flags, "seconds_between": EVERY}
         results.write_result(args.json, results.result("soak", config, [row]))
     is_fine = found["exit_code"] == 128 + signal.SIGTERM and not found["left_behind"] and not found["failed_samples"]
-    return int(not is_fine or found["bytes_a_minute"] > STEEPEST)
+    return int(not is_fine or found["bytes_a_minute"] > MAX_SLOPE)
 
 
 def _soak(folder: Path, flags: list[str], seconds: float) -> dict[str, Any]:
-    """Train in ``folder`` for that long; what was seen meanwhile, and what is there afterwards."""
+    """Train in ``folder`` for ``seconds``; return the observations, and the files that remain."""
     data, run = folder / "text.txt", RunDir(folder / "run")
     data.write_text(sources.python_docs()[:200_000], encoding="utf-8", newline="")
     command = [sys.executable, "-m", "charformer.commands.train", *flags, "--data", str(data), "--out", str(run.path)]
@@ -73,7 +73,7 @@ def _soak(folder: Path, flags: list[str], seconds: float) -> dict[str, Any]:
             process.kill()
     if ended_early:
         raise UserError(f"the training ended early: {errors.strip() or process.returncode}")
-    if len(times) < LEAST:
+    if len(times) < MIN_OBSERVATIONS:
         raise UserError(f"{len(times)} looks at the training are too few to tell; take more --minutes")
     late = slice(len(times) // 10, None)
     known = {path.name for name, path in vars(run).items() if name not in ("path", "lock")}
@@ -97,7 +97,7 @@ def _soak(folder: Path, flags: list[str], seconds: float) -> dict[str, Any]:
 def _watch(
     process: "subprocess.Popen[str]", run: RunDir, seconds: float
 ) -> tuple[list[float], list[int], list[int], list[str]]:
-    """Times, resident bytes and open files of each look, and what each sampling had to complain of."""
+    """Return the times, resident bytes and open files of each observation, and the errors of each sampling."""
     times: list[float] = []
     resident: list[int] = []
     files: list[int] = []
@@ -122,7 +122,7 @@ def _watch(
 
 
 def _sample(run: RunDir) -> str:
-    """Sample from the run as it is just now; returns what there was to complain of."""
+    """Sample from the run in its present state; return the error, if any."""
     command = [sys.executable, "-m", "charformer.commands.sample", "--run", str(run.path), "--max-new-tokens", "200"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     return "" if done.returncode == 0 and len(done.stdout) >= 200 else done.stderr or "no text"

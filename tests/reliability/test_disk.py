@@ -1,4 +1,4 @@
-"""A run whose folder can no longer be written to."""
+"""Test a run whose folder can no longer be written to."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FLAGS = [*TINY, "--eval-interval", "20", "--eval-batches", "1", "--dtype", "floa
 
 
 def saved_in(errors: str) -> Path:
-    """The folder that the one line of an interrupted training names."""
+    """Return the folder that the one line of an interrupted training names."""
     line = errors.strip().splitlines()[-1]
     found = re.search(
         r"cannot write .*; the training was saved in (\S+) instead, after step (\d+); to continue: (.*)", line
@@ -31,7 +31,7 @@ def saved_in(errors: str) -> Path:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """All but the times."""
+    """Return the run's content without its times."""
     run = RunDir(folder)
     tensors, notes = read_tensors(run.state)
     counters = {key: value for key, value in json.loads(notes["counters"]).items() if not key.endswith("_seconds")}
@@ -70,7 +70,7 @@ def test_a_folder_that_is_removed_costs_nothing(instead: str, text_file: Path, t
 def test_a_full_disk_costs_nothing(text_file: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    # 1.3 times what a run has: it fits once, and not while its state is being replaced
+    # 1.3 times the size of a run, which fits once, but not while its state is being replaced
     script = 'mount -t tmpfs -o size=640k none "$0" && exec "$@"'
     flags = [*FLAGS, "--data", str(text_file), "--steps", "60", "--out", str(small / "run")]
     start = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(small)]

@@ -1,4 +1,4 @@
-"""Damaged files, opened as the commands do: 2,000, or as many as FUZZ_COUNT says."""
+"""Open 2,000 damaged files, or as many as FUZZ_COUNT says, as the commands do."""
 
 import json
 import os

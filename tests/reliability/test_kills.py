@@ -1,4 +1,4 @@
-"""tests.reliability.kills, a few of them; `make soak` does 200."""
+"""Run tests.reliability.kills with a few kills; `make soak` makes 200."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ UNTIDY = "from charformer.runs.folder import RunDir; RunDir.tidy = lambda run: (
 
 
 def bench(folder: Path, count: int, script: str) -> tuple[int, dict[str, dict[str, int]]]:
-    """Exit code and verdicts by kind, of a process of its own: forks do not go with other tests' threads."""
+    """Return the exit code and the verdicts by kind, in a new process, since forks need one without threads."""
     command = [sys.executable, "-c", script, "--count", str(count), "--json", str(folder / "r.json")]
     code = subprocess.run(command, capture_output=True, timeout=300).returncode
     rows = results.read_result(folder / "r.json")["rows"]
@@ -25,7 +25,7 @@ def bench(folder: Path, count: int, script: str) -> tuple[int, dict[str, dict[st
     return code, {row["kind"]: {key: value for key, value in row.items() if key not in extra} for row in rows}
 
 
-def test_killed_trainings_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_killed_trainings_continue_as_if_nothing_had_happened(tmp_path: Path) -> None:
     code, found = bench(tmp_path, 10, BENCH)
     assert code == 0, found
     assert sum(found["in a save"].values()) == 5

@@ -1,4 +1,4 @@
-"""Trainings by two processes, through torchrun."""
+"""Train with two processes through torchrun."""
 
 import os
 import signal
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
 
 def torchrun(*flags: str) -> list[str]:
-    """The command that trains with two processes."""
+    """Return the command that trains with two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     return [*launch, "-m", "charformer.commands.train", *flags]
 
 
 @contextmanager
 def started(*flags: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A training by two processes that has evaluated three times."""
+    """Start a training by two processes, and yield it after three evaluations."""
     metrics = cwd / flags[flags.index("--out") + 1] / "metrics.jsonl"
     with subprocess.Popen(
         torchrun(*flags), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
@@ -43,7 +43,7 @@ def started(*flags: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture(scope="module")
 def whole(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run by two processes, with dropout, that nothing disturbs."""
+    """Return a folder with an undisturbed run by two processes, with dropout."""
     folder = tmp_path_factory.mktemp("whole")
     subprocess.run(torchrun(*long_flags(text_file)), cwd=folder, check=True, capture_output=True)
     return folder / "run"
@@ -95,7 +95,7 @@ def test_a_killed_process_is_started_again_and_costs_nothing(
     assert content(tmp_path / "run") == content(whole)
 
 
-def test_a_signal_stops_and_saves_and_resume_goes_on(whole: Path, text_file: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_and_saves_and_resume_continues(whole: Path, text_file: Path, tmp_path: Path) -> None:
     with started(*long_flags(text_file), cwd=tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
@@ -116,7 +116,7 @@ def test_a_signal_stops_and_saves_and_resume_goes_on(whole: Path, text_file: Pat
         (["--data", "no such file"], "no such file"),
     ],
 )
-def test_a_mistake_is_told_once(flags: list[str], message: str, text_file: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_reported_once(flags: list[str], message: str, text_file: Path, tmp_path: Path) -> None:
     given = [*FLAGS, "--data", str(text_file), *flags]
     done = subprocess.run(torchrun(*given), cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode != 0
@@ -125,7 +125,7 @@ def test_a_mistake_is_told_once(flags: list[str], message: str, text_file: Path,
     assert message in told[0]
 
 
-def test_a_run_of_two_goes_on_with_one(text_file: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_continues_with_one(text_file: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--data", str(text_file), "--decay-fraction", "0"]
     alone = [sys.executable, "-m", "charformer.commands.train"]
     for command in (

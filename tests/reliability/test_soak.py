@@ -1,4 +1,4 @@
-"""tests.reliability.soak, for seconds; `make soak` takes half an hour."""
+"""Run tests.reliability.soak for seconds; `make soak` runs it for half an hour."""
 
 import sys
 from pathlib import Path
@@ -14,9 +14,9 @@ TINY = (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_a_soak_tells_of_memory_and_of_files_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_soak_reports_memory_and_files_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 0.2)
-    monkeypatch.setattr(soak, "STEEPEST", float("inf"))  # of so short a time a slope says nothing
+    monkeypatch.setattr(soak, "MAX_SLOPE", float("inf"))  # over so short a time a slope means nothing
     flags = ["--minutes", "0.4", "--json", str(tmp_path / "r.json"), "--flags", f"{TINY} --eval-interval 100"]
     assert soak.main(flags) == 0
     (row,) = results.read_result(tmp_path / "r.json")["rows"]

@@ -9,7 +9,7 @@ from charformer.data.division import divided, validated_on
 from charformer.data.vocab import Vocab
 
 
-def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_folder: Path) -> None:
+def test_a_run_s_text_is_found_if_it_is_available(tmp_path: Path, cache_folder: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(b"some text " * 20)
     summary = corpus.load(str(path)).summary()
@@ -18,12 +18,12 @@ def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_fold
     assert Vocab(again.alphabet).decode(again.ids) == "some text " * 20
     for file in cache_folder.iterdir():
         file.unlink()
-    assert find_cached(summary) is not None  # from where it lay
+    assert find_cached(summary) is not None  # from its old place
     path.write_bytes(b"another text")
     for file in cache_folder.iterdir():
         file.unlink()
     assert find_cached(summary) is None
-    assert not list(cache_folder.iterdir())  # no copy of what was not asked for
+    assert not list(cache_folder.iterdir())  # nothing unrequested is copied
     (cache_folder / f"{summary['sha256']}.txt").write_bytes(b"some text " * 20)  # a download
     assert find_cached(summary) is not None
     stand_in = corpus.load("python-docs").summary()
@@ -43,7 +43,7 @@ def test_a_run_s_text_is_recalled_where_it_is_at_hand(tmp_path: Path, cache_fold
     ],
     ids=str,
 )
-def test_a_stranger_s_summary_recalls_nothing(summary: dict[str, object]) -> None:
+def test_a_stranger_s_summary_finds_nothing(summary: dict[str, object]) -> None:
     assert find_cached(summary) is None
 
 
@@ -95,6 +95,6 @@ def test_a_text_that_validates_comes_back_too(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_stranger_s_division_recalls_nothing(validation: dict[str, object], tmp_path: Path) -> None:
+def test_a_stranger_s_division_finds_nothing(validation: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "a").write_text("abc" * 200, encoding="utf-8")
     assert find_cached(corpus.load(str(tmp_path / "a")).summary() | {"validation": validation}) is None

@@ -42,7 +42,7 @@ def test_a_file_comes_back_whatever_the_pieces(text: str, piece: int, tmp_path: 
         assert decoded(corpus.load(data)) == expected  # from the cache
 
 
-def test_a_byte_order_mark_and_windows_newlines_make_no_other_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_newlines_do_not_change_the_text(tmp_path: Path) -> None:
     plain = corpus.load(write(tmp_path / "a", b"one\ntwo\n"))
     marked = corpus.load(write(tmp_path / "b", b"\xef\xbb\xbfone\r\ntwo\r\n"))
     assert decoded(plain) == decoded(marked) == "one\ntwo\n"
@@ -105,7 +105,7 @@ def test_too_short_a_text_says_how_short_and_what_helps(tmp_path: Path) -> None:
         loaded.require(10, "do this")
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache_folder: Path) -> None:
+def test_a_damaged_cache_is_made_again(tmp_path: Path, cache_folder: Path) -> None:
     data = write(tmp_path / "text", b"some text")
     corpus.load(data)
     (ids,) = cache_folder.glob("*.npy")
@@ -134,7 +134,7 @@ def test_a_large_text_stays_out_of_memory(tmp_path: Path) -> None:
     assert int(grown) < 40e6  # the text has 109 MB
 
 
-def test_a_cache_that_does_not_fit_its_alphabet_is_made_anew(tmp_path: Path, cache_folder: Path) -> None:
+def test_a_cache_that_does_not_fit_its_alphabet_is_made_again(tmp_path: Path, cache_folder: Path) -> None:
     path = write(tmp_path / "text.txt", b"abab" * 9)
     sha256 = corpus.load(path).sha256
     for strange in (np.full(36, 0.5), np.zeros(36, np.int64), np.full(36, 200, np.uint8)):

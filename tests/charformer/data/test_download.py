@@ -1,4 +1,4 @@
-"""Downloads from a real HTTPS server on this machine."""
+"""Download from a real HTTPS server on this machine."""
 
 import hashlib
 import ssl

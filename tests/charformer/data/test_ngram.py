@@ -1,4 +1,4 @@
-"""N-gram tables against interpolated Kneser-Ney of dictionaries and loops."""
+"""Compare n-gram tables with interpolated Kneser-Ney smoothing made of dictionaries and loops."""
 
 from collections import defaultdict
 
@@ -13,7 +13,7 @@ from charformer.errors import UserError
 
 
 def text(characters: int, vocab_size: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return ids that repeat themselves, as a language does: a walk that prefers some successors."""
+    """Return ids that repeat themselves as a language does, from a random walk that prefers some successors."""
     r = np.random.default_rng(seed)
     ids = [0]
     for _ in range(characters - 1):
@@ -22,7 +22,7 @@ def text(characters: int, vocab_size: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def naive(parts: list[list[int]], vocab_size: int, order: int, context: list[int]) -> list[float]:
-    """Return the probabilities behind ``context`` by the formula, from n-grams that lie within one part each."""
+    """Return the probabilities after ``context`` by the formula, from n-grams that lie within one part each."""
     whole: dict[tuple[int, ...], int] = defaultdict(int)
     for ids in parts:
         for start in range(len(ids) - order):
@@ -151,7 +151,7 @@ def test_a_pruned_table_is_smaller_and_predicts_almost_as_well() -> None:
 
 
 def test_a_least_count_leaves_no_rarer_fragment_in_the_table() -> None:
-    ids = np.concatenate([text(2000, 9), [8, 7, 8, 7, 7], text(2000, 9)])  # what the walk never does
+    ids = np.concatenate([text(2000, 9), [8, 7, 8, 7, 7], text(2000, 9)])  # a step that the walk never takes
     table = build(count(ids, 9, 3), min_count=3, min_gain=0)
     characters, following = table.arrays["characters"], table.arrays["following"]
     children, entries = table.arrays["children"], table.arrays["entries"]
@@ -196,7 +196,7 @@ def damaged(table: NgramTable, name: str, place: int, value: int) -> dict[str, N
     return arrays
 
 
-def test_arrays_that_are_no_table_are_refused() -> None:
+def test_arrays_that_are_not_a_table_are_refused() -> None:
     table = build(count(text(600, 7), 7, 3), min_gain=0)
     NgramTable(7, table.arrays)
     wrong = [

@@ -20,7 +20,7 @@ def decoded(loaded: corpus.Corpus) -> str:
 
 
 def written(folder: Path, **contents: bytes) -> list[str]:
-    """Write the files, and return their paths in that order."""
+    """Write the files, and return their paths in the same order."""
     folder.mkdir(exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -89,14 +89,14 @@ def test_standard_input_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "text", ["Plain English.\n", "Всё смешалось в доме Облонских.\n", "道可道非常道\n名可名非常名\n"]
 )
-def test_wide_encodings_are_told_and_read(name: str, text: str, tmp_path: Path) -> None:
+def test_wide_encodings_are_recognised_and_read(name: str, text: str, tmp_path: Path) -> None:
     (place,) = written(tmp_path, a=(text * 20).encode(name))
     with pytest.raises(UserError, match=f"a is not UTF-8 but {name}, it seems; pass --encoding {name}"):
         corpus.load(place)
     assert decoded(corpus.load(place, encoding=name)) == text * 20
 
 
-def test_texts_with_some_nul_characters_are_no_utf_16(tmp_path: Path) -> None:
+def test_texts_with_some_nul_characters_are_not_taken_for_utf_16(tmp_path: Path) -> None:
     text = "a\0b\0\0cd\0" * 100
     assert decoded(corpus.load(written(tmp_path, a=text.encode()))) == text
     assert likely_encoding("Всё\n".encode()) == ""

@@ -46,6 +46,6 @@ def test_a_broken_vocabulary_is_refused(codes: object) -> None:
 
 
 @pytest.mark.parametrize("values", [None, [], {}], ids=str)
-def test_what_is_no_vocabulary_is_refused(values: object) -> None:
+def test_anything_but_a_vocabulary_is_refused(values: object) -> None:
     with pytest.raises(UserError):
         Vocab.from_dict(values)

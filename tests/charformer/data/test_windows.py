@@ -1,4 +1,4 @@
-"""Passes over a text, cut into windows."""
+"""Test the passes over a text that is cut into windows."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The model against a naive one, in float64: a linear a head, an explicit mask and softmax, recomputed prefixes."""
+"""Compare the model in float64 with a naive one: a linear layer for each head, an explicit mask, no cache."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ SMALL = ModelConfig(n_layer=3, n_head=4, n_embd=48, block_size=33, dropout=0.2, 
 def build(config: ModelConfig = SMALL) -> GPT:
     torch.manual_seed(0)
     model = GPT(config).double().eval()
-    with torch.no_grad():  # layer norms start as identities, which would hide a mix-up
+    with torch.no_grad():  # layer norms start as identities, which would hide that two were swapped
         for name, parameter in model.named_parameters():
             if ".ln" in name or name.startswith("ln_f"):
                 parameter.add_(torch.randn_like(parameter))
@@ -37,7 +37,7 @@ def layer_norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 
 
 def rotated(x: Tensor, base: float) -> Tensor:
-    """Each pair by a 2 x 2 matrix of its own."""
+    """Rotate each pair by a 2 x 2 matrix of its own."""
     out, half = x.clone(), x.shape[-1] // 2
     for position in range(x.shape[1]):
         for pair in range(half):
@@ -48,7 +48,7 @@ def rotated(x: Tensor, base: float) -> Tensor:
 
 
 def prior_of(tokens: Tensor, vocab_size: int = SMALL.vocab_size) -> Tensor:
-    """Return some distribution of the next character for every position, (B, T, V)."""
+    """Return a random distribution of the next character for every position, (B, T, V)."""
     scores = torch.randn(*tokens.shape, vocab_size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (3 * scores).softmax(-1)
 

@@ -105,7 +105,7 @@ def test_a_folder_is_free_only_for_a_run(tmp_path: Path) -> None:
         RunDir(strange / "thesis.txt").check_free(overwrite=True)
 
 
-def test_a_start_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_killed_start_does_not_block_the_next(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     (tmp_path / ".last.safetensors.123.tmp").write_bytes(b"half")
     run.check_free(overwrite=False)
@@ -120,7 +120,7 @@ def test_a_file_that_is_only_called_like_a_run_s_is_kept(name: str, tmp_path: Pa
         RunDir(tmp_path).check_free(overwrite=True)
 
 
-def test_another_program_s_model_is_no_run(tmp_path: Path) -> None:
+def test_another_program_s_model_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     with pytest.raises(UserError, match="is not of a run"):
         RunDir(tmp_path).check_free(overwrite=True)

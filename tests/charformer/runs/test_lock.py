@@ -1,4 +1,4 @@
-"""Two trainings and one folder."""
+"""Test two trainings that want one folder."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     with holder(run.path) as process:
         for _ in range(2):  # asking does not change the answer
@@ -37,7 +37,7 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> No
                 pass
         process.kill()
     assert run.lock.exists()
-    with locked(run):  # a killed process holds nothing
+    with locked(run):  # a killed process keeps no lock
         assert run.lock.read_text("utf-8") == str(os.getpid())
     assert not run.lock.exists()
     run.check_free(overwrite=False)
@@ -53,7 +53,7 @@ def test_it_is_given_back_after_an_error_too(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows keeps the file")
 def test_many_processes_in_turn_are_never_two_at_a_time(tmp_path: Path) -> None:
-    """Each removes the file as it leaves: the next must not lock what is no longer there."""
+    """Each process removes the lock file at its end, and the next must not lock a file that is gone."""
     script = """
 import sys, os, time
 from pathlib import Path

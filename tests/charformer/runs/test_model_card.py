@@ -1,4 +1,4 @@
-"""The model card: Markdown that no name can break, and a file that a person's changes survive."""
+"""Test the model card: no name can break its Markdown, and a user's changes are kept."""
 
 from dataclasses import replace
 from pathlib import Path

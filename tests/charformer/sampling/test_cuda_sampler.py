@@ -1,4 +1,4 @@
-"""Sampling that stays on the device: its texts are the engine's, and a step has nothing that a graph would freeze."""
+"""Test sampling on the device: its texts are the engine's, and a step contains nothing that a graph would freeze."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,7 +37,7 @@ PROMPT = np.array([3, 1, 4, 1, 5])
 
 
 def build(config: ModelConfig) -> GPT:
-    """Return a model whose characters depend on all that it sees."""
+    """Return a model whose characters depend on everything that it sees."""
     torch.manual_seed(0)
     model = GPT(config)
     with torch.no_grad():
@@ -113,9 +113,9 @@ def test_noise_that_cannot_be_made_ends_the_text(monkeypatch: pytest.MonkeyPatch
 
 
 class Recording(TorchDispatchMode):
-    """What a CUDA graph keeps of some work: the operations, the memory they work on, and no Python between them.
+    """A recording of what a CUDA graph keeps: operations and the memory they work on, without the Python in between.
 
-    Refuses to read a number, or to copy from or to another tensor's device: both would wait.
+    It refuses to read a number or to copy between devices, which would wait for the device.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class Recording(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        """Do it all again on what the memory holds by now."""
+        """Run the operations again on the present content of the memory."""
         made: dict[int, Any] = {}
 
         def now(value: Any) -> Any:
@@ -141,7 +141,7 @@ class Recording(TorchDispatchMode):
 
 
 def recorded(work: Callable[[], None]) -> Callable[[], None]:
-    """Return what runs ``work`` at its first two calls, recording the second, and replays it ever after."""
+    """Return a function that runs ``work`` in its first two calls, recording the second, and then replays it."""
     recording, calls = Recording(), 0
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The engine against PyTorch's, and files that are not what they should be."""
+"""Compare the ONNX engine with PyTorch's, and open files that are wrong."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_any_byte_that_is_changed_or_missing_is_noticed(files: dict[str, Path], 
 
 
 def edited(files: dict[str, Path], **values: object) -> bytes:
-    """The file with another description, and a hash that fits."""
+    """Give the file another description, with a hash that fits."""
     model = onnx.load_from_string(unsealed(files["fused"].read_bytes()))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     described = json.loads(metadata["charformer"])
@@ -109,7 +109,7 @@ def test_descriptions_that_are_not_ours(
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(edited(files))
-    OnnxEngine(path)  # nothing but the values is wrong
+    OnnxEngine(path)  # only the values are wrong
     path.write_bytes(edited(files, **values))
     with pytest.raises(UserError, match=message):
         OnnxEngine(path)
@@ -182,7 +182,7 @@ def test_files_of_other_tools(tmp_path: Path, files: dict[str, Path]) -> None:
 def test_rounding_depends_a_little_on_how_many_are_read_at_once(
     precision: str, trained_run: Path, tmp_path: Path
 ) -> None:
-    """Speculation in 8 bits rests on it: what a character's logits are beside others, they are alone, to rounding."""
+    """Speculation in 8 bits needs this: a character has the same logits beside others as alone, up to rounding."""
     export(RunDir(trained_run), tmp_path / "m.onnx", precision, portable=False, corpus=None)
     engine = OnnxEngine(tmp_path / "m.onnx")
     ids = np.random.default_rng(0).integers(30, size=(1, 5))
@@ -193,8 +193,8 @@ def test_rounding_depends_a_little_on_how_many_are_read_at_once(
     assert np.abs(together - alone).max() < 0.1
 
 
-def test_inputs_are_bound_anew_where_a_binding_copies_them(files: dict[str, Path]) -> None:
-    """As for CUDA; the CPU may do so too."""
+def test_inputs_are_bound_again_where_a_binding_copies_them(files: dict[str, Path]) -> None:
+    """The CUDA provider copies inputs when they are bound, and the CPU's may do so too."""
     engine = OnnxEngine(files["fused"])
     wanted = [engine.start(np.array([[1]])).copy(), *(engine.extend(np.array([[n]])).copy()[0] for n in (2, 3))]
     rebinding = OnnxEngine(files["fused"])

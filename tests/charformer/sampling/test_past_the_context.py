@@ -1,4 +1,4 @@
-"""Each engine far past the context: learned positions read half of it again, rotary ones slide."""
+"""Test each engine far past the context, where learned positions read half of it again and rotary ones slide."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,14 +56,14 @@ def make(runs: dict[str, RunDir]) -> Make:
 
 
 def banded(run: RunDir, ids: np.ndarray) -> np.ndarray:
-    """Logits of the naive model, in float64, over whole texts of which each character sees ``block_size``."""
+    """Return the naive model's logits in float64 over whole texts, in which each character sees ``block_size``."""
     model, _ = load_model(run)
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
     return naive_logits(weights, model.config, torch.from_numpy(ids), prior_of(run, ids)).numpy()
 
 
 def prior_of(run: RunDir, ids: np.ndarray) -> torch.Tensor | None:
-    """Rows of the run's table, (B, T, V) in float64, looked up one by one."""
+    """Return rows of the run's table, (B, T, V) in float64, looked up one by one."""
     table = run.read_ngram(run.read_shape()[0])
     if table is None:
         return None
@@ -118,7 +118,7 @@ def test_the_reference_of_an_export_slides_too(positions: str, runs: dict[str, R
     run, ids = runs[positions], np.random.default_rng(0).integers(13, size=(2, 100))
     config, _ = run.read_shape()
     found = reference_logits(config, run.read_weights(config)[0], ids, run.read_ngram(config))
-    np.testing.assert_allclose(found, banded(run, ids), atol=1e-6)  # the naive turns are float32
+    np.testing.assert_allclose(found, banded(run, ids), atol=1e-6)  # the naive rotations are float32
 
 
 @pytest.mark.parametrize("layout", ["fused", "portable"])

@@ -1,4 +1,4 @@
-"""Rows of an n-gram table for texts that grow, and files whose table is not what it should be."""
+"""Test the rows of an n-gram table for texts that grow, and files with a wrong table."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def expected(table: NgramTable, text: np.ndarray) -> np.ndarray:
-    """Rows behind every character of (B, T) texts."""
+    """Return the rows after every character of (B, T) texts."""
     return np.array([[table.row(row[: end + 1]) for end in range(len(row))] for row in text.tolist()])
 
 
@@ -52,7 +52,7 @@ def test_texts_that_grow_have_the_rows_of_whole_ones(batch: int, table: NgramTab
             place += size
 
 
-def test_what_is_taken_back_leaves_no_trace(table: NgramTable) -> None:
+def test_forgotten_characters_leave_no_trace(table: NgramTable) -> None:
     text = np.random.default_rng(2).integers(9, size=(1, 300))
     wanted, prior = expected(table, text), GrowingPrior(table)
     prior.begin(text[:, :3])

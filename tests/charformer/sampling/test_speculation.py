@@ -1,4 +1,4 @@
-"""Speculative sampling against plain sampling, and the table against the same counts made one by one."""
+"""Compare speculative with plain sampling, and the draft table with counts that are made one by one."""
 
 import base64
 import zlib
@@ -62,7 +62,7 @@ def test_it_takes_fewer_runs(engine: OnnxEngine) -> None:
     made = list(speculate(counting, engine.description.draft, prompt, config))
     assert len(made) == 600
     assert all(step.shape == (1,) for step in made)
-    assert counting.runs < 500  # of a model that has hardly learned anything
+    assert counting.runs < 500  # for a model that has hardly learned anything
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, PROPOSALS, PROPOSALS + 1, PROPOSALS + 2, 22, 23, 24, 25])
@@ -77,7 +77,7 @@ def test_lengths_at_the_edges(engine: OnnxEngine, length: int, prompt: int) -> N
 
 
 def slow_probabilities(text: list[int], vocab_size: int, context: tuple[int, ...]) -> np.ndarray:
-    """Behind ``context``: each longer ending that occurs takes its share by Witten and Bell."""
+    """Return the probabilities after ``context``, to which each longer suffix adds its share by Witten and Bell."""
     counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for order in range(1, ORDER + 1):
         for place in range(order, len(text)):
@@ -111,7 +111,7 @@ def test_the_table_is_witten_and_bell_s(sized: tuple[int, list[int]]) -> None:
             np.testing.assert_allclose(draft.rows[known[0]], steps, atol=0.51)
         scores = np.rint(np.minimum(-STEPS_PER_NAT * np.log(wanted), 255)) / -STEPS_PER_NAT / 0.7 + noise[0]
         best = np.sort(scores)[::-1]
-        if vocab_size == 1 or best[0] - best[1] > 0.1:  # else rounding decides
+        if vocab_size == 1 or best[0] - best[1] > 0.1:  # otherwise rounding decides
             assert draft.propose(context, noise, 0.7) == [int(scores.argmax())]
 
 
@@ -122,7 +122,7 @@ def test_proposals_follow_one_another() -> None:
     assert draft.propose([], np.zeros((1, 4)), 0)[0] in range(4)
 
 
-def test_several_proposals_are_what_one_at_a_time_gives() -> None:
+def test_several_proposals_equal_those_made_one_at_a_time() -> None:
     text = np.random.default_rng(0).integers(4, size=4000)
     draft = Draft.of(text, 4)
     noise = gumbel_noise(1, 0, 0, 200, 4)
@@ -159,6 +159,6 @@ def packed(content: bytes) -> str:
     ],
     ids=lambda text: text[:12],
 )
-def test_tables_that_are_none(text: str) -> None:
+def test_tables_that_are_malformed_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="table of proposals"):
         Draft.from_text(text, 4)

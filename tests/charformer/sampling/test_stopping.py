@@ -1,4 +1,4 @@
-"""Stop texts against a search of the whole text."""
+"""Compare stop texts with a search in the whole text."""
 
 import random
 
@@ -23,7 +23,7 @@ def shown(text: str, stops: list[str]) -> tuple[str, bool]:
         ("xabc", ["bc", "abc"], "x"),  # of two that end together, the longer one
         ("stop", ["stop"], ""),
         ("text", [], "text"),
-        ("half a sto", ["stop"], "half a sto"),  # what was held back comes at the end
+        ("half a sto", ["stop"], "half a sto"),  # the held-back part comes at the end
     ],
 )
 def test_a_text_ends_before_the_first_stop(text: str, stops: list[str], expected: str) -> None:

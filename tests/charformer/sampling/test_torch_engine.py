@@ -1,4 +1,4 @@
-"""The engine against the model itself, read anew at every step."""
+"""Compare the engine with the model itself, which reads the whole text again at every step."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_logits_with_the_cache_are_those_without(block_size: int, prompt: int) -
     np.testing.assert_allclose(engine.start(ids), without_cache(model, context), atol=1e-4)
     for _ in range(3 * block_size + 2):
         new = generator.integers(0, 11, (3, 1))
-        if context.shape[1] == block_size:  # the older half goes
+        if context.shape[1] == block_size:  # the older half is dropped
             context = context[:, (block_size + 1) // 2 :]
         context = np.concatenate([context, new], axis=1)
         np.testing.assert_allclose(engine.extend(new)[:, 0], without_cache(model, context), atol=1e-4)

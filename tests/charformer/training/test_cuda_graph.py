@@ -1,4 +1,4 @@
-"""The captured step: what it may not do is tested anywhere, that it trains as the uncaptured step does on a GPU."""
+"""Test the captured step: that nothing in it waits, anywhere; that it trains like the uncaptured step, on a GPU."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ CUDA = Place(torch.device("cuda"), torch.bfloat16)
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what waits for a device: reading a number, or copying from it."""
+    """A mode that refuses whatever waits for a device: reading a number, or copying from it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._local_scalar_dense.default, "a number is read in the captured step"

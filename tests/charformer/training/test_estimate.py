@@ -1,4 +1,4 @@
-"""What a training is said to need, against what PyTorch keeps and what a process takes."""
+"""Compare the estimated memory of a training with what PyTorch keeps and what a process takes."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def build(shape: ModelConfig, what: str = "none") -> GPT:
 
 
 def kept_by_pytorch(model: GPT, dtype: torch.dtype, batch: int) -> int:
-    """Bytes of the distinct tensors that a forward pass keeps, parameters left out."""
+    """Return the bytes of the distinct tensors that a forward pass keeps, without parameters."""
     apart = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -68,7 +68,7 @@ def test_a_character_keeps_what_pytorch_keeps(shape: ModelConfig, dtype: torch.d
 @pytest.mark.skipif(not (backend.TRITON and backend.interpreted()), reason="interprets the kernels")
 @pytest.mark.parametrize("what", FREEZES)
 @pytest.mark.parametrize("shape", [SHAPES["baseline"], SHAPES["modern"]], ids=["baseline", "modern"])
-def test_so_it_does_with_the_kernels_of_a_gpu(shape: ModelConfig, what: str) -> None:
+def test_the_kernels_of_a_gpu_keep_what_is_counted_too(shape: ModelConfig, what: str) -> None:
     shape = replace(shape, n_layer=1, block_size=16)
     model = build(shape, what)
     with backend.force("triton"):
@@ -120,7 +120,9 @@ def test_a_process_takes_about_as_much(preset: str, batch: int, dtype: str, what
     text.write_text("to be or not to be that is the question\n" * 500, "utf-8")
     command = [sys.executable, "-c", TRAIN, preset, str(batch), dtype, what, str(text)]
     taken, said = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    assert 0.75 * taken - 100e6 <= said <= 1.35 * taken  # PyTorch's own code and its products' scratch are some 100 MB
+    assert (
+        0.75 * taken - 100e6 <= said <= 1.35 * taken
+    )  # PyTorch's own code and the scratch memory of its matmuls are some 100 MB
 
 
 def test_fast_fits_a_card_of_four_gigabytes() -> None:
@@ -153,7 +155,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
 
 
-def test_the_command_trains_nothing_and_says_what_it_found(tmp_path: Path) -> None:
+def test_the_command_trains_nothing_and_reports_its_estimate(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("all the world is a stage\n" * 200, "utf-8")
     out = tmp_path / "run"
@@ -169,7 +171,7 @@ def test_the_command_trains_nothing_and_says_what_it_found(tmp_path: Path) -> No
     assert content["train_seconds"] == pytest.approx(200 * 8 * 32 / content["chars_per_second"])
 
 
-def test_what_does_not_fit_is_said_and_not_tried(tmp_path: Path) -> None:
+def test_a_training_that_does_not_fit_is_not_tried(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("all the world is a stage\n" * 200, "utf-8")
     done = plan("--data", str(text), "--json", "--batch-size", "10000000", "--block-size", "64")
@@ -185,7 +187,7 @@ def test_it_is_for_a_training_that_has_not_begun(tmp_path: Path) -> None:
     assert "--plan" in done.stderr
 
 
-def test_evaluations_behind_the_first_may_take_less(
+def test_evaluations_after_the_first_may_take_less(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_config = TrainConfig(batch_size=2, max_steps=10, eval_interval=4)

@@ -35,7 +35,7 @@ def evaluator_of(
 
 
 def passes(model: GPT) -> list[int]:
-    """A list that grows by 1 with each pass through the first block."""
+    """Return a list that gains an item with each pass through the first block."""
     counted: list[int] = []
     model.blocks[0].register_forward_hook(lambda *_: counted.append(1))
     return counted
@@ -50,7 +50,7 @@ def test_the_subset_is_of_windows_from_all_over_a_split(even_windows: int, text_
     ids = text.table(Vocab.of(text.alphabet))[text.validation]
     starts = subset_starts(len(ids), 20, train_config, 1)
     spaced = np.linspace(0, len(ids) - 21, 24).astype(int)
-    assert np.array_equal(starts, spaced) == bool(even_windows)  # as runs had them that are resumed
+    assert np.array_equal(starts, spaced) == bool(even_windows)  # as in older runs that are resumed
     model.double().eval()
     losses = []
     for start in starts:
@@ -78,7 +78,7 @@ def test_there_is_one_window_in_each_stratum(characters: int, length: int) -> No
 
 
 def test_records_of_one_length_do_not_bias_the_estimate(tmp_path: Path) -> None:
-    """Records as long as the windows are apart: evenly spaced ones would all show the same part of a record."""
+    """If records are as long as the spacing, evenly spaced windows would all show the same part of a record."""
     train_config = TrainConfig(batch_size=400, eval_batches=1)
     validation = 399 * 100 + 21  # evenly spaced windows would be 100 apart
     for period in range(96, 106):
@@ -88,7 +88,7 @@ def test_records_of_one_length_do_not_bias_the_estimate(tmp_path: Path) -> None:
         model = frozen_model(path, "none")
         with torch.no_grad():
             model.head.weight.zero_()
-            model.head.bias.copy_(torch.tensor([0.0, 0.6, 0.0]))  # of \n, a, b: what a window shows is what it costs
+            model.head.bias.copy_(torch.tensor([0.0, 0.6, 0.0]))  # a window of \n, a or b has its own loss
         evaluator = evaluator_of(model, path, train_config=train_config)
         whole = evaluator.whole_loss(lambda *_: None)
         assert evaluator.subset_loss("validation") == pytest.approx(whole, abs=0.03), period
@@ -101,7 +101,7 @@ def test_records_of_one_length_do_not_bias_the_estimate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rope_base", [0.0, 10000.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_frozen_trunk_is_passed_once_and_the_head_is_read_anew(
+def test_a_frozen_trunk_runs_once_and_the_head_every_time(
     rope_base: float, dtype: torch.dtype, text_file: Path
 ) -> None:
     model = frozen_model(text_file, "trunk", rope_base)

@@ -1,4 +1,4 @@
-"""The n-gram prior in a training: whose tables predict what, runs that stop and go on, and what fine-tunes count."""
+"""Test the n-gram prior in a training: which table predicts a window, resumed runs, and the counts of fine-tunes."""
 
 import json
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_training_window_s_rows_have_not_counted_its_fold(text_file: Path) -> 
     prior, text, vocab = rows_of(text_file, keeps=False)
     ids, fold = text.table(vocab)[text.train], len(text.train) // 4
     tables = []
-    for held_out in range(4):  # counted anew, in dictionaries' stead by two texts that end where the fold begins
+    for held_out in range(4):  # counted again from two texts, which end where the fold begins
         parts = [ids[at * len(ids) // 4 : (at + 1) * len(ids) // 4] for at in range(4) if at != held_out]
         tables.append(build(priors.merged([count(part, len(vocab), 4) for part in parts]), min_gain=0))
     starts = np.array([0, fold - 10, 2 * fold + 7, len(ids) - 21])

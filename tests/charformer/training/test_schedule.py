@@ -1,4 +1,4 @@
-"""The learning rate by step, patience, and the steps that follow the text."""
+"""Test the learning rate by step, patience, and the number of steps by the length of the text."""
 
 import itertools
 import logging
@@ -43,7 +43,7 @@ def test_the_rate_rises_holds_and_falls() -> None:
 
 
 def evaluate(config: TrainConfig, losses: Sequence[float], interval: int = 10) -> Counters:
-    """Return the counters of a training whose evaluations gave these losses, from step 0 on, as far as it goes."""
+    """Return the counters of a training whose evaluations gave these losses, from step 0 on, until it ends."""
     counters, seen = Counters(), []
     for number, loss in enumerate(losses):
         counters.step = number * interval
@@ -192,7 +192,7 @@ def test_a_short_text_takes_fewer_steps_and_says_so(
     assert "suit this text" not in caplog.text
 
 
-def test_progress_tells_the_last_step(text_file: Path, tmp_path: Path) -> None:
+def test_progress_reports_the_last_step(text_file: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, max_steps=6, eval_interval=3, patience=0)
     steps: list[Progress] = list(open_run(text_file, tmp_path / "run", config).steps())
     assert {step.last_step for step in steps} == {6}

@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop_after", [2, 4])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(
     stop_after: int, dtype: torch.dtype, text_file: Path, tmp_path: Path
 ) -> None:
     whole = pretrain(text_file, tmp_path / "whole", dtype=dtype)
@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 
 
 @pytest.mark.parametrize("often", [{"save_interval": 3}, {"save_minutes": 1e-9}], ids=str)
-def test_saves_between_evaluations_change_nothing_but_where_a_killed_run_goes_on(
+def test_saves_between_evaluations_change_only_where_a_killed_run_continues(
     often: dict[str, float], text_file: Path, tmp_path: Path
 ) -> None:
     train_config = replace(TRAIN_CONFIG, eval_interval=10)
@@ -180,7 +180,7 @@ def test_an_anomaly_is_traced_to_its_operation(text_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("what", ["none", "attention", "trunk"])
-def test_a_stopped_fine_tune_goes_on_as_frozen_as_it_was(
+def test_a_stopped_fine_tune_continues_with_the_same_freeze(
     what: str, trained_run: Path, text_file: Path, tmp_path: Path
 ) -> None:
     whole = finetune(trained_run, text_file, tmp_path / "whole", what)
@@ -211,7 +211,7 @@ def test_what_was_written_after_the_last_save_is_dropped(text_file: Path, tmp_pa
     assert (again.counters.best_step, again.counters.best_val_loss) == (16, better)
 
 
-def test_a_changed_course_is_recorded(text_file: Path, tmp_path: Path) -> None:
+def test_changed_settings_are_recorded(text_file: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     trainer = pretrain(text_file, run.path)
     for stop_after, changes in (
@@ -282,7 +282,7 @@ def test_dropout_acts_while_blocks_train(
 def test_bfloat16_is_another_arithmetic_and_the_score_is_float32(text_file: Path, tmp_path: Path) -> None:
     exact = pretrain(text_file, tmp_path / "exact", TRAIN_CONFIG, torch.float32)
     run_all(exact)
-    rough = pretrain(text_file, tmp_path / "rough", TRAIN_CONFIG, torch.bfloat16)  # seeds the dropout anew
+    rough = pretrain(text_file, tmp_path / "rough", TRAIN_CONFIG, torch.bfloat16)  # seeds the dropout again
     run_all(rough)
     assert not torch.equal(exact.model.head.weight, rough.model.head.weight)
     score = rough.whole_validation_loss()

@@ -63,7 +63,7 @@ def test_speed_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     console = PlainConsole(file=io.StringIO(), width=200)
     with TrainingDisplay(console, "title", 0, 64, lambda: None, []) as display:
         for step in range(61):
-            now += 30 if step in (1, 40) else 0.5  # the first step warms up; step 40 is held up by an evaluation
+            now += 30 if step in (1, 40) else 0.5  # the first step warms up, and an evaluation delays step 40
             display.update(Step(step, 2.0, 1e-3, Losses(step, 2.0, 2.0) if step in (0, 40, 60) else None))
     assert isinstance(console.file, io.StringIO)
     last = console.file.getvalue().splitlines()[-1]
@@ -79,7 +79,7 @@ def test_what_the_model_writes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         for number in range(61):
             display.update(Step(number, 1.0, 1e-3, Losses(number, 1.0, 1.0) if number == 60 else None))
             if number % 10 == 5:
-                now.seconds += 50  # sampling takes no time from the steps
+                now.seconds += 50  # the time of sampling does not count
                 display.show_sample(number, "\nKING:\n\nO [b]my\x1b[31m lord")
             now.seconds += 0.5
     assert isinstance(console.file, io.StringIO)
@@ -119,7 +119,7 @@ def test_the_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
     assert rows[8].split() == ["0", "100"]
     assert {str(span.style) for span in drawn.spans} >= {"cyan", "yellow"}
     assert loss_curve([("cyan", [(0, 4.0)])], 100, 36).plain == ""
-    assert loss_curve([("cyan", [(0, 4.0), (100, 4.0)])], 100, 36).plain  # a flat curve divides by nothing
+    assert loss_curve([("cyan", [(0, 4.0), (100, 4.0)])], 100, 36).plain  # a flat curve must not divide by zero
 
 
 def test_a_steep_line_hangs_together() -> None:

@@ -1,4 +1,4 @@
-"""Every kernel, forward and every gradient, against float64 and against plain PyTorch in the same dtype."""
+"""Compare every kernel, forward and every gradient, with float64 and with plain PyTorch in the same dtype."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from kernels.checks.cases import Case, cases
 from tests.kernels.marks import needs_gpu, needs_interpreter
 
 CASES = list(cases())
-# The interpreter is slow, and float16 goes where bfloat16 goes.
+# The interpreter is slow, and float16 takes the same paths as bfloat16.
 INTERPRETED = [case for i, case in enumerate(CASES) if case.dtype != torch.float16 or i % 4 == 0]
 
 
@@ -126,7 +126,7 @@ def test_a_gpu_that_is_not_there_is_named_and_nothing_is_written(
     ("error", "rms_error", "complains"),
     [(1e-6, 1e-7, False), (2e-5, 1e-7, True), (1e-6, 2e-6, True), (float("nan"), 1e-7, True)],
 )
-def test_what_is_complained_about(error: float, rms_error: float, complains: bool) -> None:
+def test_only_large_errors_are_violations(error: float, rms_error: float, complains: bool) -> None:
     row = {"case": "case", "result": "d_q", "dtype": "float32"}
     row |= {"error": error, "rms_error": rms_error, "pytorch_rms_error": 3e-7}
     assert (accuracy.violation(row) is not None) == complains

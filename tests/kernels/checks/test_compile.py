@@ -1,4 +1,4 @@
-"""What the compiler makes of every kernel, for a card that is not there; and that each of its gates can fail."""
+"""Check the compiler's output for every kernel and a card that is not present, and that each gate can fail."""
 
 import csv
 import json

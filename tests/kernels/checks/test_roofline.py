@@ -1,4 +1,4 @@
-"""The static roofline against counts by hand."""
+"""Compare the static roofline with counts made by hand."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from kernels.checks.cards import CARDS
 from kernels.checks.roofline import Shape, Work, predict, step_seconds, work
 
 STEP = work(Shape())
-N, C, SCORES = 12_288, 384, 32 * 6 * 384 * 384  # of the preset `baseline`
+N, C, SCORES = 12_288, 384, 32 * 6 * 384 * 384  # the preset `baseline`
 
 
 def test_attention_flops_are_those_of_the_causal_half() -> None:

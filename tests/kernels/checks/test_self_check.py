@@ -1,4 +1,4 @@
-"""The check before a training: a kernel that is broken is named, the others are not, and no generator moves."""
+"""Test the check before a training: only a broken kernel is named, and no random generator changes its state."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +65,7 @@ def test_an_op_that_falls_back_gives_pytorchs_numbers(monkeypatch: pytest.Monkey
 
 @needs_interpreter
 def test_a_fault_of_the_gpu_ends_with_one_line_that_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CUDA has it: the error comes with the first wait, and with every call behind it."""
+    """As with CUDA, the error appears at the first wait and at every later call."""
 
     def fault(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

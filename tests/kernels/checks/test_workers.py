@@ -1,4 +1,4 @@
-"""Work in processes: results, exceptions and crashes each belong to their own item."""
+"""Test work in processes: results, exceptions and crashes each belong to their own item."""
 
 import os
 import time
@@ -37,7 +37,7 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def test_nothing_goes_on_behind_an_end_that_comes_early() -> None:
+def test_nothing_is_sampled_after_an_early_end() -> None:
     start = time.monotonic()
     for _ in run_each(sleep, [0.0, 60.0], 2):
         break

@@ -1,4 +1,4 @@
-"""The CPU's sum, dropout and layer norm against the formula in float64."""
+"""Compare the CPU's sum, dropout and layer norm with the formula in float64."""
 
 import math
 
@@ -18,7 +18,7 @@ def rms(x: Tensor) -> float:
 def results(
     inputs: list[Tensor], dtypes: tuple[torch.dtype, torch.dtype], function: object, frozen: bool = False
 ) -> list[Tensor]:
-    """Both outputs and the gradients of all inputs of an ``add_dropout_layer_norm``, in float64."""
+    """Return both outputs and the gradients of all inputs of an ``add_dropout_layer_norm``, in float64."""
     residual, x, weight, bias, d_total, d_y = inputs
     wide, narrow = dtypes
     leaves = [residual.to(wide), x.to(narrow), weight.to(wide), bias.to(wide)]
@@ -71,7 +71,7 @@ def test_it_is_the_formulas(dropout_p: float, piece: int, monkeypatch: pytest.Mo
             assert rms(mine - wanted) <= tolerance * rms(wanted)
 
 
-def test_it_with_a_frozen_norm_has_the_same_gradients_else() -> None:
+def test_a_frozen_norm_leaves_the_other_gradients_the_same() -> None:
     inputs = random_inputs()
     both = (torch.float64, torch.float64)
     free = results(inputs, both, add_dropout_layer_norm)

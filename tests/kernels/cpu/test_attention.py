@@ -1,4 +1,4 @@
-"""The CPU's attention against float64 and against PyTorch's own."""
+"""Compare the CPU's attention with float64 and with PyTorch's own."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kernels.cpu.dropout import Masks
 
 
 def packed(batch: int, heads: int, time: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """q, k, v as a model makes them, views of one tensor, and a gradient."""
+    """Return q, k and v as a model makes them, views of one tensor, and a gradient."""
     torch.manual_seed(0)
     qkv = torch.randn(batch, time, 3, heads, width).to(dtype)
     d_out = torch.randn(batch, heads, time, width).to(dtype)
@@ -25,7 +25,7 @@ def packed(batch: int, heads: int, time: int, width: int, dtype: torch.dtype) ->
 
 
 def results(attend: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The output and the gradients of q, k and v, in float64."""
+    """Return the output and the gradients of q, k and v, in float64."""
     q, k, v, d_out = (x.detach().to(dtype) for x in inputs)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     out = attend(*leaves)
@@ -43,7 +43,7 @@ def rms(x: Tensor) -> float:
 @pytest.mark.parametrize("shape", [(2, 3, 8, 16), (1, 2, 33, 24), (3, 2, 100, 7), (2, 4, 256, 64), (1, 1, 383, 33)])
 @pytest.mark.parametrize("sharp", [1, 4, 8])  # a trained model's scores reach 45
 def test_errors_are_at_most_twice_pytorchs(shape: tuple[int, int, int, int], sharp: int) -> None:
-    """And a rounding of the result, which counts where a few sharp rows leave hardly a gradient."""
+    """The limit also allows one rounding of the result, which matters if a few sharp rows leave hardly a gradient."""
     q, *rest = packed(*shape, torch.bfloat16)
     inputs = [q * sharp, *rest]
     exact = results(pytorch, inputs, torch.float64)
@@ -79,10 +79,10 @@ def test_with_dropout_values_and_gradients_are_those_of_the_formula(dropout_p: f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tiles_with_dropout_come_to_what_float64_gives_under_the_same_masks(
+def test_tiles_with_dropout_equal_float64_under_the_same_masks(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several tiles, of heads and of rows, the last of each smaller than the others."""
+    """The shape has several tiles of heads and of rows, the last of each smaller than the others."""
     monkeypatch.setattr(cpu_attention, "ROWS", 32)
     monkeypatch.setattr(cpu_attention, "TILE", 2 * 32 * 70)
     inputs = packed(1, 5, 70, 16, dtype)
@@ -95,7 +95,7 @@ def test_tiles_with_dropout_come_to_what_float64_gives_under_the_same_masks(
 
 
 def test_scores_below_zero_and_far_from_it() -> None:
-    """Where an exponential of a score itself would be nothing."""
+    """The exponential of such a score would underflow to zero."""
     q, k, v, d_out = packed(1, 2, 40, 16, torch.bfloat16)
     q, k = q.abs() * 8, -k.abs() * 8
     exact, ours, theirs = (
@@ -113,7 +113,7 @@ def test_scores_below_zero_and_far_from_it() -> None:
 @pytest.mark.parametrize("dropout_p", [0.0, 0.001, 0.3])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_what_is_not_a_number_stays_so(sign: float, dropout_p: float) -> None:
-    """Also the kind with a negative sign, which processors make."""
+    """This includes NaN with a negative sign, which processors produce."""
     q, k, v, _ = packed(1, 2, 40, 16, torch.bfloat16)
     q = q.clone()
     q[0, 0, 7] = math.copysign(math.nan, sign)

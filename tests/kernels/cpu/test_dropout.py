@@ -1,4 +1,4 @@
-"""The CPU's dropout masks: how often they drop, and that no two of their elements depend on one another."""
+"""Test the CPU's dropout masks: how often they drop, and that no two elements depend on one another."""
 
 import math
 
@@ -13,12 +13,12 @@ SHAPE = torch.Size((1000, 803))
 
 
 def standard(keep: Tensor, rate: float) -> Tensor:
-    """What is dropped, as float64 numbers of mean 0 and variance 1."""
+    """Return the mask as float64 numbers of mean 0 and variance 1."""
     return ((1 - keep.double()) - rate).flatten() / math.sqrt(rate * (1 - rate))
 
 
 def correlations(a: Tensor, b: Tensor) -> Tensor:
-    """Of ``a`` and ``b``, at every distance and around the end, in standard deviations of what chance gives."""
+    """Return the correlations of ``a`` and ``b`` at every cyclic distance, in standard deviations of pure chance."""
     product = torch.fft.rfft(a).conj() * torch.fft.rfft(b)
     return torch.fft.irfft(product, n=len(a)) / math.sqrt(len(a))
 
@@ -42,7 +42,7 @@ def test_they_drop_as_often_as_they_should_and_no_element_with_another(dropout_p
 
 
 def test_the_numbers_of_the_tables_are_uniform() -> None:
-    """All 65,536 of them as often, by chi-squared, and the sum of both tables as well."""
+    """All 65,536 numbers are equally frequent by a chi-squared test, in each table and in the XOR of both."""
     first, second = dropout._tables()
     for numbers in (first, second, first ^ second):
         counts = torch.bincount(numbers.int() + 2**15, minlength=2**16).double()

@@ -1,4 +1,4 @@
-"""The CPU's linear in bfloat16 against float64 and against PyTorch's own."""
+"""Compare the CPU's linear layer in bfloat16 with float64 and with PyTorch's own."""
 
 import math
 from collections.abc import Callable

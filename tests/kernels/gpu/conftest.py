@@ -1,4 +1,4 @@
-"""Every test in this folder forces the kernels, on a GPU or in Triton's interpreter."""
+"""Force the kernels in every test of this folder, on a GPU or in Triton's interpreter."""
 
 from collections.abc import Iterator
 

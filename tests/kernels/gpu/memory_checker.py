@@ -1,7 +1,7 @@
 """A checker of every access to memory that an interpreted kernel makes.
 
-An access outside every tensor that the kernel was given is an error, and so is a load of what nothing wrote: while it
-checks, PyTorch fills new tensors with NaN, so a NaN that is loaded was never written, where the inputs have none.
+An access outside the tensors that the kernel was given is an error, and so is a load of memory that was never written.
+During the check PyTorch fills new tensors with NaN, so a loaded NaN was never written if the inputs have none.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from kernels.gpu import launch
 
 
 class AccessError(AssertionError):
-    """A kernel touched what is not its own."""
+    """Raised when a kernel accesses memory that is not its own."""
 
 
 class _Memory:
-    """Stands where the interpreter's own loads and stores are, checks, and passes on."""
+    """Replaces the interpreter's loads and stores, checks each access, and passes it on."""
 
     def __init__(self, memory: Any) -> None:
         self._memory = memory
@@ -52,14 +52,14 @@ class _Memory:
 
 
 def _extent(x: torch.Tensor) -> tuple[int, int]:
-    """From its first byte to behind its last one; what lies between the rows of a view counts as its own."""
+    """Return the addresses of a tensor's first byte and after its last, gaps between a view's rows included."""
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 @contextmanager
 def checked() -> Iterator[None]:
-    """Check what kernels do to memory in here."""
+    """Check the memory accesses of kernels within the context."""
     memory = _Memory(interpreter._interpreter)
     unchecked = launch.Kernel.launch
 

@@ -1,4 +1,4 @@
-"""What attention must do besides being accurate: NaN, extremes, causality, layouts, the same bits every time."""
+"""Test attention beyond accuracy: NaN, extremes, causality, layouts, the same bits every time."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from kernels import ops, reference
 from tests.kernels.marks import NEEDS_KERNELS, random
 
-pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
+pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # NumPy's, about NaN
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v"])
@@ -37,7 +37,7 @@ def test_a_later_character_never_changes_an_earlier_result() -> None:
 
 
 def test_scores_far_from_zero() -> None:
-    """Rows of one enormous score, and of many equal ones: the softmax neither overflows nor loses its sum."""
+    """With one enormous score in a row, or many equal ones, the softmax neither overflows nor loses its sum."""
     q = torch.full((1, 1, 66, 16), 100.0)
     k = torch.zeros(1, 1, 66, 16)
     k[0, 0, 5] = 100.0
@@ -71,7 +71,7 @@ def test_it_takes_any_strides(strides: str) -> None:
 
 
 def test_a_cache_with_other_strides_than_q() -> None:
-    """As in a prefill: q is a view of packed q, k, v, the keys and values views of a cache that is longer."""
+    """As in a prefill, q is a view of packed q, k and v, and keys and values are views of a longer cache."""
     q = random(2, 20, 3, 2, 16).permute(2, 0, 3, 1, 4)[0]
     k, v = random(2, 2, 2, 50, 16, seed=1)[..., :20, :]
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)

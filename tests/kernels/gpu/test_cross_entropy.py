@@ -1,4 +1,4 @@
-"""What cross-entropy must do besides being accurate: NaN, infinities, ignored rows, targets out of range."""
+"""Test cross-entropy beyond accuracy: NaN, infinities, ignored rows, targets out of range."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from kernels import ops
 from tests.kernels.marks import NEEDS_KERNELS, random
 
-pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
+pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # NumPy's, about NaN
 
 
 def test_nan_comes_out_as_nan() -> None:
@@ -23,7 +23,7 @@ def test_nan_comes_out_as_nan() -> None:
 @pytest.mark.parametrize("vocab", [3, 87, 9000])
 def test_minus_infinity_and_of_enormous_logits(vocab: int) -> None:
     logits = 1e4 * random(4, vocab)
-    logits[0, : vocab - 1] = -torch.inf  # for 9,000 symbols, two whole blocks of nothing else
+    logits[0, : vocab - 1] = -torch.inf  # for 9,000 symbols, two whole blocks of only these
     targets = torch.tensor([vocab - 1, 0, 1, 2])
     leaf, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     loss, expected = ops.cross_entropy(leaf, targets), F.cross_entropy(plain, targets)
@@ -33,7 +33,7 @@ def test_minus_infinity_and_of_enormous_logits(vocab: int) -> None:
     torch.testing.assert_close(leaf.grad, plain.grad)
 
 
-def test_rows_are_ignored_and_any_index_can_be_the_one() -> None:
+def test_rows_are_ignored_under_any_ignore_index() -> None:
     logits = random(6, 10)
     logits[1] = torch.nan  # an ignored row may hold anything
     for ignore_index in (-100, -1, 3):

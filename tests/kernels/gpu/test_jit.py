@@ -1,4 +1,4 @@
-"""Every launcher through Triton's real JIT, up to the launch; and that the JIT finds what was compiled beforehand."""
+"""Run every launcher through Triton's real JIT up to the launch, and check that it finds compiled kernels."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which variant of a kernel the launcher chooses."""
+"""Test which variant of a kernel the launcher chooses."""
 
 import pytest
 import torch

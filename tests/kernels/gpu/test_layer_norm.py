@@ -1,4 +1,4 @@
-"""What the layer norms must do besides being accurate: NaN, extremes, strides, the same bits every time."""
+"""Test the layer norms beyond accuracy: NaN, extremes, strides, the same bits every time."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from kernels import ops
 from tests.kernels.marks import NEEDS_KERNELS, random
 
-pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
+pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # NumPy's, about NaN
 
 
 def test_nan_comes_out_as_nan() -> None:
@@ -51,7 +51,7 @@ def test_what_is_normalised_is_the_residual_as_it_was_rounded() -> None:
 
 
 def test_a_residual_that_nothing_reads_gets_no_gradient_of_its_own() -> None:
-    """As behind the last branch of a model, whose sum only the norm reads."""
+    """This happens after the last branch of a model, whose sum only the norm reads."""
     residual, x = (t.requires_grad_() for t in random(2, 6, 32))
     weight = torch.ones(32, requires_grad=True)
     ops.add_dropout_layer_norm(residual, x, weight, torch.zeros(32))[1].sum().backward()

@@ -1,4 +1,4 @@
-"""Kernels touch what is theirs and nothing else: every access is checked, with tensors at the edge of an allocation."""
+"""Check every memory access of the kernels, with tensors at the edge of an allocation."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ pytestmark = needs_interpreter
 
 
 def at_the_edge(x: torch.Tensor) -> torch.Tensor:
-    """The same values in an allocation that ends with them, begun at an odd element."""
+    """Return the same values in an allocation that ends with them and starts at an odd element."""
     flat = torch.zeros(x.numel() + 3, dtype=x.dtype)
     flat[3:] = x.flatten()
     return flat[3:].view(x.shape).requires_grad_(x.is_floating_point())

@@ -1,4 +1,4 @@
-"""What rotary positions must do besides being accurate: NaN, layouts, tables that begin in the middle."""
+"""Test rotary positions beyond accuracy: NaN, layouts, tables that begin in the middle."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from kernels import backend, ops
 from tests.kernels.marks import NEEDS_KERNELS, random
 
-pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy, about NaN
+pytestmark = [*NEEDS_KERNELS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # NumPy's, about NaN
 
 
 def reference(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
