@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
 from charformer.commands.common import Parser
@@ -122,6 +123,9 @@ def build_parser() -> Parser:
         metavar="N",
         help="score at most about N characters of the validation split at the end (default: %(default)s)",
     )
+    parser.add_argument(
+        "--log", choices=("tensorboard",), help="log the training for TensorBoard too, in the run's folder"
+    )
     parser.add_argument("--json", action="store_true", help="make the last line of stdout a summary in JSON")
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="find the operation whose gradient is nan first; slow"
@@ -174,6 +178,8 @@ def check(args: argparse.Namespace, world: World) -> None:
         raise UserError("--validation names a text of its own; leave out --validation-share and --validation-split")
     if args.sample_interval is not None and args.sample_interval < 0:
         raise UserError(f"--sample-interval is {args.sample_interval}; it must be 0 or more")
+    if args.log and find_spec("tensorboard") is None:
+        raise UserError("--log tensorboard needs the package tensorboard: pip install tensorboard")
     if args.score_characters < 1:
         raise UserError(f"--score-characters is {args.score_characters}; it must be at least 1")
     if args.resume:

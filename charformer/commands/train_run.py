@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ from charformer.training.session import (
 )
 from charformer.training.signals import StoppedError, stop_signals
 from charformer.ui.console import PlainConsole, printable, progress_bar
+from charformer.ui.tensorboard import TensorBoardLog
 from charformer.ui.training_display import PLAIN_SECONDS, TrainingDisplay
 
 SAMPLE_CHARACTERS = 80  # of a line that shows what the model writes by now
@@ -214,18 +215,25 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         memory=lambda: machine.memory_bytes(trainer.device),
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
     )
+    tracker = TensorBoardLog(session.run, counters.step) if args.log else None
     above_panel = console if console.is_interactive else notices
     with (
         stop_signals(above_panel.print, is_patient=trainer.world.is_launched) as stop,
+        tracker or nullcontext(),
         display,
         torch.autograd.set_detect_anomaly(args.detect_anomaly),
     ):
         try:
             for progress in trainer.steps(lambda: trainer.world.agree(stop)):
+                if tracker:
+                    tracker.update(progress)
                 try:
                     display.update(progress)
                     if _samples_after(progress, args.sample_interval):
-                        display.show_sample(progress.step, session.sample_between_steps(SAMPLE_CHARACTERS))
+                        sample = session.sample_between_steps(SAMPLE_CHARACTERS)
+                        if tracker:
+                            tracker.add_sample(progress.step, sample)
+                        display.show_sample(progress.step, sample)
                 except BrokenPipeError:
                     stop.request(CLOSED_PIPE)
         except WriteError as error:

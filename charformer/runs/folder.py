@@ -24,6 +24,7 @@ from charformer.runs.tensors import (
 FORMAT = 1
 WEIGHTS = ("best", "last")  # the best on validation, and those of the last save
 MODEL = "model."  # the prefix of a weight's name in last.safetensors
+EVENTS = "events.out.tfevents.*"  # the files of --log tensorboard
 PLOTTED = ("step", "characters", "train_loss", "val_loss")
 CARD_MARK = "\n<!-- charformer-train replaces this file as long as nobody has changed it. SHA-256 of the above: "
 
@@ -48,7 +49,7 @@ class RunDir:
     def _files(self) -> list[Path]:
         """Return every file of a run, config.json last: as long as it exists, the folder is a run's."""
         files = [value for name, value in vars(self).items() if name not in ("path", "config", "lock")]
-        return [*files, self.config]
+        return [*files, *self.path.glob(EVENTS), self.config]
 
     def _left_over(self) -> list[Path]:
         """Return the temporary files of writes that were killed."""

@@ -74,7 +74,7 @@ def model_card(
         "| | nats | bits |\n|---|---|---|\n"
         + "".join(f"| {name} | {loss:.4f} | {loss / math.log(2):.4f} |\n" for name, loss in losses),
         SAMPLING,
-        *(["## A sample\n", _block(sample)] if sample else []),
+        *(["## A sample\n", block(sample)] if sample else []),
         "## What these files reveal of the text\n",
         "".join(f"- {line}\n" for line in _revealed(record)),
     ]
@@ -145,7 +145,7 @@ def code(value: object) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _block(text: str) -> str:
+def block(text: str) -> str:
     """Return ``text`` as a fenced block of Markdown."""
     fence = _fence(text, least=3)
     return f"{fence}text\n{text.replace(chr(13), chr(10)).strip(chr(10))}\n{fence}\n"
