@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
             keep(args, config, rows)
     _print(rows, args.target)
     if args.chart:
-        write_curves(args.chart, report.curves({"rows": rows}), args.target)
+        write_curves(args.chart, report.curves({"config": config, "rows": rows}), args.target)
     return 0
 
 

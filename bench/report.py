@@ -77,8 +77,16 @@ def markdown(contents: dict[str, Any], rows: dict[str, list[Row]], sections: lis
 
 
 def curves(result: dict[str, Any]) -> list[Curve]:
-    """Return a curve for each row of a result of bench.convergence, grouped by preset."""
-    return [(f"{row['preset']}: {results.label(row)}", row["preset"], row["curve"]) for row in result["rows"]]
+    """Return a curve for each row of a result of bench.convergence, with the label of its preset and engine."""
+    presets = result["config"].get("presets", {})
+
+    def label(row: Row) -> str:
+        if row["engine"] != "charformer":
+            return f"{row['engine']}, {row['preset']}"
+        has_prior = presets.get(row["preset"], {}).get("model", {}).get("ngram_order")
+        return f"{row['preset']}, with an n-gram prior" if has_prior else str(row["preset"])
+
+    return [(label(row), row["curve"]) for row in result["rows"]]
 
 
 def baseline_curve() -> Curve:
@@ -87,7 +95,7 @@ def baseline_curve() -> Curve:
     characters = preset.pretrain.batch_size * preset.model.block_size
     points = PUBLISHED["pretrain", "none"].items()
     line = [{"characters": step * characters, "val_loss": validation} for step, (_, validation) in points]
-    return "the baseline's page, steps as coded", "baseline", line
+    return "the baseline's page, steps as coded", line
 
 
 def _names(files: list[Path]) -> list[str]:
@@ -105,7 +113,8 @@ def _section(row: Row) -> Section:
 
 
 def _title(section: Section) -> str:
-    return f"{section[0]}, {section[1]}"
+    part, preset = section
+    return f"{preset}, engines in turn" if part == "interleaved" else f"{part}, {preset}"
 
 
 def _origin(result: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         for row in rows:
             found = [("before", old["seconds"]) for old in earlier if old["preset"] == row["preset"]]
             alone = {"matmuls": row["matmul_seconds"], "attention": row["attention_matmul_seconds"]}
-            found += [("now" if found else "step", row["seconds"]), ("alone", alone)]
+            found += [("now" if found else "step", row["seconds"]), ("its matmuls", alone)]
             stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
         write_stacks(args.chart, stacks, STEP_PARTS, "seconds of a step")
     return 0

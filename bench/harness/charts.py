@@ -10,8 +10,8 @@ from charformer.files import atomic_path
 
 Bar = tuple[str, Speed, bool]
 Stack = tuple[str, dict[str, float]]
-Curve = tuple[str, str, list[dict[str, Any]]]
-COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+Curve = tuple[str, list[dict[str, Any]]]
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
 def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
@@ -39,30 +39,32 @@ def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
 
 
 def write_curves(path: Path, curves: list[Curve], target: float, reference: Curve | None = None) -> None:
-    """Write a PNG of validation losses against characters, a line for each (label, group, evaluations).
+    """Write a PNG of validation losses against characters, a line for each (label, evaluations).
 
-    Lines of one group share a color. ``target`` is drawn as a dashed line, and losses far above it are cut off. A
-    ``reference`` is drawn in gray, as far as the other lines reach.
+    Lines of one label share a color and an entry of the legend. ``target`` is drawn as a dashed line, and losses far
+    above it are cut off. A ``reference`` is drawn in gray, as far as the other lines reach.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    groups = list(dict.fromkeys(group for _, group, _ in curves))
-    for label, group, points in curves:
-        color = COLORS[groups.index(group) % len(COLORS)]
+    labels = list(dict.fromkeys(label for label, _ in curves))
+    for label, points in curves:
+        color = COLORS[labels.index(label) % len(COLORS)]
         seen = [point["characters"] / 1e6 for point in points]
         axes.plot(seen, [point["val_loss"] for point in points], marker=".", color=color, label=label, alpha=0.8)
     if reference is not None:
         right = axes.get_xlim()[1]
-        seen = [point["characters"] / 1e6 for point in reference[2]]
-        axes.plot(seen, [point["val_loss"] for point in reference[2]], marker="s", color="gray", label=reference[0])
+        seen = [point["characters"] / 1e6 for point in reference[1]]
+        axes.plot(seen, [point["val_loss"] for point in reference[1]], marker="s", color="gray", label=reference[0])
         axes.set_xlim(right=right)
     axes.set_ylim(top=min(axes.get_ylim()[1], target + 0.8))  # the untrained model's loss would flatten the rest
     axes.axhline(target, color="gray", linestyle="--", linewidth=1)
-    axes.annotate(f"{target:g}", (0, target), xytext=(2, 3), textcoords="offset points", color="gray")
+    right_end = (axes.get_xlim()[1], target)
+    axes.annotate(f"{target:g}", right_end, xytext=(-4, 3), textcoords="offset points", ha="right", color="gray")
     axes.set_xlabel("characters seen (millions)")
     axes.set_ylabel("validation loss (nats a character)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, fontsize=8)
     _save(figure, path)
 
 

@@ -142,5 +142,5 @@ def test_a_stopped_bench_continues_where_it_was(text_file: Path, tmp_path: Path)
 
 def test_curves_are_a_picture(tmp_path: Path) -> None:
     points = [{"characters": 0, "val_loss": 4.0}, {"characters": 1_000_000, "val_loss": 2.0}]
-    write_curves(tmp_path / "c.png", [("one", "a", points), ("two", "b", points)], 1.52)
+    write_curves(tmp_path / "c.png", [("one", points), ("two", points)], 1.52)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

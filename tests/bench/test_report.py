@@ -32,7 +32,7 @@ def test_one_file_has_ratios_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert report.main([str(path)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("- one: test on ")
-    assert "### interleaved, nano" in shown
+    assert "### nano, engines in turn" in shown
     assert "| charformer bf16 | 2,500 (2,499 - 2,501) | 2.50 | 12% |  |" in shown
 
 
@@ -55,12 +55,13 @@ def test_convergences_are_drawn_as_curves(tmp_path: Path) -> None:
     row = results.row(
         engine="charformer", preset="nano", precision="float32", chars_per_second=speed, curve=points, seed=1
     )
-    results.write_result(tmp_path / "c.json", results.result("convergence", {}, [row]))
-    assert report.curves(results.read_result(tmp_path / "c.json")) == [
-        ("nano: charformer fp32, seed 1", "nano", points)
-    ]
+    config = {"presets": {"nano": {"model": {"ngram_order": 7}}}}
+    rows = [row, row | {"seed": 2}, row | {"engine": "nanogpt", "preset": "its recipe"}, row | {"preset": "best"}]
+    results.write_result(tmp_path / "c.json", results.result("convergence", config, rows))
+    labels = ["nano, with an n-gram prior"] * 2 + ["nanogpt, its recipe", "best"]
+    assert report.curves(results.read_result(tmp_path / "c.json")) == [(label, points) for label in labels]
     assert report.main([str(tmp_path / "c.json"), "--chart", str(tmp_path / "c.png")]) == 0
-    points = [(point["characters"], point["val_loss"]) for point in report.baseline_curve()[2]]
+    points = [(point["characters"], point["val_loss"]) for point in report.baseline_curve()[1]]
     assert points == [(2_176_000, 2.11), (21_760_000, 1.52)]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
