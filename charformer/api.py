@@ -303,7 +303,11 @@ def _export(run: RunDir, out: Path, precision: str, portable: bool, data: str | 
     corpus = corpora.load(data) if data is not None else find_cached(run.read_section("corpus"))
     if corpus is None:
         source = run.read_section("corpus").get("source")
-        log.warning("%s is not there, so %s is checked on random characters and cannot guess ahead", source, out)
+        log.warning(
+            "%s is not there, so %s is checked on random characters and has no draft for speculative sampling",
+            source,
+            out,
+        )
     done = export(run, out, precision, portable, corpus, weights)
     found = done.comparison
     size, kind = f"{done.bytes / 1e6:,.2f} MB", f"{precision}{', portable' if portable else ''}"

@@ -51,7 +51,7 @@ class ModelConfig(_Config):
     dropout: float = _number(0.2, "dropout on each branch", most=0.999)
     attention_dropout: float = _number(0.2, "dropout on attention weights, which is slow on a CPU", most=0.999)
     rope_base: float = _number(
-        0.0, "base of rotary positions (10000 is usual); 0 learns an embedding of each", most=1e9
+        0.0, "base of rotary positions (10000 is usual); 0 learns an embedding of each position", most=1e9
     )
     relu_power: int = _number(1, "power of the MLP's ReLU: 1, or 2 for its square", least=1, most=2)
     ngram_order: int = _number(0, "longest context of the n-gram prior, in characters; 0 is no prior", most=8)

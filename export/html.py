@@ -53,11 +53,11 @@ def check_page(out: Path, precision: str, portable: bool) -> None:
     if portable:
         raise UserError("--html does not go with --portable: the page has onnxruntime's own operators")
     if out.exists() and not out.is_file():
-        raise UserError(f"{out} is no file; --html takes the name of one")
+        raise UserError(f"{out} is not a file; --html needs the name of one")
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for the page")
     if out.exists() and not _is_html(out):
-        raise UserError(f"{out} is there and no page; take another --html")
+        raise UserError(f"{out} exists and is not a page of ours; choose another --html")
 
 
 def _is_html(path: Path) -> bool:

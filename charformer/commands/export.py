@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--data",
         metavar="FILE|NAME",
-        help="the text to check the file on, and to guess the next characters from (default: the run's own)",
+        help="the text to check the file on and to make the draft of speculation from (default: the run's own)",
     )
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON document")
     return parser
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     run = choose_run(args.run)
     out = run.onnx if args.out is None else Path(args.out)
     if out.exists() and not out.is_file():
-        raise UserError(f"{out} is no file; --out takes the name of one")
+        raise UserError(f"{out} is not a file; --out needs the name of one")
     if out.parent.resolve() == run.path.resolve() and out.name != run.onnx.name and out.exists():
         raise UserError(f"{out} is another file of the run; take another --out")
     page = None if args.html is None else Path(args.html)

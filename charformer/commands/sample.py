@@ -56,13 +56,15 @@ def build_parser() -> Parser:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a newline)")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file, or from stdin: -")
-    prompt.add_argument("--prompts", metavar="FILE", help="a prompt a line; prints a JSON document a line")
+    prompt.add_argument(
+        "--prompts", metavar="FILE", help="read a prompt from each line; print a JSON document for each"
+    )
     prompt.add_argument(
         "--interactive",
         action="store_true",
         help="ask for one prompt after another; an empty line continues the text",
     )
-    prompt.add_argument("--score", metavar="FILE", help="sample nothing: say what each character of a text costs")
+    prompt.add_argument("--score", metavar="FILE", help="sample nothing, but score each character of a text")
     parser.add_argument(
         "--on-unknown",
         choices=("error", "skip"),
@@ -99,7 +101,9 @@ def build_parser() -> Parser:
         help="processor threads (default: PyTorch's choice; with --onnx 1 in 8 and 4 bits, else 2)",
     )
     pytorch = parser.add_argument_group("with PyTorch")
-    pytorch.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there (default: auto)")
+    pytorch.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), help="auto uses a GPU if there is one (default: auto)"
+    )
     pytorch.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of the weights (default: float32)")
     fast = parser.add_argument_group("with onnxruntime")
     fast.add_argument(
@@ -110,13 +114,13 @@ def build_parser() -> Parser:
         help="sample from this file, or from the run's model.onnx, which is exported first if missing or out of date",
     )
     fast.add_argument(
-        "--provider", choices=("auto", "cpu", "cuda"), help="auto takes a GPU for a 16-bit file (default: auto)"
+        "--provider", choices=("auto", "cpu", "cuda"), help="auto uses a GPU for a 16-bit file (default: auto)"
     )
     fast.add_argument(
         "--no-speculative",
         action="store_true",
-        help="run the model for every character, instead of checking several guesses in one run (in 8 and 4 bits the "
-        "text of a seed is then another one)",
+        help="run the model once for each character instead of checking several proposals in one run (in 8 and 4 bits "
+        "a seed then gives another text)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the text")
     return parser

@@ -69,7 +69,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--validation-split",
         choices=corpora.SPLITS,
-        help="where that share lies: the tail of the text, or blocks spread over it, which is right where the end is "
+        help="the part of the text that validates: its tail, or blocks spread over it, which suit a text whose end is "
         "unlike the rest (default: tail)",
     )
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/pretrain or runs/finetune)")
@@ -81,12 +81,12 @@ def build_parser() -> Parser:
         nargs="?",
         const="attention",
         choices=("attention", "trunk", "all"),
-        help="what a fine-tune leaves as it is: attention (meant by --freeze alone), trunk, "
-        "which is all but the head and the last layer norm, or all, which counts a new n-gram table and trains nothing "
+        help="what a fine-tune freezes: attention (also meant by --freeze without a value), trunk, which is everything "
+        "except the head and the last layer norm, or all, which trains nothing and counts a new n-gram table "
         "(default: nothing)",
     )
     parser.add_argument(
-        "--plan", action="store_true", help="train nothing: say what memory and time it takes, from a short probe"
+        "--plan", action="store_true", help="train nothing, but estimate memory and time from a short probe"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -94,7 +94,7 @@ def build_parser() -> Parser:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="auto takes a GPU where there is one (default: auto)",
+        help="auto uses a GPU if there is one (default: auto)",
     )
     parser.add_argument(
         "--dtype",
@@ -114,7 +114,7 @@ def build_parser() -> Parser:
         "--sample-interval",
         type=int,
         metavar="N",
-        help="steps between lines of what the model writes by then; 0 is none (default: at each evaluation)",
+        help="steps between samples of the model's text; 0 is none (default: at each evaluation)",
     )
     parser.add_argument(
         "--score-characters",
@@ -130,7 +130,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="find the operation whose gradient is nan first; slow"
     )
-    parser.add_argument("--verbose", action="store_true", help="say which code runs attention, layer norm and loss")
+    parser.add_argument("--verbose", action="store_true", help="print which code runs attention, layer norm and loss")
     for title, items in (
         ("model (default: the preset's)", fields(ModelConfig)),
         ("training (default: the preset's)", fields(TrainConfig)),

@@ -179,7 +179,7 @@ def _load_again(
         if corpus.sha256 != recorded.get("sha256"):
             return corpus  # prepare_resume will reject it
         if (corpus_as_before := divided_like(corpus, recorded, on_progress)) is None:
-            raise UserError("the text that validates the run is neither in the cache nor where it lay")
+            raise UserError("the run's validation text is neither in the cache nor in its old place")
         return corpus_as_before
 
 

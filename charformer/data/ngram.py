@@ -221,7 +221,7 @@ def _check(vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise UserError(f"an n-gram table takes 1 to {MAX_CHARACTERS:,} distinct characters, not {vocab_size:,}")
     types = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
     if types != {name: (np.dtype(kind), 1) for name, kind in ARRAYS.items()}:
-        raise UserError("the n-gram table does not have the arrays of one")
+        raise UserError("the n-gram table has other arrays than such a table")
     contexts = len(arrays["characters"])
     lengths_agree = all(len(arrays[name]) == contexts for name in ("children", "entries", "backoffs"))
     if not lengths_agree or not contexts or len(arrays["shares"]) != len(arrays["following"]):
@@ -230,7 +230,7 @@ def _check(vocab_size: int, arrays: Mapping[str, NDArray[Any]]) -> None:
     is_full = int(arrays["entries"].sum(dtype=np.int64)) == len(arrays["following"])
     inside = max(arrays["characters"].max(), arrays["following"].max(initial=0)) < vocab_size
     if not (is_whole and is_full and inside and arrays["backoffs"].min() > 0):
-        raise UserError("the n-gram table's numbers do not fit together")
+        raise UserError("the n-gram table's numbers are inconsistent")
     ends = np.cumsum(arrays["entries"].astype(np.int64))
     rises = np.diff(arrays["following"].astype(np.int64)) > 0
     rises[ends[(ends > 0) & (ends < len(arrays["following"]))] - 1] = True  # a new context may fall
@@ -248,7 +248,7 @@ def _depth_ends(children: NDArray[np.int64]) -> list[int]:
         start, end = end, end + more
         ends.append(end)
     if end != len(children):
-        raise UserError("the n-gram table's contexts do not hang together")
+        raise UserError("the n-gram table's contexts are inconsistent")
     return ends
 
 

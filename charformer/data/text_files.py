@@ -133,7 +133,7 @@ def checked_encoding(name: str) -> str:
         # Use Python's own search, because a package may have added one that accepts any name.
         if found := encodings.search_function(encodings.normalize_encoding(name).lower()):
             return found.name
-    raise UserError(f"--encoding {name} is no encoding that Python knows; {USUAL}")
+    raise UserError(f"--encoding {name} is not an encoding that Python knows; {USUAL}")
 
 
 def likely_encoding(block: bytes) -> str:

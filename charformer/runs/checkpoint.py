@@ -78,7 +78,7 @@ def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tenso
 def _counters(metadata: dict[str, str]) -> Counters:
     """Return the counters of last.safetensors. Raises ValueError, or an error of JSON, for impossible numbers."""
     if "training" in metadata:
-        raise ValueError("an earlier version saved it, whose order of windows is gone")
+        raise ValueError("an earlier version saved it, whose order of windows is no longer supported")
     values = dict.fromkeys(NEW_COUNTERS, 0) | json.loads(metadata["counters"])
     for item in fields(Counters):
         value = values[item.name]

@@ -109,7 +109,9 @@ class RunDir:
             raise UserError(f"there is no run in {self.path}; `charformer-train --out {self.path}` makes one")
         values = _read_json(self.config)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(f"{self.config} is not of a run, or is of another version (this one has format {FORMAT})")
+            raise UserError(
+                f"{self.config} is not a run's, or was written by another version (this one has format {FORMAT})"
+            )
         return values
 
     def read_section(self, name: str) -> dict[str, Any]:
@@ -246,7 +248,7 @@ def _card_ending(text: str) -> str:
 def _stated_sha256(path: Path) -> str:
     sha256 = read_metadata(path).get("sha256")
     if sha256 is None:
-        raise UserError(f"{path} states no hash; another program wrote it")
+        raise UserError(f"{path} has no hash in its metadata; another program wrote it")
     return sha256
 
 

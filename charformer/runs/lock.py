@@ -47,7 +47,7 @@ def _held(run: RunDir) -> BinaryIO:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
             file.close()
-            raise UserError(f"{run.lock} is no file of ours; remove it")
+            raise UserError(f"{run.lock} is not a lock file of charformer; remove it")
         if not _lock(file):
             holder = file.read(20).decode("ascii", "replace") or "unknown"
             file.close()

@@ -64,9 +64,9 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         metadata: dict[str, str] = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
     if any(array.dtype.kind not in "biuf" for array in tensors.values()):
-        raise UserError(f"cannot read {path}: it holds numbers of a kind that no run has")
+        raise UserError(f"cannot read {path}: it has a dtype that no run has")
     if metadata.get("sha256") != tensors_sha256(tensors):
-        raise UserError(f"{path} is damaged: its weights do not have the hash that it states")
+        raise UserError(f"{path} is damaged: its weights do not match the hash in its metadata")
     return tensors, metadata
 
 

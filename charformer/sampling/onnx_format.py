@@ -60,7 +60,7 @@ def unsealed(content: bytes) -> bytes:
     """Return the ModelProto that ``sealed`` hashed. Raises ValueError for other bytes."""
     body, entry, digest = content[: -len(HASH_ENTRY) - 64], content[-len(HASH_ENTRY) - 64 : -64], content[-64:]
     if entry != HASH_ENTRY or digest != hashlib.sha256(body).hexdigest().encode():
-        raise ValueError("the hash at its end is missing or another one")
+        raise ValueError("the hash at its end is missing or wrong")
     return body
 
 
@@ -95,7 +95,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind == 2:
             length, place = _varint(message, place)
         elif not length:
-            raise ValueError("it is no ONNX model")
+            raise ValueError("it is not an ONNX model")
         if place + length > len(message):
             raise ValueError("it ends too early")
         if kind == 2:
@@ -112,7 +112,7 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
         place += 1
         if byte < 128:
             return value, place
-    raise ValueError("it is no ONNX model")
+    raise ValueError("it is not an ONNX model")
 
 
 class OutdatedError(UserError):

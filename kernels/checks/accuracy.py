@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="where; cpu is Triton's interpreter (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=positive, metavar="N", help="processes (default: one a core, or 4 on a GPU)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write every figure to this file")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     options.jobs = options.jobs or (GPU_PROCESSES if device.type == "cuda" else os.cpu_count() or 1)

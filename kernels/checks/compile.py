@@ -217,9 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile the kernels and print their figures; return the exit code, 1 if a kernel does not pass."""
     parser = argparse.ArgumentParser(prog="python -m kernels.checks.compile", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--card", choices=[*ARCHITECTURES, "all"], default="sm_86", help="(default: %(default)s)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="leave what is compiled in this cache of Triton's")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="leave the compiled kernels in this Triton cache")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), metavar="N", help="(default: one a core)")
-    parser.add_argument("--csv", type=writable_file, metavar="FILE", help="write every figure there, a row a kernel")
+    parser.add_argument(
+        "--csv", type=writable_file, metavar="FILE", help="write every figure to this file, one row for each kernel"
+    )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("kernels.checks.compile compiles: unset TRITON_INTERPRET, under which Triton interprets", file=sys.stderr)

@@ -56,7 +56,7 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "text.txt", "--out", "."], "files that are not a run's"),
         (["--data", "text.txt", "--out", ".", "--overwrite"], "files that are not a run's"),
         (["--data", "text.txt", "--prompt", "é"], "U+00E9"),
-        (["--data", "text.txt", "--encoding", "none-such"], "no encoding that Python knows"),
+        (["--data", "text.txt", "--encoding", "none-such"], "not an encoding that Python knows"),
         (["--data", "text.txt", "--validation-share", "1"], "must lie between 0 and 1"),
         (["--data", "text.txt", "--validation", "text.txt", "--validation-split", "tail"], "a text of its own"),
     ],
@@ -149,7 +149,7 @@ def test_sampling(flags: list[str], named: str, trained_run: Path, capsys: pytes
     ("spoil", "named"),
     [
         (spoil_config, "do not fit"),
-        (lambda run: (run / "config.json").write_text("{}", encoding="utf-8"), "is not of a run"),
+        (lambda run: (run / "config.json").write_text("{}", encoding="utf-8"), "is not a run's, or"),
         (lambda run: (run / "vocab.json").unlink(), "cannot read"),
         (lambda run: (run / "model.safetensors").unlink(), "saved no weights"),
         (lambda run: (run / "model.safetensors").write_bytes(b"\x80\x04pickle"), "cannot read"),

@@ -103,7 +103,7 @@ def test_what_cannot_be_made_is_said_before_the_work(
     for flags, message in (
         (["--precision", "fp16"], "--html does not go with --precision fp16"),
         (["--portable"], "--html does not go with --portable"),
-        (["--html", str(tmp_path)], "is no file; --html"),
+        (["--html", str(tmp_path)], "is not a file; --html"),
         (["--html", str(tmp_path / "no" / "m.html")], "there is no folder"),
     ):
         assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / "m.html"), *flags]) == 2
@@ -111,7 +111,7 @@ def test_what_cannot_be_made_is_said_before_the_work(
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "letter.txt").write_text("Dear", encoding="utf-8")
     assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / "letter.txt")]) == 2
-    assert "is there and no page" in capsys.readouterr().err
+    assert "exists and is not a page of ours" in capsys.readouterr().err
     assert (tmp_path / "letter.txt").read_text("utf-8") == "Dear"
 
 

@@ -119,7 +119,7 @@ def test_encodings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a is not ascii near byte 1; try another --encoding"):
         corpus.load(place, encoding="ascii")
     for name in ("no-such", "base64", "a\0b"):
-        with pytest.raises(UserError, match="no encoding that Python knows"):
+        with pytest.raises(UserError, match="not an encoding that Python knows"):
             corpus.load(place, encoding=name)
     with pytest.raises(UserError, match="python-docs is UTF-8"):
         corpus.load("python-docs", encoding="latin-1")

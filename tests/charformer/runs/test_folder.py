@@ -122,7 +122,7 @@ def test_a_file_that_is_only_called_like_a_run_s_is_kept(name: str, tmp_path: Pa
 
 def test_another_program_s_model_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    with pytest.raises(UserError, match="is not of a run"):
+    with pytest.raises(UserError, match="is not a run's, or"):
         RunDir(tmp_path).check_free(overwrite=True)
 
 

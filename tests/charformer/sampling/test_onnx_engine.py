@@ -167,7 +167,7 @@ def test_files_of_other_tools(tmp_path: Path, files: dict[str, Path]) -> None:
         (sealed(other), "description is damaged"),
         (b"", "was not written by charformer-export"),
         (b"\n" * 100, "was not written by charformer-export"),
-        (sealed(b"not a graph at all"), "it is no ONNX model"),
+        (sealed(b"not a graph at all"), "it is not an ONNX model"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
