@@ -78,7 +78,7 @@ def train(
     Args:
         data: a file, a folder of text files, or several; or the name of a corpus.
         out: the folder of the run (default: runs/ and the name of the text).
-        steps: of the training (default: the preset's).
+        steps: of the training (default: the preset's, or fewer for a short text).
         preset: the name of a preset (default: ``nano`` on a CPU, ``fast`` on a GPU; of a fine-tune its source's).
         init_from: the folder of a run to fine-tune.
         freeze: what a fine-tune leaves as it is (default: nothing).

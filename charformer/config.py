@@ -117,7 +117,7 @@ class TrainConfig(_Config):
     learning_rate: float = _number(3e-4, "peak learning rate")
     muon_learning_rate: float = _number(0.0, "Muon's peak rate, for the blocks' matrices; 0 leaves them to AdamW")
     zero_init: int = _number(0, "1 starts the head and the last linear of every branch from zero", most=1)
-    max_steps: int = _number(5000, "optimizer steps", least=1)
+    max_steps: int = _number(5000, "optimizer steps; a short text takes fewer than the preset has", least=1)
     eval_interval: int = _number(500, "steps between evaluations (each also saves the run)", least=1)
     save_interval: int = _number(0, "steps between further saves (each evaluation saves too); 0 is none")
     save_minutes: float = _number(0.0, "minutes between further saves (each evaluation saves too); 0 is none")
