@@ -75,7 +75,7 @@ def export(
         wanted = reference_logits(config, tensors, ids[:, :-1], ngram)
         comparison = compare(OnnxEngine(temporary), ids, wanted)
         if not math.isfinite(comparison.max_logit_error):
-            raise UserError(f"{precision} is too coarse for these weights: logits overflow; take --precision fp32")
+            raise UserError(f"{precision} is too coarse for these weights: logits overflow; take `precision` fp32")
         if precision == "fp32" and comparison.max_logit_error > MAX_LOGIT_ERROR:
             raise UserError(
                 f"the file's logits are off by {comparison.max_logit_error:.1e}, more than {MAX_LOGIT_ERROR:.0e}; "

@@ -49,15 +49,15 @@ class Page:
 def check_page(out: Path, precision: str, portable: bool) -> None:
     """Raise UserError for a page that cannot be written, so that the error comes before the export."""
     if precision == "fp16":
-        raise UserError("--html does not go with --precision fp16, which is for CUDA; take int8, int4 or fp32")
+        raise UserError("`html` does not go with `precision` fp16, which is for CUDA; take int8, int4 or fp32")
     if portable:
-        raise UserError("--html does not go with --portable: the page has onnxruntime's own operators")
+        raise UserError("`html` does not go with `portable`: the page has onnxruntime's own operators")
     if out.exists() and not out.is_file():
-        raise UserError(f"{out} is not a file; --html needs the name of one")
+        raise UserError(f"{out} is not a file; `html` needs the name of one")
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for the page")
     if out.exists() and not _is_html(out):
-        raise UserError(f"{out} exists and is not a page of ours; choose another --html")
+        raise UserError(f"{out} exists and is not a page of ours; choose another `html`")
 
 
 def _is_html(path: Path) -> bool:

@@ -95,6 +95,22 @@ def test_no_pickle_is_ever_read() -> None:
         assert not any(word in text for word in ("pickle", "torch.load", "torch.save", "allow_pickle=True")), path
 
 
+def test_the_library_speaks_of_arguments_and_not_of_flags() -> None:
+    """Of what a user may read: the command puts in its flags (``UserError.with_flags``)."""
+    for path in SOURCES:
+        room = str(path.relative_to(ROOT))
+        if room.startswith(("bench/", "charformer/commands/", "kernels/checks/")):
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and node.body
+                and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+                text = re.sub(r"(?m)(`|^)(charformer-|pip )[^`\n]*|torchrun's --", "", node.value)
+                assert not re.search(r"(?<![\w-])--[a-z]", text), f"{room}:{node.lineno} says {node.value!r}"
+
+
 def test_comments_name_documents_that_are_here() -> None:
     for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
         text = path.read_text("utf-8")

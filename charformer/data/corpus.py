@@ -169,7 +169,7 @@ def load_or_stand_in(
 def _files(place: str, on_progress: OnProgress, encoding: str, notice: Callable[[str], None]) -> list[TextFile]:
     """Return the files that one --data names."""
     if place in NAMES and encoding != "utf-8":
-        raise UserError(f"{place} is UTF-8; --encoding is for files")
+        raise UserError(f"{place} is UTF-8; `encoding` is for files")
     if place in STAND_INS:
         return [stand_in_file(place)]
     try:
@@ -177,10 +177,10 @@ def _files(place: str, on_progress: OnProgress, encoding: str, notice: Callable[
             return [_downloaded(place, on_progress)]
         return find(place, cache_folder(), encoding, notice)
     except NoConnectionError as error:
-        raise NoConnectionError(f"{error}; --data {DOWNLOADS[place].stand_in} needs no network") from error
+        raise NoConnectionError(f"{error}; `data` {DOWNLOADS[place].stand_in} needs no network") from error
     except FileNotFoundError:
         raise UserError(
-            f"there is no file {place}; --data takes files, folders, - (standard input), or one of: {', '.join(NAMES)}"
+            f"there is no file {place}; `data` takes files, folders, - (standard input), or one of: {', '.join(NAMES)}"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {place}: {error.strerror or error}") from error
@@ -226,7 +226,7 @@ def _write_ids(text: Text, sha256: str, on_progress: OnProgress) -> tuple[str, I
 
     alphabet, characters = _survey(pieces("reading"))
     if not characters:
-        raise UserError(f"{text.name} is empty; --data takes a text of at least a few thousand characters")
+        raise UserError(f"{text.name} is empty; `data` takes a text of at least a few thousand characters")
     with atomic_path(ids_path(sha256)) as temporary:
         _encode(pieces("encoding"), alphabet, characters, temporary)
         if text.sha256() != sha256:

@@ -22,7 +22,7 @@ def divided(corpus: Corpus, share: float, split: Split) -> Corpus:
     Raises UserError unless the share is between 0 and 1.
     """
     if not 0 < share < 1:
-        raise UserError(f"--validation-share is {share}; it must lie between 0 and 1")
+        raise UserError(f"`validation_share` is {share}; it must lie between 0 and 1")
     if split == "blocks":
         corpus = replace(corpus, ids=_blocks_last(corpus, share))
     return replace(corpus, share=share, split=split)

@@ -70,14 +70,14 @@ class Text:
         offset, rest = 0, b""
         for file, block in self._blocks():
             if self.encoding == "utf-8" and offset == 0 and (likely := likely_encoding(block)):
-                raise UserError(f"{file.name} is not UTF-8 but {likely}, it seems; pass --encoding {likely}")
+                raise UserError(f"{file.name} is not UTF-8 but {likely}, it seems; pass `encoding` {likely}")
             try:
                 text, used = codecs.utf_8_decode(rest + block, "strict", not block)
             except UnicodeDecodeError as error:
                 bad = (rest + block)[error.start]
                 raise UserError(
                     f"{file.name} is not UTF-8: byte {bad:#04x} at offset {offset + error.start:,}; save it as UTF-8, "
-                    f"or name its encoding with --encoding ({USUAL})"
+                    f"or name its encoding with `encoding` ({USUAL})"
                 ) from None
             if offset == 0 and file is self.files[0]:
                 text = text.removeprefix("\ufeff")
@@ -115,7 +115,7 @@ def find(place: str, copies: Path, encoding: str, notice: Callable[[str], None])
     """
     if place == "-":
         if sys.stdin is None:
-            raise UserError("--data - reads standard input, and there is none")
+            raise UserError("`data` - reads standard input, and there is none")
         return [_copied("standard input", place, sys.stdin.buffer, copies)]
     path = Path(place)
     if path.is_dir():
@@ -133,7 +133,7 @@ def checked_encoding(name: str) -> str:
         # Use Python's own search, because a package may have added one that accepts any name.
         if found := encodings.search_function(encodings.normalize_encoding(name).lower()):
             return found.name
-    raise UserError(f"--encoding {name} is not an encoding that Python knows; {USUAL}")
+    raise UserError(f"`encoding` {name} is not an encoding that Python knows; {USUAL}")
 
 
 def likely_encoding(block: bytes) -> str:
@@ -220,4 +220,4 @@ def _transcoded(stream: BinaryIO, name: str, encoding: str) -> Iterator[bytes]:
         yield decoder.decode(b"", final=True).encode()
     except UnicodeError as error:
         place = f" near byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
-        raise UserError(f"{name} is not {encoding}{place}; try another --encoding") from None
+        raise UserError(f"{name} is not {encoding}{place}; try another `encoding`") from None

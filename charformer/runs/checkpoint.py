@@ -61,7 +61,7 @@ def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tenso
     Raises UserError if there is nothing to resume from, or it does not fit.
     """
     if not run.state.is_file():
-        raise UserError(f"the run in {run.path} has saved nothing to resume from; start again with --overwrite")
+        raise UserError(f"the run in {run.path} has saved nothing to resume from; start again with `overwrite`")
     tensors, metadata = read_tensors(run.state)
     require_finite(tensors, run.state)
     _fill(model, _below(tensors, MODEL), run)

@@ -78,7 +78,7 @@ def choose_tables(
     if len(vocab) > MAX_CHARACTERS:
         raise UserError(
             f"both texts together have {len(vocab):,} distinct characters, and an n-gram prior takes up to "
-            f"{MAX_CHARACTERS:,}; pretrain with --ngram-order 0"
+            f"{MAX_CHARACTERS:,}; pretrain with `ngram_order` 0"
         )
     began = time.perf_counter()
     choices = {"new": count_tables(corpus, vocab, model, training)}
@@ -114,7 +114,7 @@ def find_tables(
     if other is None:
         raise UserError(
             f"the n-gram table of {run.path} has counted the text of {source.path} too, which is no longer there; "
-            "put it back, or start again with --overwrite"
+            "put it back, or start again with `overwrite`"
         )
     return count_tables(corpus, vocab, model, training, other)
 

@@ -287,7 +287,7 @@ def prepare_finetune(
     if model.config.ngram_order:
         counted, tables = choose_tables(source, corpus, vocab, model.config, training)
     elif frozen == "all":
-        raise UserError("--freeze all leaves nothing to train; it is for a model with an n-gram prior")
+        raise UserError("`freeze` all leaves nothing to train; it is for a model with an n-gram prior")
     record = RunRecord(
         "finetune",
         preset,

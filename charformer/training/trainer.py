@@ -259,7 +259,7 @@ class Trainer:
                 raise
             raise UserError(
                 f"step {self.counters.step + 1}: {error} The lines above say where it was computed; "
-                "try a lower --learning-rate or --grad-clip 1"
+                "try a lower `learning_rate` or `grad_clip` 1"
             ) from error
 
     def _is_captured(self) -> bool:
@@ -267,7 +267,7 @@ class Trainer:
         if self._captured is None and self._captures and self._eager_steps >= EAGER_STEPS:
             try:
                 if torch.is_anomaly_enabled():
-                    raise RuntimeError("--detect-anomaly looks at every operation")
+                    raise RuntimeError("the search for anomalies looks at every operation")
                 self._captured = CapturedStep(self.forward_backward_update, self.next_batch())
             except RuntimeError as error:
                 self._captures = False
@@ -399,7 +399,7 @@ class Trainer:
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):
             raise UserError(
-                f"{what} is {loss} at step {self.counters.step}; try a lower --learning-rate or --grad-clip 1. "
+                f"{what} is {loss} at step {self.counters.step}; try a lower `learning_rate` or `grad_clip` 1. "
                 f"What was saved last is still in {self.run.path}"
             )
 

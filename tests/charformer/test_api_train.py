@@ -102,3 +102,44 @@ def test_a_run_is_not_overwritten_unasked(trained_run: Path, text_file: Path) ->
     with pytest.raises(charformer.UserError, match="overwrite"):
         charformer.train(text_file, out=trained_run, steps=2, **SHAPE)
     assert (trained_run / "model.safetensors").read_bytes() == before
+
+
+MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
+    ({"steps": 0}, ["--steps", "0"], "`max_steps` is 0"),
+    ({"learning_rate": -1.0}, ["--learning-rate", "-1"], "`learning_rate` is -1"),
+    ({"learning_rate": 2e9, "steps": 9}, ["--learning-rate", "2e9", "--steps", "9"], "a lower `learning_rate` or `g"),
+    ({"n_embd": 33}, ["--n-embd", "33"], "`n_embd` 33 is not a multiple of `n_head` 2"),
+    ({"block_size": 30_000}, ["--block-size", "30000"], "choose a `block_size` of at most"),
+    ({"freeze": "attention"}, [], "`freeze` is for fine-tuning"),
+    ({"preset": "huge"}, [], "`preset` is 'huge'"),
+    ({"encoding": "klingon"}, ["--encoding", "klingon"], "`encoding` klingon is not an encoding"),
+    ({"encoding": "utf-16"}, ["--encoding", "utf-16"], "try another `encoding`"),
+    ({"data": "nowhere.txt"}, ["--data", "nowhere.txt"], "`data` takes files"),
+    ({"prompt": "\U0001f4a5"}, ["--prompt", "\U0001f4a5"], r"U\+1F4A5"),
+    ({"out": "a/file"}, ["--out", "a/file"], "choose another `out`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "flags", "named"), MISTAKES, ids=[named for _, _, named in MISTAKES])
+def test_mistakes_name_the_argument_here_and_the_flag_in_the_command(
+    arguments: dict[str, Any],
+    flags: list[str],
+    named: str,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").touch()
+    given: dict[str, Any] = {"data": text_file, "out": "run", "steps": 3} | SHAPE | arguments
+    with pytest.raises(charformer.UserError, match=named) as raised:
+        charformer.train(given.pop("data"), **given)
+    assert " --" not in str(raised.value)
+    if flags:
+        assert command.main(["--data", str(text_file), "--out", "command", "--steps", "3", *TINY, *flags]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "`" not in said
+        for field in raised.value.fields:
+            assert f"--{'steps' if field == 'max_steps' else field.replace('_', '-')}" in said

@@ -77,7 +77,7 @@ def test_the_table_maps_to_another_vocabulary(tmp_path: Path) -> None:
         (b"good \xff bad", "byte 0xff at offset 5"),
         (b"cut \xf0\x9f\x98", "byte 0xf0 at offset 4"),
         ("é".encode("latin-1"), "not UTF-8"),
-        ("hello".encode("utf-16"), "not UTF-8 but utf-16, it seems; pass --encoding utf-16"),
+        ("hello".encode("utf-16"), "not UTF-8 but utf-16, it seems; pass `encoding` utf-16"),
     ],
 )
 def test_bad_texts_are_refused(content: bytes, named: str, tmp_path: Path) -> None:

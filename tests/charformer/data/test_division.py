@@ -24,7 +24,7 @@ def test_another_share_of_the_tail(tmp_path: Path) -> None:
     assert half.summary()["validation"] == {"share": 0.5, "split": "tail"}
     assert "validation" not in text.summary()
     for share in (0.0, 1.0, -0.1, 2.0, float("nan")):
-        with pytest.raises(UserError, match="--validation-share is"):
+        with pytest.raises(UserError, match="`validation_share` is"):
             divided(text, share, "tail")
 
 

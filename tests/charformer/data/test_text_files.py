@@ -91,7 +91,7 @@ def test_standard_input_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_wide_encodings_are_recognised_and_read(name: str, text: str, tmp_path: Path) -> None:
     (place,) = written(tmp_path, a=(text * 20).encode(name))
-    with pytest.raises(UserError, match=f"a is not UTF-8 but {name}, it seems; pass --encoding {name}"):
+    with pytest.raises(UserError, match=f"a is not UTF-8 but {name}, it seems; pass `encoding` {name}"):
         corpus.load(place)
     assert decoded(corpus.load(place, encoding=name)) == text * 20
 
@@ -116,7 +116,7 @@ def test_other_encodings_give_the_text_that_utf_8_gives(
 
 def test_encodings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (place,) = written(tmp_path, a="dé".encode("latin-1"))
-    with pytest.raises(UserError, match="a is not ascii near byte 1; try another --encoding"):
+    with pytest.raises(UserError, match="a is not ascii near byte 1; try another `encoding`"):
         corpus.load(place, encoding="ascii")
     for name in ("no-such", "base64", "a\0b"):
         with pytest.raises(UserError, match="not an encoding that Python knows"):
