@@ -136,7 +136,7 @@ def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.sampling", *flags, *outputs]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "the peers' rows are missing: they take learned positions" in done.stdout
+    assert "the peers' rows are missing: they need learned positions" in done.stdout
     result = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert result["schema"] == 1
     assert {row["engine"] for row in result["rows"]} == {"charformer-onnx", "charformer-torch", "baseline"}

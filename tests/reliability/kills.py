@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("tests.reliability.kills", __doc__.partition("\n")[0], "")
     parser.add_argument("--count", type=positive, default=200, metavar="N", help="kills (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the result to this file")
     return execute(parser, argv, _run)
 
 

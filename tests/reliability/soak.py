@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("tests.reliability.soak", __doc__.partition("\n")[0], "")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="X", help="(default: 30)")
     parser.add_argument("--flags", default=FLAGS, help="flags of charformer-train (default: %(default)s)")
-    parser.add_argument("--json", type=writable_file, metavar="FILE", help="where the result goes")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the result to this file")
     return execute(parser, argv, _run)
 
 
