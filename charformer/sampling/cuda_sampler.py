@@ -219,7 +219,7 @@ class _StepCache:
         self._unseen = torch.zeros(1, slots, dtype=cache.keys.dtype, device=device)
 
     def stand_at(self, length: int) -> None:
-        """Go on behind the first ``length`` positions."""
+        """Continue after the first ``length`` positions."""
         self.position.fill_(length)
         self._look()
 
@@ -238,7 +238,7 @@ class _StepCache:
         self._look()
 
     def _look(self) -> None:
-        """Mask what the next character does not see: what is behind it, or ``block_size`` or more before it."""
+        """Mask what the next character does not see: what comes after it, or is ``block_size`` or more before it."""
         torch.index_select(self._masks, 0, len(self._masks) - 1 - self.position, out=self._unseen)
 
 
