@@ -25,7 +25,9 @@ KINDS = ("sampling", *MAKE)
 
 def main(argv: list[str] | None = None) -> int:
     parser = BenchParser("installation", __doc__)
-    parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS), help="(default: all)")
+    parser.add_argument(
+        "--kind", choices=KINDS, nargs="+", default=list(KINDS), help="kinds of installation (default: all)"
+    )
     return execute(parser, argv, _run)
 
 

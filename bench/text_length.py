@@ -1,9 +1,9 @@
-"""How many steps, and how much dropout, texts of several lengths want: a preset's pretraining over a small grid.
+"""Measure how many steps and how much dropout suit texts of several lengths, in a small grid of pretrainings.
 
     python -m bench.text_length --data short.txt novel.txt --steps 30 60 120 240 450 --dropout 0 0.2
 
-Every training of a text takes the same seed. Its loss is that of the best weights over the whole validation split. The
-table alone, which is counted before any step, is scored on the same split.
+Every training of a text uses the same seed. Its loss is that of the best weights over the whole validation split. The
+n-gram table alone, which is counted before any step, is scored on the same split.
 """
 
 import argparse
@@ -32,15 +32,18 @@ EVALUATIONS = 5  # in a training
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
     parser = BenchParser("text_length", __doc__)
     parser.add_presets("nano", several=False)
-    parser.add_argument("--data", metavar="FILE|NAME", nargs="+", required=True, help="texts, each trained on alone")
+    parser.add_argument("--data", metavar="FILE|NAME", nargs="+", required=True, help="texts to train on, one by one")
     parser.add_argument(
-        "--steps", type=int, nargs="+", metavar="N", help="(default: what charformer-train takes for the text)"
+        "--steps", type=int, nargs="+", metavar="N", help="numbers of steps (default: charformer-train's for the text)"
     )
-    parser.add_argument("--dropout", type=float, nargs="+", metavar="X", default=[0.0], help="(default: 0)")
-    parser.add_argument("--ngram-order", type=int, nargs="+", metavar="K", help="(default: the preset's)")
+    parser.add_argument(
+        "--dropout", type=float, nargs="+", metavar="X", default=[0.0], help="rates of dropout (default: 0)"
+    )
+    parser.add_argument(
+        "--ngram-order", type=int, nargs="+", metavar="K", help="orders of the n-gram prior (default: the preset's)"
+    )
     parser.add_device()
     parser.add_dtype()
     return execute(parser, argv, _run)

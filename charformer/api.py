@@ -87,7 +87,7 @@ class Model:
         config: the shape of the model.
         vocab: its characters.
         new_engine: creates an engine with a context of its own.
-        draft: a table of guesses, for speculative sampling.
+        draft: the table that proposes characters in speculative sampling.
         sampler: generates texts on a GPU, instead of an engine.
     """
 
@@ -165,7 +165,7 @@ class Model:
 
         Args:
             out: the path to write; an existing file is replaced once the new one has passed the check.
-            precision: of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
+            precision: the precision of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
             portable: use only standard operators, for other runtimes; they are slower on onnxruntime.
             data: the text, a file or a name, to check the exported model on and to build its table of guesses from; by
                 default the text that the run was trained on.
@@ -201,8 +201,8 @@ def load(
         dtype: the dtype of the weights on PyTorch.
         provider: the provider of onnxruntime; ``auto`` takes a GPU for a 16-bit file.
         threads: the number of CPU threads; PyTorch's applies to the whole process. None takes the engine's default.
-        speculative: let onnxruntime check several guesses in one run when it generates a single text; in 8 and 4 bits
-            a seed gives a different text without this option.
+        speculative: let onnxruntime check several proposals in one run when it generates a single text; in 8 and 4
+            bits a seed gives a different text without this option.
 
     Raises:
         UserError: when there is no model, its files are damaged, or an engine or a device is not available.

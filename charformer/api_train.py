@@ -31,16 +31,16 @@ from charformer.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
         out: the folder of the run, for ``charformer.load``.
-        val_loss: nats a character over the validation split, by the best weights.
-        best_step: the step that they are of.
-        steps: that were taken in all.
-        characters: that were read in all.
-        seconds: of training, without evaluations.
-        sample: a text that the best weights wrote.
+        val_loss: the loss of the best weights over the validation split, in nats a character.
+        best_step: the step of the best weights.
+        steps: the number of steps taken in all.
+        characters: the number of characters read in all.
+        seconds: the seconds of training, without evaluations.
+        sample: a text sampled from the best weights.
     """
 
     out: Path
@@ -69,7 +69,7 @@ def train(
     on_step: Callable[[Progress], None] = lambda _: None,
     **values: Any,
 ) -> TrainedRun:
-    """Train a model on a text, and return what came of it.
+    """Train a model on a text, and return the result.
 
     The training runs in a thread of its own, so that an interrupt (Ctrl-C, or a notebook's stop button) ends it after a
     step: everything is saved, KeyboardInterrupt is raised, and ``resume`` continues. PyTorch's global random state is
@@ -78,22 +78,22 @@ def train(
     Args:
         data: a file, a folder of text files, or several; or the name of a corpus.
         out: the folder of the run (default: runs/ and the name of the text).
-        steps: of the training (default: the preset's, or fewer for a short text).
-        preset: the name of a preset (default: ``nano`` on a CPU, ``fast`` on a GPU; of a fine-tune its source's).
+        steps: the number of steps (default: the preset's, or fewer for a short text).
+        preset: the name of a preset (default: ``nano`` on a CPU, ``fast`` on a GPU; for a fine-tune its source's).
         init_from: the folder of a run to fine-tune.
-        freeze: what a fine-tune leaves as it is (default: nothing).
-        prompt: what the sample at the end continues; empty for a newline.
-        resume: continue the run in ``out``, with the ``steps`` and ``values`` that are given.
+        freeze: the part of the model that a fine-tune freezes (default: nothing).
+        prompt: the text that the sample at the end continues; an empty one means a newline.
+        resume: continue the run in ``out``, with the given ``steps`` and ``values``.
         overwrite: replace the run in ``out``.
-        device: ``auto`` takes a GPU where there is one.
-        dtype: of matrix products; ``auto`` takes bfloat16 where the processor has it.
-        encoding: of the files.
-        on_step: called with each step's Progress in the caller's thread. What it raises stops the training, which is
-            saved first.
+        device: the device; ``auto`` uses a GPU if there is one.
+        dtype: the dtype of matrix products; ``auto`` uses bfloat16 if the processor has it.
+        encoding: the encoding of the files.
+        on_step: called with each step's Progress in the caller's thread. An exception that it raises stops the
+            training, after everything is saved.
         values: fields of ModelConfig and TrainConfig, such as ``n_layer`` or ``learning_rate``.
 
     Raises:
-        UserError: for what cannot work, and where the training cannot be written; it is then saved elsewhere.
+        UserError: if an argument cannot work, or if the training cannot be written, which is then saved elsewhere.
     """
     places = [str(place) for place in ([data] if isinstance(data, str | Path) else data)]
     run = RunDir(out or Path("runs") / Path(places[0]).stem)
@@ -123,7 +123,7 @@ def train(
 
 
 def _take_steps(trainer: Trainer, on_step: Callable[[Progress], None]) -> None:
-    """Take all steps in a thread; what ends this one early, such as an interrupt, is raised once all is saved."""
+    """Take all steps in a thread. An interrupt of this one ends the training, and is raised again once all is saved."""
     stop = threading.Event()
     taken: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
 
@@ -145,7 +145,7 @@ def _take_steps(trainer: Trainer, on_step: Callable[[Progress], None]) -> None:
 
 
 def _finish(session: TrainingSession) -> TrainedRun:
-    with suppress(Exception):  # a font that is missing is not worth the result
+    with suppress(Exception):  # a missing font must not cost the result
         session.plot()
     result, counters = session.finish(most=SCORE_CHARACTERS), session.trainer.counters
     assert result.val_loss is not None, "nothing asked the scoring to stop"

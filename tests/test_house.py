@@ -96,7 +96,7 @@ def test_no_pickle_is_ever_read() -> None:
 
 
 def test_the_library_speaks_of_arguments_and_not_of_flags() -> None:
-    """Of what a user may read: the command puts in its flags (``UserError.with_flags``)."""
+    """The library's messages name arguments, which the commands replace with flags (``UserError.with_flags``)."""
     for path in SOURCES:
         room = str(path.relative_to(ROOT))
         if room.startswith(("bench/", "charformer/commands/", "kernels/checks/")):

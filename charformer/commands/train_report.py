@@ -1,4 +1,4 @@
-"""What charformer-train reports before and after the steps."""
+"""The reports of charformer-train before and after the steps."""
 
 import math
 import shlex

@@ -1,4 +1,4 @@
-"""What a new training takes from a preset, and what its caller changes."""
+"""The recipe of a new training: a preset and the values that its caller changes."""
 
 import logging
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ log = logging.getLogger("charformer")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train, before a text is loaded.
+    """The settings of a new training, before a text is loaded.
 
     Attributes:
-        preset: the name of the preset that values come from.
-        source: the run that a fine-tune starts from; None pretrains.
-        freeze: what a fine-tune leaves as it is.
+        preset: the name of the preset that supplies all other values.
+        source: the run that a fine-tune starts from, or None for pretraining.
+        freeze: the part of the model that a fine-tune freezes.
         values: fields of ModelConfig and TrainConfig that differ from the preset's.
     """
 
@@ -97,7 +97,7 @@ def steps_for(tuned: TrainConfig, characters_per_step: int, characters: int) -> 
 def choose_recipe(
     device: str, preset: str | None, source: RunDir | None, freeze: str | None, values: Mapping[str, Any]
 ) -> Recipe:
-    """Return what to train; without ``preset`` that of the source, or the default of the device.
+    """Return the recipe; without ``preset`` it has the source's preset, or the default one of the device.
 
     Raises UserError for a preset or values that are unknown, and for ``freeze`` without a source.
     """

@@ -48,7 +48,7 @@ def loss_curve(series: list[tuple[str, Points]], max_steps: int, width: int) -> 
 
 
 def _dots(points: Points, low: float, high: float, max_steps: int, columns: int) -> set[tuple[int, int]]:
-    """Return the dots of a line through the points, which hangs together however steep it is."""
+    """Return the dots of a line through the points, which has no gaps however steep it is."""
     dots_x, dots_y = 2 * columns - 1, 4 * HEIGHT - 1
 
     def place(step: int, loss: float) -> tuple[float, float]:
