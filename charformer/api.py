@@ -167,7 +167,7 @@ class Model:
             out: the path to write; an existing file is replaced once the new one has passed the check.
             precision: the precision of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
             portable: use only standard operators, for other runtimes; they are slower on onnxruntime.
-            data: the text, a file or a name, to check the exported model on and to build its table of guesses from; by
+            data: the text, a file or a name, to check the exported model on and to make its draft from; by
                 default the text that the run was trained on.
 
         Raises:

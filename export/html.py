@@ -106,13 +106,13 @@ def _packed(content: bytes) -> str:
 
 
 def draft_bytes(description: Description) -> bytes:
-    """Return the draft's table of guesses: its keys, then its rows."""
+    """Return the bytes of the draft: its keys, then its rows."""
     draft = description.draft
     return b"" if draft is None else draft.keys.astype("<i8").tobytes() + draft.rows.tobytes()
 
 
 def ngram_bytes(description: Description) -> bytes:
-    """Return the table of the n-gram prior: its arrays, one after the other."""
+    """Return the bytes of the n-gram prior's table: its arrays, one after the other."""
     table = description.ngram
     if table is None:
         return b""
@@ -124,9 +124,9 @@ def ngram_bytes(description: Description) -> bytes:
 def _description(run: RunDir, description: Description) -> dict[str, Any]:
     """Return the facts about the model that the page's script reads."""
     config, draft, ngram = description.config, description.draft, description.ngram
-    guesses = counted = None
+    drafted = counted = None
     if draft is not None:
-        guesses = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT, "proposals": PROPOSALS}
+        drafted = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT, "proposals": PROPOSALS}
     if ngram is not None:
         counted = {"contexts": len(ngram.arrays["children"]), "ngrams": len(ngram)}
     return {
@@ -134,7 +134,7 @@ def _description(run: RunDir, description: Description) -> dict[str, Any]:
         "cacheSize": config.cache_size,
         "headWidth": padded_width(config),
         "codePoints": description.vocab.to_dict()["code_points"],
-        "draft": guesses,
+        "draft": drafted,
         "ngram": counted,
         "losses": [{key: row[name] for key, name in LOSSES.items()} for row in _evaluations(run)],
     }
