@@ -56,11 +56,18 @@ class BenchParser(Parser):
 
     def add_device(self) -> None:
         """Add --device."""
-        self.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+        self.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to measure (default: auto)"
+        )
 
     def add_dtype(self) -> None:
         """Add --dtype."""
-        self.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
+        self.add_argument(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16"),
+            default="auto",
+            help="dtype of matrix products (default: auto)",
+        )
 
     def add_chart(self, what: str) -> None:
         """Add --chart, which names a PNG file."""
