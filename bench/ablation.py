@@ -59,9 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     notices = Console(stderr=True)
     corpus = load_text(args.data, notices)
     keep_freed_memory()
-    preset = PRESETS[args.preset]
-    if args.steps:
-        preset = replace(preset, pretrain=replace(preset.pretrain, max_steps=args.steps))
+    preset = with_changes(PRESETS[args.preset], {"max_steps": args.steps, "patience": 0})
     config = {
         "preset": args.preset,
         "model": preset.model.to_dict(),

@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
                 held_out = _text(corpus, corpus.validation)[: args.characters]
                 rows.append(_row("the validation part itself", None, matches(held_out, text, on_progress)))
             sample = load(folder).generate("", max_new_tokens=args.characters, seed=args.seed)
-            val_loss = run.read_metrics()[-1]["val_loss"]
+            val_loss = min(row["val_loss"] for row in run.read_metrics())
             rows.append(_row(Path(folder).name, val_loss, matches(sample, text, on_progress)))
             keep(args, config, rows)
     _print(rows)

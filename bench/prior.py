@@ -99,11 +99,9 @@ def _run(args: argparse.Namespace) -> int:
     notices = Console(stderr=True)
     corpus = load_text(args.data, notices)
     keep_freed_memory()
-    preset = PRESETS[args.preset]
+    preset = with_changes(PRESETS[args.preset], {"max_steps": args.steps, "patience": 0})
     if not preset.model.ngram_order:
         raise UserError(f"{args.preset} has no n-gram prior; choose another --preset")
-    if args.steps:
-        preset = replace(preset, pretrain=replace(preset.pretrain, max_steps=args.steps))
     config = {
         "preset": args.preset,
         "model": preset.model.to_dict(),

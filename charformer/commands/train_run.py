@@ -33,7 +33,6 @@ from charformer.sampling import sampler
 from charformer.threads import LoadProbe
 from charformer.training.distributed import ProcessLostError, World
 from charformer.training.recipe import choose_recipe
-from charformer.training.schedule import is_shortened
 from charformer.training.session import (
     Place,
     Result,
@@ -58,7 +57,7 @@ def run_training(args: argparse.Namespace, world: World, load: LoadProbe) -> int
     Raises ProcessLostError if another process has failed.
     """
     console, notices = PlainConsole(quiet=not world.is_main), PlainConsole(stderr=True, quiet=not world.is_main)
-    with logs_to(notices), ExitStack() as held:
+    with logs_to(console if console.is_interactive else notices), ExitStack() as held:
         if args.plan:
             return show_plan(args, _prepare(args, world, load, console, notices), console)
         session = world.main_first(lambda: _open(args, world, load, held, console, notices))
@@ -268,7 +267,7 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         **{key: vars(counters)[key] for key in ("best_step", "characters", "train_seconds", "eval_seconds")},
         "compile_seconds": trainer.compile_seconds,
         "steps": counters.step,
-        "decay_step": counters.decay_step if is_shortened(record.training, counters) else None,
+        "decay_step": counters.decay_step or None,
         "trainable": trainable,
         "frozen": frozen,
         "peak_memory_bytes": machine.memory_bytes(trainer.device),

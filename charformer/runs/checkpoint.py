@@ -15,7 +15,7 @@ from charformer.runs.folder import MODEL, RunDir
 from charformer.runs.metrics import Counters
 from charformer.runs.tensors import Tensors, read_tensors, require_finite, write_tensors
 
-NEW_COUNTERS = ("decay_step", "end_step", "planned_steps")  # which files of earlier versions lack
+NEW_COUNTERS = ("decay_step", "end_step", "patient_from")  # which files of earlier versions lack
 
 
 def save_weights(run: RunDir, weights: Mapping[str, torch.Tensor], step: int, val_loss: float) -> None:

@@ -11,8 +11,7 @@ class Counters:
     Attributes:
         decay_step: the step at which the decay of the learning rate began early; 0 if it did not.
         end_step: the step at which a shortened training ends; 0 for one that ends as planned.
-        planned_steps: the ``max_steps`` of the training that was shortened. A run that is resumed with another number
-            is planned again, and the two steps above no longer count.
+        patient_from: the step after which evaluations count for patience: 0, or where a resumed run was planned again.
     """
 
     step: int = 0
@@ -23,7 +22,7 @@ class Counters:
     best_step: int = 0
     decay_step: int = 0
     end_step: int = 0
-    planned_steps: int = 0
+    patient_from: int = 0
 
 
 @dataclass(frozen=True)

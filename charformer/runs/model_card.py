@@ -57,6 +57,7 @@ def model_card(
         scored_characters: the number of characters in that mean.
     """
     best = min(rows, key=lambda row: row["val_loss"], default=None)
+    last = rows[-1] if rows else None
     losses = []
     if best is not None:
         losses = [("training, estimated", best["train_loss"]), ("validation, estimated", best["val_loss"])]
@@ -67,7 +68,7 @@ def model_card(
         f"# A character-level GPT trained on {code(record.corpus.get('name'))}\n",
         "It continues a prompt one character at a time, in the style of that text.\n",
         "## Training\n",
-        "".join(f"- {line}\n" for line in _facts(record, best)),
+        "".join(f"- {line}\n" for line in _facts(record, best, last)),
         "## Losses\n",
         "Means per character, by the best weights on validation (`model.safetensors`). An estimate is the mean over a "
         "fixed\nsubset.\n",
@@ -81,7 +82,7 @@ def model_card(
     return "\n".join(parts)
 
 
-def _facts(record: RunRecord, best: dict[str, Any] | None) -> list[str]:
+def _facts(record: RunRecord, best: dict[str, Any] | None, last: dict[str, Any] | None) -> list[str]:
     shape = record.model
     facts = [f"Text: {_text(record.corpus)}."]
     if record.init_from:
@@ -89,10 +90,10 @@ def _facts(record: RunRecord, best: dict[str, Any] | None) -> list[str]:
         facts.append(f"Fine-tuned from the run {code(record.init_from)}{_trained_on(record.init_from)}{frozen}.")
     parameters = sum(math.prod(size) for size in shape.weight_shapes().values())
     prior = f", n-gram prior of order {shape.ngram_order}" if shape.ngram_order else ""
-    if best is not None:
+    if best is not None and last is not None:
         facts.append(
-            f"Best weights: those of step {best['step']:,} of {record.training.max_steps:,}, after "
-            f"{best['characters']:,} characters."
+            f"Best weights: those of step {best['step']:,} of the {last['step']:,} taken, after {best['characters']:,} "
+            "characters."
         )
     return [
         *facts,

@@ -46,13 +46,14 @@ class Recipe:
         """
         preset = PRESETS[self.preset]
         shape = _chosen(self.values, MODEL_FIELDS)
-        model = preset.model if self.source is None else ModelConfig.from_dict(self.source.read_section("model"))
-        block_size = shape.get("block_size", model.block_size)
-        training = self._training(preset, block_size, len(corpus.train))
         if self.source is None:
-            return prepare_pretrain(run, replace(preset.model, **shape), training, self.preset, corpus, place)
+            model = replace(preset.model, **shape)
+            training = self._training(preset, model.block_size, len(corpus.train))
+            return prepare_pretrain(run, model, training, self.preset, corpus, place)
         if fixed := [name for name in shape if name not in DROPOUTS]:
             raise UserError(f"`{fixed[0]}` is the checkpoint's in a fine-tune; leave it out")
+        block_size = ModelConfig.from_dict(self.source.read_section("model")).block_size
+        training = self._training(preset, block_size, len(corpus.train))
         return prepare_finetune(run, self.source, training, self.preset, self.freeze, corpus, place, shape)
 
     def _training(self, preset: Preset, block_size: int, characters: int) -> TrainConfig:
@@ -62,12 +63,12 @@ class Recipe:
         """
         tuned: TrainConfig = getattr(preset, self.stage)
         training = replace(tuned, **_chosen(self.values, TRAIN_FIELDS))
-        if not preset.follows_text or self.freeze == "all":
+        if not preset.follows_text or self.freeze == "all" or characters <= block_size:  # which is too short anyway
             return training
         steps = steps_for(tuned, training.batch_size * block_size, characters)
         passes = training.max_steps * training.batch_size * block_size / characters
         if "max_steps" in self.values:
-            if training.max_steps > 2 * steps:
+            if passes > 2 * MAX_PASSES and training.max_steps > 2 * steps:
                 log.warning(
                     "the %s steps pass over the %s characters of the training part %.0f times; about %s suit this text",
                     *(f"{training.max_steps:,}", f"{characters:,}", passes, f"{steps:,}"),

@@ -8,21 +8,22 @@ from charformer.config import TrainConfig
 from charformer.runs.metrics import Counters
 
 
-def is_shortened(config: TrainConfig, counters: Counters) -> bool:
-    """Return whether the training ends before the last step of its config."""
-    return counters.end_step > 0 and counters.planned_steps == config.max_steps
-
-
 def last_step(config: TrainConfig, counters: Counters) -> int:
     """Return the step at which the training ends."""
-    return counters.end_step if is_shortened(config, counters) else config.max_steps
+    return counters.end_step or config.max_steps
+
+
+def plan_again(counters: Counters) -> None:
+    """Let the training end as its config says, whatever shortened it; only later evaluations count for patience."""
+    counters.decay_step = counters.end_step = 0
+    counters.patient_from = counters.step
 
 
 def learning_rate(config: TrainConfig, counters: Counters) -> float:
     """Return the rate of the next step: a linear warm-up, the peak, then a linear decay to 0 at the last step."""
     rise = (counters.step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     end, decay_steps = config.max_steps, config.decay_fraction * config.max_steps
-    if is_shortened(config, counters) and counters.decay_step:
+    if counters.decay_step:
         end, decay_steps = counters.end_step, counters.end_step - counters.decay_step
     fall = (end - counters.step) / decay_steps if decay_steps else 1.0
     return config.learning_rate * min(1.0, rise, fall)
@@ -44,17 +45,17 @@ def run_out_of_patience(
     step, patience = counters.step, config.patience
     if not patience or step >= last_step(config, counters):
         return None
-    begun = counters.decay_step if is_shortened(config, counters) else 0
-    decay_step = begun or math.ceil((1 - config.decay_fraction) * config.max_steps)
+    decay_step = counters.decay_step or math.ceil((1 - config.decay_fraction) * config.max_steps)
     if step < decay_step:
-        if sum(at > counters.best_step for at, _ in evaluations) < patience:
+        if sum(at > max(counters.best_step, counters.patient_from) for at, _ in evaluations) < patience:
             return None
         end = min(config.max_steps, step + math.ceil(config.decay_fraction * step))
-        counters.decay_step, counters.end_step, counters.planned_steps = step, end, config.max_steps
+        counters.decay_step, counters.end_step = step, end
         falls = f"the learning rate falls from step {step:,} on, and " if end > step else ""
         return f"validation has not improved in {patience} evaluations: {falls}the training ends at step {end:,}"
-    recent = [loss for at, loss in evaluations if at >= decay_step][-patience - 1 :]
+    since = max(decay_step, counters.patient_from)
+    recent = [loss for at, loss in evaluations if at >= since][-patience - 1 :]
     if len(recent) <= patience or not all(before < after for before, after in pairwise(recent)):
         return None
-    counters.decay_step, counters.end_step, counters.planned_steps = begun, step, config.max_steps
+    counters.end_step = step
     return f"the validation loss rose in {patience} evaluations in a row: the training ends at step {step:,}"

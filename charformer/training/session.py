@@ -35,11 +35,13 @@ from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.kernel_check import check_kernels
 from charformer.training.prior import Tables, choose_tables, find_tables
+from charformer.training.schedule import plan_again
 from charformer.training.signals import StoppedError
 from charformer.training.trainer import Trainer
 from charformer.ui.plots import Rows, plot_losses
 
 SAMPLE_CHARACTERS = 500
+PLANNED_BY = {"max_steps", "patience", "decay_fraction"}  # the values that decide where a training ends
 
 log = logging.getLogger("charformer")
 
@@ -78,6 +80,7 @@ class TrainingSession:
         record: the content of config.json; the session fills in its corpus, machine and versions.
         is_resumed: whether ``open`` continues the run in the folder instead of starting a new one.
         tables: the tables of a model with an n-gram prior, unless they are counted from ``corpus`` alone.
+        is_replanned: whether a resumed run, which patience may have shortened, ends as its config now says.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class TrainingSession:
         place: Place,
         is_resumed: bool,
         tables: Tables | None = None,
+        is_replanned: bool = False,
     ) -> None:
         self.record = replace(
             record,
@@ -105,6 +109,7 @@ class TrainingSession:
         )
         self.vocab = vocab
         self.is_resumed = is_resumed
+        self._is_replanned = is_replanned
         self.trainer = Trainer(
             model.to(place.device), vocab, corpus, record.training, run, place.device, place.dtype, place.world, tables
         )
@@ -146,6 +151,9 @@ class TrainingSession:
         if is_main:
             self.run.tidy()
         self.trainer.resume()
+        if self._is_replanned:
+            plan_again(self.trainer.counters)
+            self.trainer.save()  # before config.json has the new plan, so that a kill between the two loses neither
         step = self.trainer.counters.step
         if step > self.record.training.max_steps:
             raise UserError(f"{self.run.path} is at step {step:,} already; `max_steps` must be at least that")
@@ -321,11 +329,16 @@ def prepare_resume(
     model = GPT(shape)
     freeze(model, record.freeze)
     training = {name: value for name, value in changes.items() if name not in DROPOUTS}
+    is_replanned = not PLANNED_BY.isdisjoint(training)
+    if "max_steps" in training:  # steps that the caller asks for are taken, unless patience is asked for too
+        training = {"patience": 0, **training}
     record = replace(record, model=shape, training=replace(record.training, **training))
     tables = None
     if shape.ngram_order and record.counted not in ("", "new"):
         tables = find_tables(record.counted, RunDir(record.init_from), run, corpus, vocab, shape, record.training)
-    return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=True, tables=tables)
+    return TrainingSession(
+        run, record, model, vocab, corpus, place, is_resumed=True, tables=tables, is_replanned=is_replanned
+    )
 
 
 def is_begun(session: TrainingSession) -> bool:

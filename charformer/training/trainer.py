@@ -93,6 +93,7 @@ class Trainer:
         self._trains = any(parameter.requires_grad for parameter in model.parameters())
         self._data_parallel: nn.Module = model
         self._stopwatch = _Stopwatch()
+        self._saved_at = time.monotonic()
         self._steps_since_evaluation = 0
         self._eager_steps = 0
         self._captures = device.type == "cuda" and world.size == 1
@@ -102,12 +103,12 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        return self.counters.step >= self.last_step or not self._trains
+        return self.counters.step >= self.last_step
 
     @property
     def last_step(self) -> int:
         """Return the step at which the training ends."""
-        return last_step(self.config, self.counters)
+        return last_step(self.config, self.counters) if self._trains else self.counters.step
 
     def resume(self) -> None:
         """Continue from last.safetensors and drop later metrics. Raises UserError if that is impossible."""
@@ -122,6 +123,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything that ``resume`` needs; on a GPU in the background, where ``join_saves`` waits for it."""
+        self._saved_at = time.monotonic()
         if self.world.is_main:
             with self.phase("save"):
                 run, counters = self.run, replace(self.counters)
@@ -321,8 +323,8 @@ class Trainer:
     def _save_if_due(self, loss: Tensor) -> None:
         """Save between two evaluations if a save is due."""
         steps, minutes = self.config.save_interval, self.config.save_minutes
-        is_due = (steps and self.counters.step % steps == 0) or (minutes and self._stopwatch.running >= 60 * minutes)
-        if is_due:
+        is_late = minutes and time.monotonic() >= self._saved_at + 60 * minutes
+        if is_late or (steps and self.counters.step % steps == 0):
             self._pause(loss)
             self._save_unevaluated()
             self._stopwatch.start()

@@ -139,7 +139,7 @@ class TrainingDisplay:
 
     def _keep_batch(self, step: Progress) -> None:
         """Keep the mean of the batches' losses so far, of which recent ones count most, for the curve."""
-        if not step.step or (self._batches and step.step <= self._batches[-1][0]):
+        if not (step.step and math.isfinite(float(step.loss))) or (self._batches and step.step <= self._batches[-1][0]):
             return
         before = self._batches[-1][1] if self._batches else float(step.loss)
         self._batches.append((step.step, 0.8 * before + 0.2 * float(step.loss)))

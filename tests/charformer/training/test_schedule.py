@@ -17,7 +17,7 @@ from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Counters, Progress
 from charformer.runs.record import RunRecord
 from charformer.training.recipe import choose_recipe, steps_for
-from charformer.training.schedule import last_step, learning_rate, run_out_of_patience
+from charformer.training.schedule import last_step, learning_rate, plan_again, run_out_of_patience
 from charformer.training.session import Place, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
 
@@ -76,12 +76,18 @@ def test_while_the_rate_falls_only_a_rising_loss_ends_it() -> None:
     assert last_step(config, begun) == 100
 
 
-def test_a_shortened_training_is_planned_again_with_other_steps() -> None:
+def test_a_training_that_is_planned_again_counts_only_later_evaluations() -> None:
     config = TrainConfig(learning_rate=1.0, max_steps=1000, decay_fraction=0.5, patience=2)
     counters = evaluate(config, [4, 3, 2, 2.1, 2.2])
-    longer = replace(config, max_steps=2000)
-    assert last_step(longer, counters) == 2000
-    assert rates(longer, counters, [59, 999]) == [1.0, 1.0]
+    plan_again(counters)
+    assert last_step(config, counters) == 1000
+    assert rates(config, counters, [59, 499]) == [1.0, 1.0]
+    seen = [(0, 4.0), (10, 3.0), (20, 2.0), (30, 2.1), (40, 2.2), (50, 2.3)]
+    counters.step = 50
+    assert run_out_of_patience(config, counters, seen) is None, "one evaluation since"
+    counters.step = 60
+    assert run_out_of_patience(config, counters, [*seen, (60, 2.4)]) is not None
+    assert (counters.decay_step, counters.end_step) == (60, 90)
 
 
 def stalling(english: str, folder: Path) -> Path:
@@ -128,13 +134,17 @@ def test_resuming_with_more_steps_and_another_dropout(english: str, tmp_path: Pa
     list(ended.steps())
     assert ended.is_finished
     assert resume(ended).is_finished
-    further = resume(ended, max_steps=300, patience=0, dropout=0.4, attention_dropout=0.3)
+    again = resume(ended, max_steps=200)
+    assert (again.is_finished, again.last_step, again.config.patience) == (False, 200, 0), "as many as were planned"
+    assert resume(ended).last_step == 200, "a kill before the next save keeps the new plan"
+    further = resume(ended, max_steps=300, dropout=0.4, attention_dropout=0.3)
     assert not further.is_finished
     assert further.model.blocks[0].dropout == 0.4
     record = RunRecord.read(further.run)
     assert (record.model.dropout, record.model.attention_dropout) == (0.4, 0.3)
-    changed = {"patience": [2, 0], "max_steps": [200, 300], "dropout": [0.1, 0.4], "attention_dropout": [0.2, 0.3]}
-    assert record.changes == [{"from_step": ended.counters.step, **changed}]
+    changed = {"max_steps": [200, 300], "dropout": [0.1, 0.4], "attention_dropout": [0.2, 0.3]}
+    step = ended.counters.step
+    assert record.changes == [{"from_step": step, "patience": [2, 0]}, {"from_step": step, **changed}]
     for name in ("n_layer", "seed", "batch_size", "ngram_folds"):
         with pytest.raises(UserError, match=f"`{name}` is fixed once a run has begun"):
             resume(ended, **{name: 3})
@@ -189,7 +199,11 @@ def test_a_short_text_takes_fewer_steps_and_says_so(
     assert session_values(text_file, tmp_path, {"eval_interval": 9}).eval_interval == 9
     yardstick = session_values(text_file, tmp_path, {"block_size": 64}, "baseline")
     assert (yardstick.max_steps, yardstick.patience) == (5000, 0)
-    assert "suit this text" not in caplog.text
+    assert session_values(text_file, tmp_path, {"max_steps": 200}).max_steps == 200
+    assert "suit this text" not in caplog.text, "11 passes are not far from six"
+    for wrong in ({"block_size": 0}, {"block_size": 30_000}):
+        with pytest.raises(UserError, match="block_size"):
+            session_values(text_file, tmp_path, wrong)
 
 
 def test_progress_reports_the_last_step(text_file: Path, tmp_path: Path) -> None:

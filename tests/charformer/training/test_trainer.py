@@ -174,7 +174,7 @@ def test_an_anomaly_is_traced_to_its_operation(text_file: Path, tmp_path: Path) 
     with (
         torch.autograd.set_detect_anomaly(True),
         pytest.warns(UserWarning, match="Error detected in"),
-        pytest.raises(UserError, match=r"step 1: Function '\w+' returned nan values .* --learning-rate"),
+        pytest.raises(UserError, match=r"step 1: Function '\w+' returned nan values .* `learning_rate`"),
     ):
         next(steps)
 
@@ -343,7 +343,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_one(tex
     steps = trainer.steps()
     assert [next(steps).step for _ in range(7)][-1] == 6
     trainer.model.head.bias.data[0] = float("nan")
-    with pytest.raises(UserError, match=r"nan at step 8; try a lower --learning-rate"):
+    with pytest.raises(UserError, match=r"nan at step 8; try a lower `learning_rate`"):
         list(steps)
     model, _ = load_model(trainer.run)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())

@@ -129,6 +129,7 @@ def test_a_steep_line_hangs_together() -> None:
 
 def test_the_curve_leaves_out_the_untrained_model_and_survives_fifty_columns() -> None:
     steps = [Step(0, 4.2, 0.0, Losses(0, 4.2, 4.2))]
+    steps += [Step(1, float("nan"), 1e-3, None)]  # which the trainer reports, at the next evaluation
     steps += [Step(step, 2.0, 1e-3, Losses(step, 2.0 - step / 100, 2.1 - step / 100)) for step in (20, 40, 60)]
     for width in (50, 100):
         console = PlainConsole(file=io.StringIO(), force_terminal=True, width=width, _environ={})
