@@ -13,7 +13,8 @@ DATA ?= tiny-shakespeare
 # pip has no marker for a GPU. Without a GPU, CPU builds are installed; `make GPU=` and `make GPU=yes` override the check.
 GPU := $(shell { [ -e /dev/nvidia0 ] || command -v nvidia-smi; } >/dev/null 2>&1 && echo yes)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports by itself, which is a part of what is installed.
+PIP = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install demo test lint soak gates gpu peers clean
 
