@@ -97,8 +97,8 @@ def _facts(record: RunRecord, best: dict[str, Any] | None, last: dict[str, Any] 
         )
     return [
         *facts,
-        f"Model: {shape.n_layer} blocks, {shape.n_head} heads, {shape.n_embd} wide, context {shape.block_size}, "
-        f"{shape.vocab_size:,} distinct characters{prior}; {parameters:,} parameters.",
+        f"Model: `n_layer` {shape.n_layer}, `n_head` {shape.n_head}, `n_embd` {shape.n_embd}, `block_size` "
+        f"{shape.block_size}, {shape.vocab_size:,} distinct characters{prior}; {parameters:,} parameters.",
         f"Preset {code(record.preset)}; `config.json` has every value.",
         f"Versions: {', '.join(f'{code(name)} {code(value)}' for name, value in record.versions.items())}.",
     ]
