@@ -10,7 +10,8 @@ DEMO := runs/demo
 PEERS := .peers
 DATA ?= tiny-shakespeare
 
-# pip has no marker for a GPU. Without a GPU, CPU builds are installed; `make GPU=` and `make GPU=yes` override the check.
+# pip has no marker for a GPU. Without a GPU, CPU builds are installed; `make GPU=` and `make GPU=yes` override the check
+# for a new .venv (`make clean` first: pip takes the CPU build of torch for the other).
 GPU := $(shell { [ -e /dev/nvidia0 ] || command -v nvidia-smi; } >/dev/null 2>&1 && echo yes)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # Python compiles what it imports by itself, which is a part of what is installed.
