@@ -14,8 +14,7 @@ DATA ?= tiny-shakespeare
 # for a new .venv (`make clean` first: pip takes the CPU build of torch for the other).
 GPU := $(shell { [ -e /dev/nvidia0 ] || command -v nvidia-smi; } >/dev/null 2>&1 && echo yes)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-# Python compiles what it imports by itself, which is a part of what is installed.
-PIP = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install demo test lint soak gates gpu peers clean
 

@@ -2,8 +2,7 @@
 
     python -m bench.installation --json bench/results/installation.json
 
-The seconds include downloads, so they depend on the registry as much as on the machine. The disk includes what Python
-compiles when the command of that installation is first imported.
+The seconds include downloads, so they depend on the registry as much as on the machine.
 """
 
 import argparse
@@ -39,8 +38,6 @@ def _run(args: argparse.Namespace) -> int:
             began = time.perf_counter()
             _install(kind, Path(folder) / "venv")
             seconds = time.perf_counter() - began
-            used = "sample, charformer.sampling.onnx_engine" if kind == "sampling" else "train_run, export.exporter"
-            _call([str(Path(folder) / "venv" / "bin" / "python"), "-c", f"import charformer.commands.{used}"])
             rows.append(results.row(engine="charformer", kind=kind, seconds=seconds, **_sizes(Path(folder))))
     shown = table(None, ["installation"], ["MB", "seconds"])
     for row in rows:
@@ -62,10 +59,7 @@ def _install(kind: str, venv: Path) -> None:
 
 
 def _call(command: list[str]) -> None:
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
-    )
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         raise UserError(f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
 
