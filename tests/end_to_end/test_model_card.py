@@ -48,7 +48,7 @@ def test_a_resumed_training_writes_its_card_again_unless_it_was_changed(
     first = card.read_text("utf-8")
     more = ["--resume", "--out", str(run), "--steps"]
     assert train.main([*more, "42"]) == 0
-    assert "of 42, after" in card.read_text("utf-8")
+    assert "of the 42 taken, after" in card.read_text("utf-8")
     card.write_text(first + "\nWritten on a train.\n", encoding="utf-8")
     assert train.main([*more, "44"]) == 0
     assert card.read_text("utf-8") == first + "\nWritten on a train.\n"

@@ -40,7 +40,7 @@ def test_it_says_what_the_run_says() -> None:
     assert card.startswith(METADATA)
     assert "| training, estimated | 1.0000 | 1.4427 |\n| validation, estimated | 2.0000 | 2.8854 |\n" in card
     assert "| validation, 1,234 characters | 2.5000 | 3.6067 |\n" in card
-    assert "step 20 of 5,000, after 400 characters" in card
+    assert "step 20 of the 40 taken, after 400 characters" in card
     assert "12,345 characters, SHA-256 `" in card
     assert "ngram.safetensors" not in card
     assert [token.content for token in tokens(card) if token.info == "text"] == ["ROMEO:\n```\n"]
