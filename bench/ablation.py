@@ -10,7 +10,6 @@ variants taking turns.
 import argparse
 import sys
 import tempfile
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,10 @@ from bench.engines import baseline
 from bench.harness import results
 from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
 from bench.harness.sampling import SamplingEntry, interleave_samplers
-from charformer.config import ModelConfig, TrainConfig
-from charformer.data.corpus import Corpus
-from charformer.device import choose_device, choose_dtype, keep_freed_memory
+from bench.harness.variants import open_trainer, with_changes
+from charformer.device import keep_freed_memory
 from charformer.errors import UserError
 from charformer.presets import PRESETS, Preset
-from charformer.runs.folder import RunDir
-from charformer.training.session import Place, prepare_pretrain
 from charformer.training.trainer import Trainer
 from export.exporter import export
 
@@ -73,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     entries = []
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
         for number, (name, changes) in enumerate(variants(preset).items()):
-            trainer = _open(with_changes(preset, changes), args, corpus, Path(folder) / str(number))
+            trainer = open_trainer(args, with_changes(preset, changes), corpus, Path(folder) / str(number))
             task = progress.add_task(f"without {name}", total=trainer.config.max_steps)
             for step in trainer.steps():
                 progress.update(task, completed=step.step)
@@ -106,24 +102,6 @@ def variants(preset: Preset) -> dict[str, dict[str, Any]]:
     if len(found) == 1:
         raise UserError("this preset has none of the ingredients; choose another --preset")
     return found
-
-
-def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
-    """Return ``preset`` with other values for fields of its model and its pretraining."""
-    model, training = (
-        {item.name: value for item in fields(config) if (value := changes.get(item.name)) is not None}
-        for config in (ModelConfig, TrainConfig)
-    )
-    return replace(preset, model=replace(preset.model, **model), pretrain=replace(preset.pretrain, **training))
-
-
-def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:
-    device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device)
-    place = Place(device, dtype)
-    session = prepare_pretrain(RunDir(folder), preset.model, preset.pretrain, args.preset, corpus, place)
-    session.open()
-    return session.trainer
 
 
 def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:

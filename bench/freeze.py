@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, show, summary_of_text, table
 from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
@@ -46,7 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     rows = _train_all(args)
     _print(rows)
     asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
-    keep(args, {name: getattr(args, name) for name in asked}, rows)
+    config = {name: getattr(args, name) for name in asked}
+    keep(args, config | {name: Path(config[name]).name for name in ("pretrain_data", "finetune_data")}, rows)
     return 0
 
 
@@ -78,6 +79,8 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
         given = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
         command += [*flags, *given, "--overwrite"]
     summary = results.run_process(command)
+    summary["corpus"] = summary_of_text(summary["corpus"])
+    del summary["out"]
     return results.training_row(
         run,
         peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed process saw only its own part

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.harness import results
 from bench.harness.chromium import EXECUTABLE, Tab, chromium
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, show, summary_of_text, table
 from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
@@ -60,7 +60,8 @@ def _run(args: argparse.Namespace) -> int:
         )
     show(found)
     training = run.read_config()
-    config = {key: training.get(key) for key in ("stage", "preset", "model", "training", "corpus")}
+    config = {key: training.get(key) for key in ("stage", "preset", "model", "training")}
+    config["corpus"] = summary_of_text(training["corpus"])
     keep(args, config | {"texts": args.texts, "characters": args.characters}, rows)
     return 0
 

@@ -19,15 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from bench.ablation import with_changes
 from bench.harness import results
 from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
-from charformer.data.corpus import Corpus
-from charformer.device import choose_device, choose_dtype, keep_freed_memory
+from bench.harness.variants import open_trainer, with_changes
+from charformer.device import keep_freed_memory
 from charformer.errors import UserError
-from charformer.presets import PRESETS, Preset
-from charformer.runs.folder import RunDir
-from charformer.training.session import Place, prepare_pretrain
+from charformer.presets import PRESETS
 from charformer.training.trainer import Trainer
 
 Patch = Callable[[Trainer], None]
@@ -113,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
         for name in args.variant:
             changes, patch = VARIANTS[name]
-            trainer = _open(with_changes(preset, changes), args, corpus, Path(folder) / str(len(rows)))
+            trainer = open_trainer(args, with_changes(preset, changes), corpus, Path(folder) / str(len(rows)))
             patch(trainer)
             task = progress.add_task(name, total=trainer.config.max_steps)
             for step in trainer.steps():
@@ -122,14 +119,6 @@ def _run(args: argparse.Namespace) -> int:
             keep(args, config, rows)
     _print(rows)
     return 0
-
-
-def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:
-    device = choose_device(args.device)
-    place = Place(device, choose_dtype(args.dtype, device))
-    session = prepare_pretrain(RunDir(folder), preset.model, preset.pretrain, args.preset, corpus, place)
-    session.open()
-    return session.trainer
 
 
 def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:

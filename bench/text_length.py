@@ -16,16 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from bench.ablation import with_changes
 from bench.harness import results
 from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
+from bench.harness.variants import open_trainer, with_changes
 from bench.prior import table_loss
 from charformer.data.corpus import Corpus
-from charformer.device import choose_device, choose_dtype, keep_freed_memory
-from charformer.presets import PRESETS, Preset
-from charformer.runs.folder import RunDir
+from charformer.device import keep_freed_memory
+from charformer.presets import PRESETS
 from charformer.training.recipe import steps_for
-from charformer.training.session import Place, prepare_pretrain
 from charformer.training.trainer import Trainer
 
 EVALUATIONS = 5  # in a training
@@ -77,21 +75,13 @@ def _run(args: argparse.Namespace) -> int:
             }
             task = progress.add_task(f"{corpus.name}, dropout {dropout}, order {order}", total=steps)
             with tempfile.TemporaryDirectory() as folder:
-                trainer = _open(with_changes(preset, changes), args, corpus, Path(folder))
+                trainer = open_trainer(args, with_changes(preset, changes), corpus, Path(folder))
                 for step in trainer.steps():
                     progress.update(task, completed=step.step)
                 rows.append(_row(trainer, corpus, changes))
             keep(args, config, rows)
     _print(rows)
     return 0
-
-
-def _open(preset: Preset, args: argparse.Namespace, corpus: Corpus, folder: Path) -> Trainer:
-    device = choose_device(args.device)
-    place = Place(device, choose_dtype(args.dtype, device))
-    session = prepare_pretrain(RunDir(folder), preset.model, preset.pretrain, args.preset, corpus, place)
-    session.open()
-    return session.trainer
 
 
 def _row(trainer: Trainer, corpus: Corpus, changes: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -91,27 +92,27 @@ class Worker:
 
 
 @dataclass(kw_only=True)
-class Entry:
+class Entry(ABC):
     """An engine that takes turns with others; ``error`` is the reason why it stopped, if it did."""
 
     error: str | None = None
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """Return the entry's name in a progress bar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self) -> Worker:
         """Return a worker process for the entry."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, worker: Worker) -> None:
         """Prepare the worker for its first turn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turn(self, worker: Worker) -> None:
         """Take a turn, and keep its results."""
-        raise NotImplementedError
 
 
 def interleave(entries: Sequence[Entry], rounds: int, done: Callable[[str], None] = lambda _: None) -> None:

@@ -15,7 +15,18 @@ from charformer.data.corpus import Corpus
 from charformer.presets import PRESETS
 from kernels.checks.cli import positive, writable_file
 
-__all__ = ["BenchParser", "corpus_config", "execute", "keep", "load_text", "positive", "show", "table", "writable_file"]
+__all__ = [
+    "BenchParser",
+    "corpus_config",
+    "execute",
+    "keep",
+    "load_text",
+    "positive",
+    "show",
+    "summary_of_text",
+    "table",
+    "writable_file",
+]
 
 
 class BenchParser(Parser):
@@ -86,7 +97,11 @@ def load_text(data: str | None, notices: Console) -> Corpus:
 
 def corpus_config(corpus: Corpus) -> dict[str, Any]:
     """Return the name, SHA-256 and characters of a text, for the config of a result."""
-    summary = corpus.summary()
+    return summary_of_text(corpus.summary())
+
+
+def summary_of_text(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the name, SHA-256 and characters of a text from its summary, whose other entries name a place."""
     return {key: summary[key] for key in ("name", "sha256", "characters")}
 
 

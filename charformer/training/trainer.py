@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +24,13 @@ from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Counters, Evaluation, Progress
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
 from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
+from charformer.training.dropout_seeds import drawn_at_once, seed_dropout
 from charformer.training.evaluation import Evaluator, Split, mean_loss
 from charformer.training.optimizer import Optimizer
 from charformer.training.prior import PriorRows, Tables, count_tables
 from charformer.training.saver import Saver
 from charformer.training.schedule import last_step, learning_rate, run_out_of_patience
-from kernels import ops
+from charformer.training.stopwatch import Stopwatch
 
 PhaseName = Literal["data", "forward", "backward", "optimizer", "evaluation", "save"]
 Batch = tuple[Tensor, ...]
@@ -92,7 +92,7 @@ class Trainer:
         self._evaluator = Evaluator(model, corpus, self._windows, config, dtype, world, self.prior)
         self._trains = any(parameter.requires_grad for parameter in model.parameters())
         self._data_parallel: nn.Module = model
-        self._stopwatch = _Stopwatch()
+        self._stopwatch = Stopwatch()
         self._saved_at = time.monotonic()
         self._steps_since_evaluation = 0
         self._eager_steps = 0
@@ -196,7 +196,7 @@ class Trainer:
         Raises UserError if --detect-anomaly finds a nan gradient, and ProcessLostError if another process has ended.
         """
         self.optimizer.set_learning_rate(rate)
-        self._seed_dropout()
+        seed_dropout(self.config.seed, self.counters.step, self.world.rank)
         loss = self._replay_step() if self._is_captured() else self._eager_step()
         loss = self.world.all_reduce_sum(loss) / self.world.size
         self.counters.step += 1
@@ -221,18 +221,9 @@ class Trainer:
     def loss(self, windows: Tensor, prior: Tensor | None = None) -> Tensor:
         """Return the mean loss of predicting each character of (B, T + 1) windows from those before it and a prior."""
         rows = None if self.prior is None or prior is None else self.prior.rows(prior)
-        with autocast(self.dtype, self.device), self._dropout_seeds():
+        with autocast(self.dtype, self.device), drawn_at_once(self.device, self.model.config.n_layer):
             logits = self._data_parallel(windows[:, :-1], None, rows)
         return mean_loss(logits, windows)
-
-    def _dropout_seeds(self) -> AbstractContextManager[None]:
-        """Return a context in which a GPU's kernels share one draw of dropout seeds.
-
-        Each block takes three seeds: one for attention and two for its residual additions.
-        """
-        if self.device.type != "cuda":
-            return nullcontext()
-        return ops.seeds_from(ops.draw_seeds(3 * self.model.config.n_layer, self.device))
 
     def update(self) -> None:
         """Clip the gradients, take an optimizer step, and drop the gradients."""
@@ -287,20 +278,12 @@ class Trainer:
         if self.device.type != "cuda" or self.is_finished:
             return
         began = time.perf_counter()
-        self._seed_dropout()
+        seed_dropout(self.config.seed, self.counters.step, self.world.rank)
         with self.world.communication(), side_stream():
             self.loss(*self.next_batch()).backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad()
         torch.cuda.synchronize()
         self.compile_seconds += time.perf_counter() - began
-
-    def _seed_dropout(self) -> None:
-        """Seed dropout from the run's seed, the step's number and the process's rank.
-
-        A resumed run therefore draws the same masks.
-        """
-        numbers = np.random.SeedSequence((self.config.seed, self.counters.step, self.world.rank))
-        torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
 
     def _pause(self, loss: Tensor) -> None:
         """Stop the stopwatch and count its time as training. Raise UserError if the loss is not finite."""
@@ -316,7 +299,7 @@ class Trainer:
         self._steps_since_evaluation = 0  # else a save after an interrupted evaluation would lack its metrics
         evaluation = self._evaluate(rate, characters / self._stopwatch.seconds)
         self.save()
-        self._stopwatch = _Stopwatch()
+        self._stopwatch = Stopwatch()
         self._stopwatch.start()
         return evaluation
 
@@ -404,26 +387,3 @@ class Trainer:
                 f"{what} is {loss} at step {self.counters.step}; try a lower `learning_rate` or `grad_clip` 1. "
                 f"What was saved last is still in {self.run.path}"
             )
-
-
-class _Stopwatch:
-    """A stopwatch for the seconds of training since an evaluation, without the pauses; stopped at first."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since: float | None = None
-
-    @property
-    def running(self) -> float:
-        """Return the seconds since the last start, 0 while stopped."""
-        return 0.0 if self._since is None else time.perf_counter() - self._since
-
-    def stop(self) -> float:
-        """Add the seconds since the last start to ``seconds``, and return them."""
-        seconds = self.running
-        self.seconds += seconds
-        self._since = None
-        return seconds
-
-    def start(self) -> None:
-        self._since = time.perf_counter()

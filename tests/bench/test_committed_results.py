@@ -32,6 +32,7 @@ def test_each_result_has_a_row_a_line_and_says_what_it_was_taken_with() -> None:
         content = json.loads(path.read_text("utf-8"))
         assert len(path.read_text("utf-8").splitlines()) <= len(content["rows"]) + 40, path
         assert content["versions"]["torch"], path
+        assert not re.search(r'": "(/|[A-Z]:\\\\)', path.read_text("utf-8")), f"{path} names a place on one machine"
         if "schema" in content and "operator" not in content["rows"][0]:
             read_result(path)
             assert path.read_text("utf-8") == to_text(content), path

@@ -364,3 +364,38 @@ def test_a_pass_goes_once_over_the_training_split_and_no_other(tmp_path: Path) -
         cuts.add(int(text[0]))
     first = min(cuts)
     assert cuts == set(range(first, first + 27))  # 180 of 207 characters, the last of them a target
+
+
+def test_samples_between_steps_change_nothing_and_take_no_time_from_the_training(
+    text_file: Path, tmp_path: Path
+) -> None:
+    plain = pretrain(text_file, tmp_path / "plain")
+    expected = [float(step.loss) for step in plain.steps()]
+    text = corpus.load(str(text_file))
+    session = prepare_pretrain(RunDir(tmp_path / "run"), MODEL, TRAIN_CONFIG, "nano", text, Place(CPU))
+    session.open()
+    losses, paused = [], 0.0
+    began = time.perf_counter()
+    for step in session.trainer.steps():
+        losses.append(float(step.loss))
+        pause = time.perf_counter()
+        assert len(session.sample_between_steps(30)) == 31
+        with session.trainer.paused():
+            time.sleep(0.05)
+        paused += time.perf_counter() - pause
+    seconds = time.perf_counter() - began
+    assert losses == expected, "dropout draws the same masks"
+    assert_same(weights(session.trainer), weights(plain))
+    assert session.trainer.model.training
+    assert session.trainer.counters.train_seconds <= seconds - paused
+
+
+def test_pauses_do_not_put_off_a_save(text_file: Path, tmp_path: Path) -> None:
+    config = replace(TRAIN_CONFIG, max_steps=30, eval_interval=30, save_minutes=0.2 / 60)
+    trainer = pretrain(text_file, tmp_path / "run", config)
+    writes = set()
+    for _ in trainer.steps():
+        with trainer.paused():
+            time.sleep(0.03)
+        writes.add(trainer.run.state.stat().st_mtime_ns)
+    assert len(writes) >= 4, "the first and the last evaluation, and every 0.2 of some 0.9 seconds"
