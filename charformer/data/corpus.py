@@ -100,7 +100,7 @@ class Corpus:
         shortest = min(len(self.train), len(self.validation))
         if shortest < block_size + 1:
             raise UserError(
-                f"{self.name} has {len(self.ids):,} characters, {len(self.train):,} to train on and "
+                f"{self.name} is too short: {len(self.train):,} characters to train on and "
                 f"{len(self.validation):,} to validate on; a block_size of {block_size} needs {block_size + 1:,} "
                 f"in each: {advice}"
             )

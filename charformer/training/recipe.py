@@ -100,7 +100,7 @@ def choose_recipe(
 ) -> Recipe:
     """Return the recipe; without ``preset`` it has the source's preset, or the default one of the device.
 
-    Raises UserError for a preset or values that are unknown, and for ``freeze`` without a source.
+    Raises UserError for a preset or values that are unknown or impossible, and for ``freeze`` without a source.
     """
     if unknown := [name for name in values if name not in (*MODEL_FIELDS, *TRAIN_FIELDS)]:
         raise UserError(f"`{unknown[0]}` is not a field of ModelConfig or TrainConfig")
@@ -110,7 +110,11 @@ def choose_recipe(
         preset = _preset_of(source) if source else DEFAULT_PRESETS[device]
     if preset not in PRESETS:
         raise UserError(f"`preset` is {preset!r}; it can be {', '.join(PRESETS)}")
-    return Recipe(preset, source, freeze or "none", values)
+    recipe = Recipe(preset, source, freeze or "none", values)
+    replace(getattr(PRESETS[preset], recipe.stage), **_chosen(values, TRAIN_FIELDS))  # fail before a text is loaded
+    if source is None:
+        replace(PRESETS[preset].model, **_chosen(values, MODEL_FIELDS))
+    return recipe
 
 
 def _preset_of(source: RunDir) -> str:

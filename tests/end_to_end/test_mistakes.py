@@ -56,6 +56,8 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "text.txt", "--out", "."], "files that are not a run's"),
         (["--data", "text.txt", "--out", ".", "--overwrite"], "files that are not a run's"),
         (["--data", "text.txt", "--prompt", "é"], "U+00E9"),
+        (["--data", "gone.txt", "--steps", "0"], "--steps is 0"),  # before a text is loaded
+        (["--data", "gone.txt", "--block-size", "0"], "--block-size is 0"),
         (["--data", "text.txt", "--encoding", "none-such"], "not an encoding that Python knows"),
         (["--data", "text.txt", "--validation-share", "1"], "must lie between 0 and 1"),
         (["--data", "text.txt", "--validation", "text.txt", "--validation-split", "tail"], "a text of its own"),
