@@ -101,7 +101,7 @@ def test_missing_files_and_folders_without_text_are_refused(tmp_path: Path) -> N
 def test_too_short_a_text_says_how_short_and_what_helps(tmp_path: Path) -> None:
     loaded = corpus.load(write(tmp_path / "short.txt", b"0123456789" * 10))
     loaded.require(9, "")
-    with pytest.raises(UserError, match=r"100 characters, 90 to train on and 10 .*needs 11 in each: do this"):
+    with pytest.raises(UserError, match=r"too short: 90 characters to train on and 10 .*needs 11 in each: do this"):
         loaded.require(10, "do this")
 
 
