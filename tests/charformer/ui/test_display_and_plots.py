@@ -1,4 +1,5 @@
 import io
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,6 @@ def test_a_steep_line_hangs_together() -> None:
 
 def test_the_curve_leaves_out_the_untrained_model_and_survives_fifty_columns() -> None:
     steps = [Step(0, 4.2, 0.0, Losses(0, 4.2, 4.2))]
-    steps += [Step(1, float("nan"), 1e-3, None)]  # which the trainer reports, at the next evaluation
     steps += [Step(step, 2.0, 1e-3, Losses(step, 2.0 - step / 100, 2.1 - step / 100)) for step in (20, 40, 60)]
     for width in (50, 100):
         console = PlainConsole(file=io.StringIO(), force_terminal=True, width=width, _environ={})
@@ -138,6 +138,14 @@ def test_the_curve_leaves_out_the_untrained_model_and_survives_fifty_columns() -
         assert "4.20" not in last
         assert "1.5000  (2.16 bits)" in last
         assert max(map(len, last.splitlines())) <= width
+
+
+def test_a_batch_whose_loss_is_no_number_is_left_to_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr("charformer.ui.training_display.time", SimpleNamespace(monotonic=lambda: next(now)))
+    console = PlainConsole(file=io.StringIO(), force_terminal=True, width=100, _environ={})
+    losses = (3.0, 2.5, float("nan"), 2.0, float("inf"), 1.5)
+    assert "1.5000  (2.16 bits)" in show(console, [Step(step, loss, 1e-3, None) for step, loss in enumerate(losses, 1)])
 
 
 def test_no_text_steers_the_terminal() -> None:
