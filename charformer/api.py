@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, Unpack
 
 import numpy as np
 
-from charformer.config import ModelConfig
+from charformer.config import DEVICES, Device, ModelConfig
 from charformer.data import corpus as corpora
 from charformer.data.cached import find_cached
 from charformer.data.vocab import Vocab, universal_newlines
@@ -184,7 +184,7 @@ def load(
     *,
     engine: Literal["auto", "torch", "onnx"] = "auto",
     weights: Literal["best", "last"] = "best",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     provider: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
@@ -197,7 +197,7 @@ def load(
         engine: ``torch``; ``onnx``, which uses a run's model.onnx and exports it first if it is missing or out of
             date; or ``auto``, which means ``onnx`` for a file, and also for a folder if PyTorch is not installed.
         weights: the weights that were best on validation, or those that the training saved last.
-        device: the device of PyTorch; ``auto`` takes a GPU if there is one.
+        device: the device of PyTorch; ``auto`` takes an NVIDIA GPU if there is one, and ``mps`` is Apple's GPU.
         dtype: the dtype of the weights on PyTorch.
         provider: the provider of onnxruntime; ``auto`` takes a GPU for a 16-bit file.
         threads: the number of CPU threads; PyTorch's applies to the whole process. None takes the engine's default.
@@ -210,7 +210,7 @@ def load(
     path = Path(path)
     _require("engine", engine, ("auto", "torch", "onnx"))
     _require("weights", weights, WEIGHTS)
-    _require("device", device, ("auto", "cpu", "cuda"))
+    _require("device", device, DEVICES)
     _require("dtype", dtype, ("float32", "bfloat16"))
     _require("provider", provider, ("auto", "cpu", "cuda"))
     is_file = path.suffix == ".onnx" or path.is_file()

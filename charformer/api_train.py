@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from charformer import device as machine
-from charformer.config import SCORE_CHARACTERS
+from charformer.config import SCORE_CHARACTERS, Device
 from charformer.data import corpus as corpora
 from charformer.errors import UserError, WriteError
 from charformer.runs.folder import RunDir
@@ -63,7 +63,7 @@ def train(
     prompt: str = "",
     resume: bool = False,
     overwrite: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     encoding: str = "utf-8",
     on_step: Callable[[Progress], None] = lambda _: None,
@@ -85,7 +85,7 @@ def train(
         prompt: the text that the sample at the end continues; an empty one means a newline.
         resume: continue the run in ``out``, with the given ``steps`` and ``values``.
         overwrite: replace the run in ``out``.
-        device: the device; ``auto`` uses a GPU if there is one.
+        device: the device; ``auto`` uses an NVIDIA GPU if there is one, and ``mps`` is Apple's GPU.
         dtype: the dtype of matrix products; ``auto`` uses bfloat16 if the processor has it.
         encoding: the encoding of the files.
         on_step: called with each step's Progress in the caller's thread. An exception that it raises stops the

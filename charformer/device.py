@@ -14,12 +14,14 @@ from kernels import backend
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name; ``auto`` is the GPU if there is one. Also turn off TF32.
+    """Return the device of this name; ``auto`` is the NVIDIA GPU if there is one, else the CPU. Also turn off TF32.
 
     Raises UserError for an unavailable GPU, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU here; pass `device` cpu, or install a CUDA build of torch")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("PyTorch finds no Apple GPU here; pass `device` cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     # NVIDIA's images turn TF32 on with an environment variable, but scores and --dtype float32 need full float32.
@@ -35,13 +37,15 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of this name; ``auto`` is bfloat16 where the hardware multiplies it natively, else float32.
 
-    The hardware is a GPU or an x86 processor. ARM processors with bfloat16 count as not having it, because PyTorch's
-    bfloat16 on them has not been measured for this project.
+    The hardware is an NVIDIA GPU or an x86 processor. ARM processors and Apple's GPUs with bfloat16 count as not having
+    it, because PyTorch's bfloat16 on them has not been measured for this project.
     """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        native = False
     else:
         capabilities = torch.cpu.get_capabilities()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -51,6 +55,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Return a context in which matrix products on ``device`` use ``dtype``."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def copy_to_device(tensor: torch.Tensor, device: torch.device, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Copy a tensor from the CPU to ``device``, over ``out`` if it is given; return the copy.
+
+    A copy to an NVIDIA GPU does not wait: PyTorch keeps pinned memory until the copy is done. Every other copy waits,
+    since PyTorch's copies to Apple's GPUs that do not wait may read the memory of a tensor that is already freed
+    (https://github.com/pytorch/pytorch/issues/189690).
+    """
+    is_cuda = device.type == "cuda"
+    source = tensor.pin_memory() if is_cuda else tensor
+    return source.to(device, non_blocking=is_cuda) if out is None else out.copy_(source, non_blocking=is_cuda)
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -89,7 +105,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Return this process's peak memory in bytes, allocated on a GPU or resident on the CPU; None if unknown."""
+    """Return this process's peak memory in bytes, allocated on an NVIDIA GPU or else resident; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # its getrusage also counts the parent's memory, from the time between fork and exec

@@ -55,4 +55,4 @@ PRESETS: dict[str, Preset] = {
         finetune=replace(_FINETUNE, max_steps=240, eval_interval=120),
     ),
 }
-DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast"}  # by device
+DEFAULT_PRESETS = {"cpu": "nano", "cuda": "fast", "mps": "nano"}  # by device

@@ -12,6 +12,7 @@ from typing import Any
 
 from charformer import api
 from charformer.commands.common import Parser, choose_run, execute, logs_to
+from charformer.config import DEVICES
 from charformer.data.vocab import Vocab, describe, universal_newlines
 from charformer.errors import UserError
 from charformer.runs.folder import WEIGHTS
@@ -102,7 +103,7 @@ def build_parser() -> Parser:
     )
     pytorch = parser.add_argument_group("with PyTorch")
     pytorch.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="auto uses a GPU if there is one (default: auto)"
+        "--device", choices=DEVICES, help="auto uses an NVIDIA GPU if there is one; mps is Apple's GPU (default: auto)"
     )
     pytorch.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of the weights (default: float32)")
     fast = parser.add_argument_group("with onnxruntime")

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from charformer.commands.common import Parser
-from charformer.config import DROPOUTS, FIXED_FIELDS, MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
+from charformer.config import DEVICES, DROPOUTS, FIXED_FIELDS, MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
 from charformer.data import corpus as corpora
 from charformer.errors import UserError
 from charformer.presets import PRESETS
@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="model and training (default: nano on the CPU, fast on a GPU; of a fine-tune: its checkpoint's)",
+        help="model and training (default: nano; fast on an NVIDIA GPU; of a fine-tune: its checkpoint's)",
     )
     parser.add_argument(
         "--data",
@@ -92,9 +92,9 @@ def build_parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument(
         "--device",
-        choices=("auto", "cpu", "cuda"),
+        choices=DEVICES,
         default="auto",
-        help="auto uses a GPU if there is one (default: auto)",
+        help="auto uses an NVIDIA GPU if there is one; mps is Apple's GPU (default: auto)",
     )
     parser.add_argument(
         "--dtype",

@@ -134,6 +134,8 @@ def _choose_threads(args: argparse.Namespace, load: LoadProbe, recorded: object,
 def _place(args: argparse.Namespace, world: World, device_name: str, dtype_name: str) -> Place:
     """Return the place to train: the device and dtype in the arguments, or the named ones where those are auto."""
     device = machine.choose_device(device_name if args.device == "auto" else args.device)
+    if device.type == "mps" and world.size > 1:
+        raise UserError("several processes cannot share an Apple GPU; pass `device` cpu, or train in one process")
     return Place(device, machine.choose_dtype(dtype_name if args.dtype == "auto" else args.dtype, device), world)
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from charformer.device import copy_to_device
+
 
 class WindowOrder:
     """The order of windows in passes over the text: each pass covers it once, with other cuts and in another order.
@@ -64,8 +66,4 @@ class Windows:
             (B, length + 1) int64 on the device: ``out``, which is overwritten, or a new tensor.
         """
         windows = torch.from_numpy(self._table[ids[starts[:, None] + np.arange(length + 1)]])
-        if self._device.type == "cuda":
-            windows = windows.pin_memory()  # PyTorch keeps this memory until the copy is done, so no wait is needed
-        if out is not None:
-            return out.copy_(windows, non_blocking=True)
-        return windows.to(self._device, non_blocking=True)
+        return copy_to_device(windows, self._device, out)

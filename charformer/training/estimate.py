@@ -23,6 +23,7 @@ MIN_STEPS = 3
 RESERVE = {
     "cpu": 600 * 2**20,
     "cuda": 700 * 2**20,
+    "mps": 600 * 2**20,
 }  # Python and PyTorch, and a frozen trunk's kept outputs; on a GPU its context and gaps between blocks
 GPU_SIZES = (4, 8)  # GiB of memory of common GPUs
 

@@ -19,6 +19,7 @@ from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS, NgramTable
 from charformer.data.ngram_counts import Counts, build, count, fold_bounds, leave_one_out, longest_context, merged
 from charformer.data.vocab import Vocab
+from charformer.device import copy_to_device
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 
@@ -174,9 +175,7 @@ class PriorRows:
             found = torch.from_numpy(self._numbers[places])
         else:
             found = torch.from_numpy(self._looked_up("train", places, np.zeros_like(places)))
-        if self._device.type == "cuda":
-            found = found.pin_memory()
-        return found.to(self._device, non_blocking=True) if out is None else out.copy_(found, non_blocking=True)
+        return copy_to_device(found, self._device, out)
 
     def rows(self, step: Tensor) -> Tensor:
         """Return the rows, (B, T, V) float32, for a result of ``for_step``, without control flow on tensor values."""

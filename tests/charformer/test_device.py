@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from charformer import device
+from charformer.config import DEVICES
 from charformer.errors import UserError
+from charformer.presets import DEFAULT_PRESETS
+from charformer.training.estimate import RESERVE
+from tests.kernels.marks import NEEDS_GPU
 
 CPU = torch.device("cpu")
 
@@ -35,6 +39,30 @@ def test_bfloat16_is_for_processors_that_have_it(
 def test_a_missing_gpu_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="finds no CUDA GPU"):
         device.choose_device("cuda")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without an Apple GPU")
+def test_a_missing_apple_gpu_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match="finds no Apple GPU here; pass `device` cpu"):
+        device.choose_device("mps")
+
+
+def test_every_device_has_a_preset_and_a_reserve_of_memory() -> None:
+    assert DEFAULT_PRESETS.keys() == RESERVE.keys() == set(DEVICES) - {"auto"}
+
+
+def test_bfloat16_is_not_chosen_for_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert device.choose_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize("target", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_a_tensor_is_copied_to_a_device(target: str) -> None:
+    source, place = torch.arange(6).reshape(2, 3), torch.device(target)
+    out = torch.zeros(2, 3, dtype=torch.int64, device=place)
+    assert device.copy_to_device(source, place, out) is out
+    assert torch.equal(out.cpu(), source)
+    assert torch.equal(device.copy_to_device(source, place).cpu(), source)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")

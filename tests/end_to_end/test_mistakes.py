@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from charformer.commands import sample, train
 from charformer.runs.folder import RunDir
 from charformer.runs.lock import locked
 from tests.conftest import TINY
+
+without_apple_gpu = pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without one")
 
 
 @pytest.fixture
@@ -45,6 +48,7 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--steps", "many"], "invalid int value"),
         (["--ste", "5"], "unrecognized arguments: --ste; did you mean --steps?"),
         (["--resume"], "there is no run in runs/pretrain"),
+        pytest.param(["--device", "mps"], "no Apple GPU here; pass --device cpu", marks=without_apple_gpu),
         (["--data", "nowhere.txt"], "no file nowhere.txt"),
         (["--data", "short.txt"], "choose a --block-size of at most 9"),
         (["--data", "empty.txt"], "is empty"),
