@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from charformer.sampling.sampler import encode_prompt
 from charformer.training.recipe import choose_recipe
 from charformer.training.session import Place, TrainingSession, prepare_resume
 from charformer.training.trainer import Trainer
+from charformer.ui.tensorboard import TensorBoardLog, require_tensorboard
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def train(
     device: Device = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     encoding: str = "utf-8",
+    log: Literal["tensorboard"] | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
     **values: Any,
 ) -> TrainedRun:
@@ -79,7 +81,7 @@ def train(
         data: a file, a folder of text files, or several; or the name of a corpus.
         out: the folder of the run (default: runs/ and the name of the text).
         steps: the number of steps (default: the preset's, or fewer for a short text).
-        preset: the name of a preset (default: ``nano`` on a CPU, ``fast`` on a GPU; for a fine-tune its source's).
+        preset: the name of a preset (default: ``nano``, ``fast`` on an NVIDIA GPU; for a fine-tune its source's).
         init_from: the folder of a run to fine-tune.
         freeze: the part of the model that a fine-tune freezes (default: nothing).
         prompt: the text that the sample at the end continues; an empty one means a newline.
@@ -88,15 +90,21 @@ def train(
         device: the device; ``auto`` uses an NVIDIA GPU if there is one, and ``mps`` is Apple's GPU.
         dtype: the dtype of matrix products; ``auto`` uses bfloat16 if the processor has it.
         encoding: the encoding of the files.
+        log: where else to log the training: for TensorBoard, in the run's folder.
         on_step: called with each step's Progress in the caller's thread. An exception that it raises stops the
             training, after everything is saved.
         values: fields of ModelConfig and TrainConfig, such as ``n_layer`` or ``learning_rate``.
 
     Raises:
-        UserError: if an argument cannot work, or if the training cannot be written, which is then saved elsewhere.
+        UserError: if an argument cannot work, if ``log`` needs a package that is not installed, or if the training
+            cannot be written, which is then saved elsewhere.
     """
     places = [str(place) for place in ([data] if isinstance(data, str | Path) else data)]
     run = RunDir(out or Path("runs") / Path(places[0]).stem)
+    if log is not None:
+        if log != "tensorboard":
+            raise UserError(f"`log` is {log!r}; it must be 'tensorboard' or None")
+        require_tensorboard()
     values |= {} if steps is None else {"max_steps": steps}
     where = machine.choose_device(device)
     place = Place(where, machine.choose_dtype(dtype, where))
@@ -115,8 +123,16 @@ def train(
             encode_prompt(session.vocab, prompt)
             session.record.prompt = prompt
         session.open()
+        tracker = TensorBoardLog(run, session.trainer.counters.step) if log else None
+
+        def after_step(progress: Progress) -> None:
+            if tracker:
+                tracker.update(progress)
+            on_step(progress)
+
         try:
-            _take_steps(session.trainer, on_step)
+            with tracker or nullcontext():
+                _take_steps(session.trainer, after_step)
         except WriteError as error:
             raise UserError(f"{error}; the training was saved in {session.rescue().path} instead") from error
         return _finish(session)

@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import fields
-from importlib.util import find_spec
 from typing import Any
 
 from charformer.commands.common import Parser
@@ -12,6 +11,7 @@ from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
 from charformer.training.distributed import World
+from charformer.ui.tensorboard import require_tensorboard
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
 MAX_THREADS = 1024
@@ -178,8 +178,8 @@ def check(args: argparse.Namespace, world: World) -> None:
         raise UserError("--validation names a text of its own; leave out --validation-share and --validation-split")
     if args.sample_interval is not None and args.sample_interval < 0:
         raise UserError(f"--sample-interval is {args.sample_interval}; it must be 0 or more")
-    if args.log and find_spec("tensorboard") is None:
-        raise UserError("--log tensorboard needs the package tensorboard: pip install tensorboard")
+    if args.log:
+        require_tensorboard()
     if args.score_characters < 1:
         raise UserError(f"--score-characters is {args.score_characters}; it must be at least 1")
     if args.resume:

@@ -4,8 +4,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Self
 
+from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Evaluation, Progress
 from charformer.runs.model_card import block
@@ -13,6 +15,12 @@ from charformer.runs.model_card import block
 FLUSH_SECONDS = 10.0  # reading the losses of batches makes a GPU wait
 
 log = logging.getLogger("charformer")
+
+
+def require_tensorboard() -> None:
+    """Raise UserError if the package that writes the events is not installed."""
+    if find_spec("tensorboard") is None:
+        raise UserError("`log` tensorboard needs the package tensorboard: pip install tensorboard")
 
 
 class TensorBoardLog:

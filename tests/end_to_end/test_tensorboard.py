@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import charformer
 from charformer.commands import train
 from charformer.ui import tensorboard
 from tests.conftest import TINY
@@ -86,10 +87,28 @@ def test_without_the_package_it_is_one_line_before_anything_starts(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        "charformer.commands.train_arguments.find_spec", lambda name: None if name == "tensorboard" else real(name)
-    )
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None if name == "tensorboard" else real(name))
     assert train.main(["--data", str(text_file), "--out", str(tmp_path / "run"), *FLAGS]) == 2
     shown = capsys.readouterr().err
     assert shown == "charformer-train: --log tensorboard needs the package tensorboard: pip install tensorboard\n"
+    with pytest.raises(charformer.UserError, match="`log` tensorboard needs the package tensorboard: pip install"):
+        charformer.train(text_file, out=tmp_path / "run", log="tensorboard")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_library_logs_what_the_command_logs(text_file: Path, tmp_path: Path) -> None:
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "batch_size": 8, "ngram_order": 0}
+    seen: list[int] = []
+    charformer.train(
+        text_file,
+        out=tmp_path / "run",
+        steps=4,
+        eval_interval=4,
+        log="tensorboard",
+        on_step=lambda progress: seen.append(progress.step),
+        **shape,
+    )
+    assert seen == [0, *steps(events(tmp_path / "run"), "loss/batch")] == [0, 1, 2, 3, 4]
+    with pytest.raises(charformer.UserError, match="`log` is 'wandb'; it must be 'tensorboard' or None"):
+        charformer.train(text_file, out=tmp_path / "other", log="wandb")  # type: ignore[arg-type]
+    assert not (tmp_path / "other").exists()
