@@ -67,6 +67,7 @@ def wanted(shape: roofline.Shape) -> list[Case]:
     found = []
     for p in DROPOUTS:
         found += step_cases(torch.bfloat16, shape.batch, shape.time, shape.heads, shape.width, shape.vocab, p, p)
+    found.append(Case("rotary", torch.bfloat16, shape.time, shape.width, batch=shape.batch, heads=shape.heads))
     return list(dict.fromkeys(found))
 
 

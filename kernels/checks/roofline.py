@@ -198,25 +198,20 @@ def _matrix_products(shape: Shape) -> tuple[Work, Work]:
     return Work(flops, moved, moved), Work(2 * flops, 2 * moved, 2 * moved)
 
 
-def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add flags for the fields of ``Shape`` that one call of an op has."""
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.checks.roofline", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--card", choices=CARDS, default="rtx-3050", help="(default: %(default)s)")
     for name, meaning in (
         ("batch", "sequences"),
         ("time", "characters of each"),
         ("heads", "of attention"),
         ("width", "of a head"),
         ("vocab", "distinct characters"),
+        ("layers", "blocks"),
     ):
         default = Shape._field_defaults[name]
         parser.add_argument(f"--{name}", type=positive, default=default, help=f"{meaning} (default: %(default)s)")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print the tables; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.checks.roofline", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--card", choices=CARDS, default="rtx-3050", help="(default: %(default)s)")
-    add_shape_arguments(parser)
-    parser.add_argument("--layers", type=positive, default=Shape().layers, help="(default: %(default)s)")
     parser.add_argument("--rotary", action="store_true", help="positions are rotary")
     parser.add_argument("--dtype", choices=BYTES, default=Shape().dtype, help="(default: %(default)s)")
     options = vars(parser.parse_args(arguments))
