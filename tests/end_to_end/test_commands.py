@@ -1,7 +1,6 @@
-"""Run the commands as a user does, each in a process of its own."""
+"""Run the commands as a user does: in a process of its own wherever a process makes a difference."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,25 +10,10 @@ import matplotlib.image
 import pytest
 import safetensors.numpy
 
+from tests.commands import BIN, call, run
 from tests.conftest import TINY
 
-BIN = Path(sys.executable).parent
 FLAGS = [*TINY, "--eval-interval", "20"]
-
-
-def run(
-    *command: str | Path, cwd: Path, stdin: str = "", env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    program, *arguments = map(str, command)
-    return subprocess.run(
-        [BIN / program, *arguments],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        env=os.environ | {"COLUMNS": "100"} | (env or {}),
-        timeout=240,
-    )
 
 
 def test_pretrain_fine_tune_and_sample(text_file: Path, tmp_path: Path) -> None:
@@ -80,29 +64,30 @@ def test_pretrain_fine_tune_and_sample(text_file: Path, tmp_path: Path) -> None:
     assert sampled.stderr.startswith(f"{Path('runs/finetune')} (")
     assert ", the newest of 2 runs), float32, seed " in sampled.stderr
     seed = sampled.stderr.split()[-1]
-    again = run("charformer-sample", "--prompt", "Élan", "--max-new-tokens", "60", "--seed", seed, cwd=tmp_path)
+    again = call("charformer-sample", "--prompt", "Élan", "--max-new-tokens", "60", "--seed", seed, cwd=tmp_path)
     assert again.stdout == sampled.stdout
 
 
-def test_without_network_the_stand_ins_serve_and_say_so(tmp_path: Path) -> None:
-    nowhere = {"https_proxy": "http://127.0.0.1:1", "no_proxy": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    first = run("charformer-train", "--steps", "2", *TINY, cwd=tmp_path, env=nowhere)
+def test_without_network_the_stand_ins_serve_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    first = call("charformer-train", "--steps", "2", *TINY, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "Using shakespeare-plays instead" in first.stderr
-    second = run("charformer-train", "--stage", "finetune", "--steps", "2", cwd=tmp_path, env=nowhere)
+    second = call("charformer-train", "--stage", "finetune", "--steps", "2", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert "Using python-docs instead" in second.stderr
     for stage, name in (("pretrain", "shakespeare-plays"), ("finetune", "python-docs")):
         recorded = json.loads((tmp_path / "runs" / stage / "config.json").read_text("utf-8"))["corpus"]
         assert recorded["name"] == name
         assert len(recorded["sha256"]) == 64
-    asked = run("charformer-train", "--data", "tiny-shakespeare", "--out", "other", cwd=tmp_path, env=nowhere)
+    asked = call("charformer-train", "--data", "tiny-shakespeare", "--out", "other", cwd=tmp_path)
     assert asked.returncode == 2
     assert "cannot download" in asked.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # tests/reliability sends SIGTERM
 def test_a_signal_saves_and_resume_continues(name: str, text_file: Path, tmp_path: Path) -> None:
     number = getattr(signal, name)
     steps = ["--steps", "100000", "--eval-interval", "50"]
@@ -133,7 +118,7 @@ def test_a_signal_saves_and_resume_continues(name: str, text_file: Path, tmp_pat
     assert "| validation, estimated | " in card
     assert "## A sample" not in card  # the end of the training brings it
     total = stopped_at + 30
-    resumed = run("charformer-train", "--resume", "--steps", str(total), "--json", cwd=tmp_path)
+    resumed = call("charformer-train", "--resume", "--steps", str(total), "--json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout.splitlines()[-1])["steps"] == total
     rows = (tmp_path / "runs" / "pretrain" / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -142,23 +127,21 @@ def test_a_signal_saves_and_resume_continues(name: str, text_file: Path, tmp_pat
 
 
 def test_an_existing_run_is_kept_unless_told_otherwise(trained_run: Path, text_file: Path, tmp_path: Path) -> None:
-    def refused() -> str:
-        shown = run("charformer-train", "--data", text_file, "--out", trained_run, cwd=tmp_path)
-        assert shown.returncode == 2
-        return shown.stderr
-
     before = {path.name: path.read_bytes() for path in trained_run.iterdir()}
-    assert "--resume continues it, --overwrite replaces it" in refused()
+    shown = call("charformer-train", "--data", text_file, "--out", trained_run, cwd=tmp_path)
+    assert shown.returncode == 2
+    assert "--resume continues it, --overwrite replaces it" in shown.stderr
     assert {path.name: path.read_bytes() for path in trained_run.iterdir()} == before
 
 
-def sample(trained_run: Path, *flags: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return run("charformer-sample", "--run", trained_run, "--seed", "5", *flags, cwd=trained_run, stdin=stdin)
+def sample(trained_run: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return call("charformer-sample", "--run", trained_run, "--seed", "5", *flags, cwd=trained_run)
 
 
 def test_sampling_from_standard_input_past_the_context(trained_run: Path) -> None:
     prompt = "Assert statements are a convenient way\nto insert\n"
-    shown = sample(trained_run, "--prompt-file", "-", "--max-new-tokens", "100", stdin=prompt)
+    flags = ["--run", trained_run, "--prompt-file", "-", "--max-new-tokens", "100"]
+    shown = run("charformer-sample", *flags, cwd=trained_run, stdin=prompt)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith(prompt)
     assert len(shown.stdout) == len(prompt) + 100
@@ -207,7 +190,7 @@ def test_a_closed_pipe_saves_the_training(text_file: Path, tmp_path: Path) -> No
     assert process.returncode == 141
     assert "\nsaved after step " in said
     assert "Traceback" not in said
-    resumed = run("charformer-train", "--resume", "--steps", "10", cwd=tmp_path)
+    resumed = call("charformer-train", "--resume", "--steps", "10", cwd=tmp_path)
     assert resumed.returncode == 2
     assert "already; --steps must be at least that" in resumed.stderr
 

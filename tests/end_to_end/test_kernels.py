@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_commands import run
+from tests.commands import call
 from tests.kernels.marks import needs_interpreter
 
 FLAGS = [
-    *("--n-layer", "1", "--n-head", "2", "--n-embd", "24", "--block-size", "12", "--batch-size", "3"),
-    *("--steps", "3", "--eval-batches", "1", "--dropout", "0.2", "--dtype", "float32", "--verbose"),
+    *("--n-layer", "1", "--n-head", "2", "--n-embd", "24", "--block-size", "12", "--batch-size", "3", "--verbose"),
+    *("--steps", "2", "--eval-batches", "1", "--sample-interval", "0", "--dropout", "0.2", "--dtype", "float32"),
 ]
 
 
 def train(folder: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
-    (folder / "text.txt").write_text(text[:1500], encoding="utf-8")
-    return run("charformer-train", "--data", "text.txt", "--out", "run", *FLAGS, "--json", cwd=folder, env=env)
+    (folder / "text.txt").write_text(text[:1200], encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setattr("charformer.training.session.SAMPLE_CHARACTERS", 40)  # the interpreter takes long for 500
+        return call("charformer-train", "--data", "text.txt", "--out", "run", *FLAGS, "--json", cwd=folder)
 
 
 def summary(process: subprocess.CompletedProcess[str]) -> dict[str, float]:
@@ -40,7 +44,7 @@ def test_a_run_through_the_kernels_is_the_run_through_the_reference(english: str
 
 def test_a_run_through_pytorchs_own_functions(english: str, tmp_path: Path) -> None:
     process = train(tmp_path, english, CHARFORMER_KERNELS="pytorch")
-    assert 2 < summary(process)["val_loss"] < 5
+    assert 1 < summary(process)["val_loss"] < 5
     assert "kernels: pytorch (CHARFORMER_KERNELS)" in process.stderr
 
 

@@ -1,4 +1,4 @@
-"""Run charformer-export and charformer-sample --onnx as a user does."""
+"""Test charformer-export and charformer-sample --onnx; the first test runs them as a user does."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from charformer.sampling.onnx_format import sealed, unsealed
-from tests.end_to_end.test_commands import run
+from tests.commands import call, run
 
 
 @pytest.fixture
@@ -15,6 +15,15 @@ def folder(trained_run: Path, tmp_path: Path) -> Path:
     """Return a working folder with a run in it."""
     shutil.copytree(trained_run, tmp_path / "runs" / "pretrain")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a working folder with a run and its model.onnx, which tests only read."""
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copytree(trained_run, folder / "runs" / "pretrain")
+    assert call("charformer-export", cwd=folder).returncode == 0
+    return folder
 
 
 def is_source_alone(stderr: str, ending: str) -> bool:
@@ -33,18 +42,18 @@ def test_export_then_sample_from_the_file_alone(folder: Path) -> None:
     assert "validation loss" in exported.stdout
 
     same = ["--prompt", "The ", "--seed", "11", "--max-new-tokens", "1000"]
-    torch = run("charformer-sample", *same, cwd=folder)
+    torch = call("charformer-sample", *same, cwd=folder)
     shutil.rmtree(folder / "runs")  # the file is enough
     onnx = run("charformer-sample", "--onnx", "m.onnx", *same, cwd=folder)
     assert onnx.returncode == 0, onnx.stderr
     assert onnx.stderr.startswith("m.onnx (")
     assert is_source_alone(onnx.stderr, "fp32, seed 11")
     assert onnx.stdout == torch.stdout
-    plain = run("charformer-sample", "--onnx", "m.onnx", "--no-speculative", *same, cwd=folder)
+    plain = call("charformer-sample", "--onnx", "m.onnx", "--no-speculative", *same, cwd=folder)
     assert plain.stdout == torch.stdout
 
     several = ["--num-samples", "3", "--seed", "11", "--max-new-tokens", "40", "--json"]
-    batch = json.loads(run("charformer-sample", "--onnx", "m.onnx", *several, "--prompt", "The ", cwd=folder).stdout)
+    batch = json.loads(call("charformer-sample", "--onnx", "m.onnx", *several, "--prompt", "The ", cwd=folder).stdout)
     assert batch["onnx"] == "m.onnx"
     assert batch["run"] is None
     assert len(set(batch["samples"])) == 3
@@ -53,57 +62,56 @@ def test_export_then_sample_from_the_file_alone(folder: Path) -> None:
 
 def test_the_run_is_exported_when_it_has_to_be(folder: Path) -> None:
     sample = ["charformer-sample", "--onnx", "--seed", "1", "--max-new-tokens", "30"]
-    first = run(*sample, cwd=folder)
+    first = call(*sample, cwd=folder)
     assert first.returncode == 0, first.stderr
     assert "there is no such file yet" in first.stderr
     assert "int8" in first.stderr
     assert len(first.stdout) == 31
-    again = run(*sample, cwd=folder)
+    again = call(*sample, cwd=folder)
     assert again.stdout == first.stdout
     assert is_source_alone(again.stderr, "int8, seed 1")
 
-    trained = run("charformer-train", "--resume", "--out", "runs/pretrain", "--steps", "60", cwd=folder)
+    trained = call("charformer-train", "--resume", "--out", "runs/pretrain", "--steps", "60", cwd=folder)
     assert trained.returncode == 0, trained.stderr
-    after = run(*sample, cwd=folder)
+    after = call(*sample, cwd=folder)
     assert "the run has other weights by now" in after.stderr
-    assert is_source_alone(run(*sample, cwd=folder).stderr, "seed 1")
+    assert is_source_alone(call(*sample, cwd=folder).stderr, "seed 1")
 
     file = folder / "runs" / "pretrain" / "model.onnx"
     file.write_bytes(sealed(unsealed(file.read_bytes()).replace(b'"format": 2', b'"format": 1')))
     kept = sealed(unsealed(file.read_bytes()).replace(b'"precision": "int8"', b'"precision": "int4"'))
     file.write_bytes(kept)
-    renewed = run(*sample, cwd=folder).stderr
+    renewed = call(*sample, cwd=folder).stderr
     assert "an earlier version wrote it" in renewed
     assert "model.onnx: int4" in renewed
-    assert is_source_alone(run(*sample, cwd=folder).stderr, "seed 1")
+    assert is_source_alone(call(*sample, cwd=folder).stderr, "seed 1")
 
     file.write_bytes(b"no graph")
-    broken = run(*sample, cwd=folder)
+    broken = call(*sample, cwd=folder)
     assert broken.returncode == 2  # it is not our file, so we must not replace it
     assert "charformer-export writes it again" in broken.stderr
-    assert run("charformer-export", cwd=folder).returncode == 0
-    assert is_source_alone(run(*sample, cwd=folder).stderr, "seed 1")
+    assert call("charformer-export", cwd=folder).returncode == 0
+    assert is_source_alone(call(*sample, cwd=folder).stderr, "seed 1")
 
 
-def test_without_its_text_a_run_exports_without_a_draft(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_without_its_text_a_run_exports_without_a_draft(folder: Path) -> None:
     config = folder / "runs" / "pretrain" / "config.json"
     values = json.loads(config.read_text("utf-8"))
     values["corpus"]["source"] = str(folder / "gone.txt")
     config.write_text(json.dumps(values), encoding="utf-8")
-    nowhere = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("empty"))}
-    exported = run("charformer-export", cwd=folder, env=nowhere)
+    exported = call("charformer-export", cwd=folder)
     assert exported.returncode == 0, exported.stderr
     assert "gone.txt is not there any more" in exported.stdout
     assert "random characters" in exported.stdout
-    sampled = run("charformer-sample", "--onnx", "--seed", "1", cwd=folder, env=nowhere)
+    sampled = call("charformer-sample", "--onnx", "--seed", "1", cwd=folder)
     assert (sampled.returncode, sampled.stderr.count("\n")) == (0, 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_portable_files_sample_too(folder: Path, precision: str) -> None:
     flags = ["--portable", "--precision", precision, "--out", "web.onnx"]
-    assert run("charformer-export", *flags, cwd=folder).returncode == 0
-    sampled = run("charformer-sample", "--onnx", "web.onnx", "--seed", "4", "--max-new-tokens", "50", cwd=folder)
+    assert call("charformer-export", *flags, cwd=folder).returncode == 0
+    sampled = call("charformer-sample", "--onnx", "web.onnx", "--seed", "4", "--max-new-tokens", "50", cwd=folder)
     assert sampled.returncode == 0, sampled.stderr
     assert len(sampled.stdout) == 51
 
@@ -135,11 +143,11 @@ def test_portable_files_sample_too(folder: Path, precision: str) -> None:
         ("charformer-sample --provider cpu", "--provider needs --onnx"),
     ],
 )
-def test_mistakes_get_one_line(folder: Path, command: str, message: str) -> None:
-    exported = run("charformer-export", cwd=folder)
-    assert exported.returncode == 0
+def test_mistakes_get_one_line(exported: Path, command: str, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    done = run(*command.split(), cwd=folder)
+    done = call(*command.split(), cwd=folder)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -148,8 +156,8 @@ def test_mistakes_get_one_line(folder: Path, command: str, message: str) -> None
 
 
 def test_what_was_exported_before_decides_how_it_is_exported_again(folder: Path) -> None:
-    assert run("charformer-export", "--precision", "fp32", "--portable", cwd=folder).returncode == 0
-    assert run("charformer-train", "--resume", "--out", "runs/pretrain", "--steps", "60", cwd=folder).returncode == 0
-    again = run("charformer-sample", "--onnx", "--seed", "1", cwd=folder)
+    assert call("charformer-export", "--precision", "fp32", "--portable", cwd=folder).returncode == 0
+    assert call("charformer-train", "--resume", "--out", "runs/pretrain", "--steps", "60", cwd=folder).returncode == 0
+    again = call("charformer-sample", "--onnx", "--seed", "1", cwd=folder)
     assert again.returncode == 0
     assert "fp32, portable" in again.stderr

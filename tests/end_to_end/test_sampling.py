@@ -12,7 +12,7 @@ import pytest
 import charformer
 from charformer.commands import export, sample
 from tests.charformer.test_api import spoilt_last
-from tests.end_to_end.test_commands import run
+from tests.commands import run
 
 
 def sampled(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -13,8 +13,8 @@ import pytest
 
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import read_tensors
+from tests.commands import run as command
 from tests.conftest import TINY
-from tests.end_to_end.test_commands import run as command
 
 FLAGS = [*TINY, "--eval-interval", "20", "--eval-batches", "1", "--dtype", "float32", "--attention-dropout", "0.1"]
 

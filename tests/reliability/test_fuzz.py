@@ -14,7 +14,7 @@ from charformer.errors import UserError
 from charformer.runs.checkpoint import load_model
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import read_tensors, write_tensors
-from tests.end_to_end.test_commands import run as command
+from tests.commands import run as command
 
 COUNT = int(os.environ.get("FUZZ_COUNT", "600"))
 
