@@ -1,8 +1,7 @@
 """The number of threads to compute with: one for each processor that other programs leave idle.
 
 The threads of one operation wait for one another. If one of them has no processor, all of them wait for the scheduler
-at every operation, and two threads beside one busy program are slower than
-one (docs/lab/training.md).
+at every operation, and two threads beside one busy program are slower than one (bench.busy).
 """
 
 import os

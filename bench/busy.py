@@ -1,0 +1,121 @@
+"""Measure how much a busy program slows a training or a sampler down, by the number of threads.
+
+    python -m bench.busy --json bench/results/busy.json
+
+The threads of an operation wait for one another, so a thread that has no processor delays all of them. Each number of
+threads takes turns, alone and beside one process that counts, for several rounds. The first is the one that
+charformer-train chooses by the load. A training's speed is the median over its evaluations except the first.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.harness import results
+from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.sampling import SamplingEntry, measure_alone
+from charformer.data.cached import find_cached
+from charformer.errors import UserError
+from charformer.runs.folder import RunDir
+from export.exporter import export
+
+CHARACTERS = 250  # of a sampled text
+TEXTS = 5  # in a round
+CHOSEN = "chosen"
+Speeds = dict[tuple[str, str, bool], list[float]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = BenchParser("busy", __doc__)
+    parser.add_presets("nano", several=False)
+    parser.add_count("--steps", 40, "steps of a training")
+    parser.add_count("--rounds", 3, "rounds")
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        default=list(dict.fromkeys([CHOSEN, str(os.cpu_count() or 1), "1"])),
+        metavar="N",
+        help="numbers of threads; chosen leaves it to charformer-train (default: chosen, all, 1)",
+    )
+    parser.add_dtype()
+    parser.add_data("--data", "tiny-shakespeare")
+    return execute(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    trainings = [("training", threads) for threads in args.threads]
+    settings = trainings + [("sampling, fp32", threads) for threads in args.threads if threads != CHOSEN]
+    speeds: Speeds = {(*setting, busy): [] for setting, busy in product(settings, (False, True))}
+    with tempfile.TemporaryDirectory() as folder:
+        run, file = RunDir(Path(folder) / "run"), Path(folder) / "fp32.onnx"
+        _train(args, run, CHOSEN)
+        export(run, file, "fp32", portable=False, corpus=find_cached(run.read_section("corpus")))
+        options = {"path": str(file), "characters": CHARACTERS}
+        sampler = SamplingEntry("charformer-onnx", "fp32", "bench.engines.sample_charformer", options)
+        for _ in range(args.rounds):
+            for (work, threads, busy), found in speeds.items():
+                with busy_process() if busy else nullcontext():
+                    if work == "training":
+                        found.append(_train(args, run, threads))
+                    else:
+                        found.append(median(measure_alone(sampler, int(threads), TEXTS).samples))
+    rows = [
+        results.row(
+            engine="charformer" if work == "training" else "charformer-onnx",
+            preset=args.preset,
+            precision=args.dtype if work == "training" else "fp32",
+            work=work,
+            threads=threads,
+            busy=busy,
+            chars_per_second=results.percentiles(found),
+            samples=len(found),
+            turns=found,
+        )
+        for (work, threads, busy), found in speeds.items()
+    ]
+    _print(rows)
+    keep(args, {name: getattr(args, name) for name in ("preset", "steps", "rounds", "dtype", "data")}, rows)
+    return 0
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Keep one processor busy with another process for the length of the context."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _train(args: argparse.Namespace, run: RunDir, threads: str) -> float:
+    """Return the characters a second of one training in ``run``. Raise UserError if it fails."""
+    flags = ["--preset", args.preset, "--steps", str(args.steps), "--data", args.data, "--dtype", args.dtype]
+    flags += ["--device", "cpu", "--eval-interval", str(max(1, args.steps // 4)), "--eval-batches", "1"]
+    flags += ["--out", str(run.path), "--overwrite", *([] if threads == CHOSEN else ["--threads", threads])]
+    command = [sys.executable, "-m", "charformer.commands.train", *flags]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise UserError(f"a training failed: {done.stderr.strip()}")
+    speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
+    return median(speeds[1:] or speeds)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    shown = table("characters a second", ["work", "threads"], ["alone", "beside a busy process", "share"])
+    for alone, beside in zip(rows[0::2], rows[1::2], strict=True):
+        medians = [f"{row['chars_per_second']['p50']:,.0f}" for row in (alone, beside)]
+        shown.add_row(alone["work"], alone["threads"], *medians, f"{results.ratio(beside, alone):.2f}")
+    show(shown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
