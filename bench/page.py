@@ -105,7 +105,7 @@ def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[s
 
 def _command_text(engine: OnnxEngine, seed: int, characters: int) -> str:
     """Return the text that charformer-sample --onnx writes after a newline, in the same way."""
-    vocab, draft = engine.description.vocab, engine.description.draft
+    vocab, draft = engine.description.vocab, engine.description.proposer
     ids, config = encode_prompt(vocab, ""), SamplingConfig(characters, seed=seed)
     steps = generate(engine, ids, 1, config) if draft is None else speculate(engine, draft, ids, config)
     return vocab.decode(np.concatenate([ids, *steps]))

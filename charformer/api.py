@@ -34,7 +34,7 @@ from charformer.sampling.stopping import StopText
 if TYPE_CHECKING:
     from charformer.sampling.cuda_sampler import CudaSampler
     from charformer.sampling.onnx_engine import OnnxEngine
-    from charformer.sampling.speculation import Draft
+    from charformer.sampling.speculation import Proposer
     from export.exporter import Export
 
 __all__ = ["Model", "SamplingOptions", "Score", "load"]
@@ -98,7 +98,7 @@ class Model:
     config: ModelConfig
     vocab: Vocab
     new_engine: Callable[[], Engine]
-    draft: "Draft | None" = None
+    draft: "Proposer | None" = None
     sampler: "CudaSampler | None" = None
 
     def generate(self, prompt: str = "", **options: Unpack[SamplingOptions]) -> str:
@@ -167,7 +167,7 @@ class Model:
             out: the path to write; an existing file is replaced once the new one has passed the check.
             precision: the precision of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
             portable: use only standard operators, for other runtimes; they are slower on onnxruntime.
-            data: the text, a file or a name, to check the exported model on and to make its draft from; by
+            data: the text, a file or a name, to check the exported model on and to make a draft from; by
                 default the text that the run was trained on.
 
         Raises:
@@ -262,7 +262,7 @@ def _torch_model(path: Path, weights: str, device: str, dtype: str, threads: int
 
 def _onnx_model(path: Path, run: RunDir | None, engine: "OnnxEngine", weights: str, speculative: bool) -> Model:
     found = engine.description
-    draft = found.draft if speculative else None
+    draft = found.proposer if speculative else None
     return Model(path, run, weights, found.precision, found.config, found.vocab, engine.sibling, draft)
 
 
@@ -303,11 +303,8 @@ def _export(run: RunDir, out: Path, precision: str, portable: bool, data: str | 
     corpus = corpora.load(data) if data is not None else find_cached(run.read_section("corpus"))
     if corpus is None:
         source = run.read_section("corpus").get("source")
-        log.warning(
-            "%s is not there, so %s is checked on random characters and has no draft for speculative sampling",
-            source,
-            out,
-        )
+        lacks = "" if run.ngram.exists() else " and has no draft for speculative sampling"
+        log.warning("%s is not there, so %s is checked on random characters%s", source, out, lacks)
     done = export(run, out, precision, portable, corpus, weights)
     found = done.comparison
     size, kind = f"{done.bytes / 1e6:,.2f} MB", f"{precision}{', portable' if portable else ''}"

@@ -65,7 +65,8 @@ def export(
             raise UserError(
                 f"{corpus.name} has characters that the run has not: {describe(unknown)}; take another text"
             )
-        draft = Draft.of(corpus.table(vocab)[corpus.train[:MAX_CHARACTERS]], len(vocab))
+        if ngram is None:
+            draft = Draft.of(corpus.table(vocab)[corpus.train[:MAX_CHARACTERS]], len(vocab))
     sha256 = combined_sha256(metadata["sha256"], table_sha256(ngram))
     description = Description(config, vocab, precision, portable, sha256, draft, ngram)
     with atomic_path(out) as temporary, np.errstate(all="ignore"):  # the comparison finds overflows

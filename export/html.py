@@ -126,7 +126,7 @@ def _description(run: RunDir, description: Description) -> dict[str, Any]:
     config, draft, ngram = description.config, description.draft, description.ngram
     drafted = counted = None
     if draft is not None:
-        drafted = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT, "proposals": PROPOSALS}
+        drafted = {"rows": len(draft.keys), "order": ORDER, "stepsPerNat": STEPS_PER_NAT}
     if ngram is not None:
         counted = {"contexts": len(ngram.arrays["children"]), "ngrams": len(ngram)}
     return {
@@ -134,6 +134,7 @@ def _description(run: RunDir, description: Description) -> dict[str, Any]:
         "cacheSize": config.cache_size,
         "headWidth": padded_width(config),
         "codePoints": description.vocab.to_dict()["code_points"],
+        "proposals": PROPOSALS if description.proposer else 0,
         "draft": drafted,
         "ngram": counted,
         "losses": [{key: row[name] for key, name in LOSSES.items()} for row in _evaluations(run)],

@@ -35,8 +35,8 @@ def handler(
             steps = generate(engine, prompt, batch, config)
         else:
             assert isinstance(engine, OnnxEngine)
-            assert engine.description.draft is not None
-            steps = speculate(engine, engine.description.draft, prompt, config)
+            assert engine.description.proposer is not None
+            steps = speculate(engine, engine.description.proposer, prompt, config)
         return np.stack(list(steps))[:, 0].tolist()
 
     return answer(sample)

@@ -15,7 +15,7 @@ from charformer.config import ModelConfig
 from charformer.data.ngram import NgramTable
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
-from charformer.sampling.speculation import Draft
+from charformer.sampling.speculation import Draft, PriorDraft, Proposer
 
 FORMAT = 2
 PRIOR_FORMAT = 3  # of a model with an n-gram prior, which version 2 lacks
@@ -135,6 +135,11 @@ class Description:
     weights_sha256: str
     draft: Draft | None
     ngram: NgramTable | None = None
+
+    @property
+    def proposer(self) -> Proposer | None:
+        """Return the table that proposes characters in speculative sampling; None if the file has none."""
+        return self.draft if self.ngram is None else PriorDraft(self.ngram)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the description as metadata entries for the file."""

@@ -1,5 +1,6 @@
 """Speculative sampling: an n-gram table proposes characters, and one run of the model checks them all.
 
+The table is that of the model's n-gram prior. For a model without one, the file has a small table, a draft of its text.
 The method follows Leviathan et al. 2023, with shared noise instead of rejection. A proposal is accepted if the model's
 logits and the seeded noise at its position pick the same character. The text is therefore that of plain sampling,
 provided that logits do not depend on how many characters are read at once. In 8 and 4 bits they do, slightly
@@ -14,6 +15,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from charformer.data.ngram import NgramTable
 from charformer.errors import UserError
 from charformer.sampling.engine import Engine, Ids
 from charformer.sampling.sampler import GREEDY_BELOW, Noise, SamplingConfig, pick
@@ -36,8 +38,38 @@ class RewindableEngine(Engine, Protocol):
         """Forget the last ``count`` characters of the last ``extend``."""
 
 
+class Proposer(Protocol):
+    """A table that proposes characters after a text, of which it reads the last ``order``."""
+
+    @property
+    def order(self) -> int: ...
+
+    def propose(self, context: list[int], noise: NDArray[np.float64], temperature: float) -> list[int]:
+        """Return the T characters after ``context`` that the table's rows and (T, V) noise pick."""
+
+
+class PriorDraft:
+    """A ``Proposer`` that proposes from the table of the model's own n-gram prior.
+
+    Its rows are those that the model corrects, so the model often picks what they pick, and each row of an accepted
+    proposal has already been looked up when the model reads it.
+    """
+
+    def __init__(self, table: NgramTable) -> None:
+        self._table = table
+        self.order = max(1, table.order)
+
+    def propose(self, context: list[int], noise: NDArray[np.float64], temperature: float) -> list[int]:
+        text = context[-self.order :]
+        greedy = temperature < GREEDY_BELOW
+        for row_noise in noise:
+            row = self._table.row(text)
+            text.append(int((row if greedy else np.log(row, dtype=np.float64) / temperature + row_noise).argmax()))
+        return text[len(text) - len(noise) :]
+
+
 class Draft:
-    """A table of log-probabilities of the next character after up to ``ORDER`` others.
+    """A ``Proposer`` for a model without a prior: log-probabilities of the next character after up to ``ORDER`` others.
 
     Args:
         keys: the contexts, (R,) int64: their ids + 1 as the digits of a number in base V + 1; the first key is 0, the
@@ -46,6 +78,7 @@ class Draft:
     """
 
     def __init__(self, keys: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+        self.order = ORDER
         self.keys = keys
         self.rows = rows
         self._row_of = dict(zip(keys.tolist(), range(len(keys)), strict=True))
@@ -80,7 +113,6 @@ class Draft:
         return cls(np.concatenate(keys), np.minimum(steps, 255).astype(np.uint8))
 
     def propose(self, context: list[int], noise: NDArray[np.float64], temperature: float) -> list[int]:
-        """Return the T characters after ``context`` that the table's rows and (T, V) noise pick."""
         base = self.rows.shape[1] + 1
         longest = base ** (ORDER - 1)
         greedy = temperature < GREEDY_BELOW
@@ -132,7 +164,7 @@ def _shorter(
     return result
 
 
-def speculate(engine: RewindableEngine, draft: Draft, prompt: Ids, config: SamplingConfig) -> Iterator[Ids]:
+def speculate(engine: RewindableEngine, draft: Proposer, prompt: Ids, config: SamplingConfig) -> Iterator[Ids]:
     """Yield the ids that ``sampler.generate`` yields for one text, (1,) at a time, in fewer runs of the model.
 
     If the engine's logits depend on the characters read in the same run, the text is a different one, equally likely.
@@ -143,7 +175,7 @@ def speculate(engine: RewindableEngine, draft: Draft, prompt: Ids, config: Sampl
     noise = Noise(config.seed, 1, logits.shape[1])
     ids = pick(logits, noise.rows(0)[0], config)
     yield ids
-    context = [*prompt[-ORDER:].tolist(), int(ids[0])]
+    context = [*prompt[-draft.order :].tolist(), int(ids[0])]
     position = 1
     while position < config.max_new_tokens:
         count = max(0, min(PROPOSALS, engine.room - 1, config.max_new_tokens - position - 1))
@@ -157,5 +189,5 @@ def speculate(engine: RewindableEngine, draft: Draft, prompt: Ids, config: Sampl
             engine.rewind(count - agreed)
         for ids in picked[: agreed + 1, None]:
             yield ids
-        context = [*context, *picked[: agreed + 1].tolist()][-ORDER:]
+        context = [*context, *picked[: agreed + 1].tolist()][-draft.order :]
         position += agreed + 1

@@ -1,7 +1,7 @@
 // The page: its form, the text that is being written, and the alternatives to each character.
 
 import { drawLosses } from "./chart.js";
-import { Draft } from "./draft.js";
+import { Draft, PriorDraft } from "./draft.js";
 import { Engine, loadRuntime, unpacked } from "./engine.js";
 import { NgramTable } from "./ngram.js";
 import { StopText } from "./stop.js";
@@ -29,7 +29,8 @@ async function load() {
   const size = vocab.characters.length;
   const ngram = description.ngram && new NgramTable(await unpacked("ngram"), description.ngram, size);
   engine = await Engine.create(runtime, await unpacked("model"), description, ngram);
-  if (description.draft) draft = new Draft(await unpacked("draft"), description.draft, size);
+  if (ngram) draft = new PriorDraft(ngram, description.model.ngram_order);
+  else if (description.draft) draft = new Draft(await unpacked("draft"), description.draft, size);
 }
 
 /** Return the form's settings, or null once the browser has shown what is wrong with them. */

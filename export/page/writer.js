@@ -9,7 +9,7 @@ export class Writer {
   constructor(engine, draft, description, prompt, seed) {
     this.engine = engine;
     this.draft = draft;
-    this.proposals = description.draft?.proposals ?? 0;
+    this.proposals = description.proposals;
     this.noise = new Noise(seed, description.model.vocab_size);
     this.ids = prompt;
     this.position = 0; // of the next character, counted from the prompt's end

@@ -23,6 +23,7 @@ from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine
 from charformer.sampling.onnx_format import Description
 from charformer.sampling.sampler import SamplingConfig, gumbel_noise, pick
+from charformer.sampling.speculation import PriorDraft
 from export import runtime
 from export.html import ASSETS, MODULES, ngram_bytes, script
 
@@ -158,7 +159,13 @@ def in_node(folder: Path, code: str, value: Any) -> Any:
     """Return the result of an expression of the page's modules for ``value``, as JSON."""
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
-    names = {"noise": "Noise", "draft": "Draft", "ngram": "NgramTable", "stop": "StopText", "vocab": "Vocab"}
+    names = {
+        "noise": "Noise",
+        "draft": "Draft, PriorDraft",
+        "ngram": "NgramTable",
+        "stop": "StopText",
+        "vocab": "Vocab",
+    }
     imports = [f'import {{ {name} }} from "./{module}.js";' for module, name in names.items()]
     imports += ['import * as sampler from "./sampler.js"; import { readFileSync } from "node:fs";']
     main = f'const value = JSON.parse(readFileSync(0, "utf8")); console.log(JSON.stringify(({code})(value)));'
@@ -252,6 +259,25 @@ def test_counting_says_what_the_commands_table_says(vocab_size: int, order: int,
     value = {"content": list(ngram_bytes(description)), "sizes": sizes, "size": vocab_size, "contexts": contexts}
     found = np.array(in_node(tmp_path, code, value), np.float32)
     np.testing.assert_allclose(found, [table.row(context) for context in contexts], rtol=3e-7)
+
+
+@needs_node
+def test_the_prior_proposes_what_the_commands_does(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    text = random.zipf(1.5, size=3000) % 30
+    table = build(count(text, 30, 5), min_gain=0)
+    description = Description(ModelConfig(vocab_size=30), Vocab("\n"), "fp32", False, "", None, table)
+    contexts = [text[end - length : end].tolist() for end in (900, 2000) for length in range(1, 12)]
+    noise = random.gumbel(size=(4, 30))
+    code = """({ content, sizes, contexts, noise, temperature }) => {
+        const draft = new PriorDraft(new NgramTable(Uint8Array.from(content), sizes, 30), 5);
+        return contexts.map((context) => draft.propose(context, noise, temperature));
+    }"""
+    sizes = {"contexts": len(table.arrays["children"]), "ngrams": len(table)}
+    value = {"content": list(ngram_bytes(description)), "sizes": sizes, "contexts": contexts, "noise": noise.tolist()}
+    for temperature in (1.0, 0.5, 0.0):
+        found = in_node(tmp_path, code, value | {"temperature": temperature})
+        assert found == [PriorDraft(table).propose(context, noise, temperature) for context in contexts]
 
 
 @needs_node

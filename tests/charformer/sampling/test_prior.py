@@ -19,6 +19,8 @@ from charformer.runs.folder import RunDir
 from charformer.sampling.onnx_engine import OnnxEngine
 from charformer.sampling.onnx_format import read_metadata, sealed, unsealed
 from charformer.sampling.prior import GrowingPrior
+from charformer.sampling.sampler import SamplingConfig, generate
+from charformer.sampling.speculation import PriorDraft, speculate
 from export.exporter import export
 
 CONFIG = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=24, rope_base=100.0, vocab_size=9, ngram_order=4)
@@ -97,6 +99,32 @@ def test_a_model_without_a_prior_is_written_as_before(tmp_path: Path) -> None:
     assert values["format"] == 2
     assert "ngram_order" not in values["model"]
     assert not plain.ngram.exists()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_the_prior_proposes_what_its_rows_and_the_noise_pick(temperature: float, table: NgramTable) -> None:
+    random, draft = np.random.default_rng(3), PriorDraft(table)
+    for length in (1, 2, 7, 30):
+        context, noise = random.integers(9, size=length).tolist(), random.gumbel(size=(5, 9))
+        text = list(context)
+        for row in noise:
+            probabilities = table.rows(np.array([[-1] * 4 + text])[:, -4:])[0].astype(np.float64)
+            text.append(int(np.argmax(np.log(probabilities) / temperature + row if temperature else probabilities)))
+        assert draft.propose(context, noise, temperature) == text[length:]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"temperature": 0.8, "top_k": 5}], ids=str)
+def test_speculation_from_the_prior_writes_the_plain_text(
+    settings: dict[str, float], run: RunDir, tmp_path: Path
+) -> None:
+    export(run, tmp_path / "m.onnx", "fp32", portable=False, corpus=None)
+    engine = OnnxEngine(tmp_path / "m.onnx")
+    assert engine.description.draft is None
+    assert isinstance(engine.description.proposer, PriorDraft)
+    config, prompt = SamplingConfig(max_new_tokens=600, seed=3, **settings), np.array([1, 2])
+    plain = np.concatenate(list(generate(engine, prompt, 1, config)))
+    fewer = np.concatenate(list(speculate(engine, engine.description.proposer, prompt, config)))
+    np.testing.assert_array_equal(plain, fewer)
 
 
 def packed(arrays: dict[str, np.ndarray]) -> str:
