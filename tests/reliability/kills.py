@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which every optimizer imports, so that no fork has to
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track

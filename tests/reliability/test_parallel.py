@@ -1,22 +1,27 @@
-"""Train with two processes through torchrun."""
+"""Train with two processes: through torchrun, and for what it takes no part in, forked from one process."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from charformer.runs.folder import RunDir
+from tests.commands import call
 from tests.conftest import TINY
 from tests.reliability.test_disk import content
 
 FLAGS = [*TINY, "--preset", "fast", "--dtype", "float32", "--eval-interval", "20"]
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and sends signals")
+
+Train = Callable[..., list[tuple[int, str, str]]]
 
 
 def torchrun(*flags: str) -> list[str]:
@@ -42,34 +47,54 @@ def started(*flags: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.fixture(scope="module")
-def whole(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an undisturbed run by two processes, with dropout."""
-    folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(torchrun(*long_flags(text_file)), cwd=folder, check=True, capture_output=True)
-    return folder / "run"
+def both() -> Iterator[Train]:
+    """Return a function that trains with two processes, and returns the exit code, output and errors of each."""
+    command = [sys.executable, "-m", "tests.reliability.ranks"]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def train(*flags: str | Path) -> list[tuple[int, str, str]]:
+            print(json.dumps([str(flag) for flag in flags]), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+
+        yield train
 
 
-def long_flags(text_file: Path) -> list[str]:
-    return [*FLAGS, "--data", str(text_file), "--steps", "400", "--attention-dropout", "0.1", "--out", "run"]
+@pytest.fixture(scope="module")
+def whole(both: Train, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an undisturbed run by two processes, with dropout."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert [code for code, _, _ in both(*long_flags(text_file, out))] == [0, 0]
+    return out
 
 
-def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> None:
-    first = [*FLAGS, "--data", str(text_file), "--steps", "40"]
-    more = ["--stage", "finetune", "--init-from", "first", "--data", str(text_file), "--steps", "20"]
-    more += ["--eval-interval", "10", "--dtype", "float32"]
-    runs = {"first": first, "attention": [*more, "--freeze"], "trunk": [*more, "--freeze", "trunk"]}
+def long_flags(text_file: Path, out: str | Path) -> list[str]:
+    return [*FLAGS, "--data", str(text_file), "--steps", "300", "--attention-dropout", "0.1", "--out", str(out)]
+
+
+def test_two_processes_learn_what_one_does(both: Train, text_file: Path, tmp_path: Path) -> None:
     curves = {}
-    for name, command in (("one", [sys.executable, "-m", "charformer.commands.train"]), ("two", torchrun())):
-        (tmp_path / name).mkdir()
+    for name in ("one", "two"):
+        first = tmp_path / name / "first"
+        tune = ["--stage", "finetune", "--init-from", str(first), "--steps", "20", "--eval-interval", "10"]
+        runs = {
+            "first": [*FLAGS, "--steps", "40"],
+            "attention": [*tune, "--dtype", "float32", "--freeze"],
+            "trunk": [*tune, "--dtype", "float32", "--freeze", "trunk"],
+        }
         for out, flags in runs.items():
-            done = subprocess.run(
-                [*command, *flags, "--out", out],
-                cwd=tmp_path / name,
-                capture_output=True,
-                encoding="utf-8",
-            )
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("validation loss") == 1, "one process speaks"
+            given = [*flags, "--data", str(text_file), "--out", str(tmp_path / name / out)]
+            if name == "one":
+                done = call("charformer-train", *given, cwd=tmp_path)
+                assert done.returncode == 0, done.stderr
+            else:
+                codes, outputs, errors = zip(*both(*given), strict=True)
+                assert codes == (0, 0), errors
+                assert "".join(outputs).count("validation loss") == 1, "one process speaks"
             rows = RunDir(tmp_path / name / out).read_metrics()
             curves[name, out] = [loss for row in rows for loss in (row["train_loss"], row["val_loss"])]
     for out in runs:
@@ -81,7 +106,7 @@ def test_two_processes_learn_what_one_does(text_file: Path, tmp_path: Path) -> N
 def test_a_killed_process_is_started_again_and_costs_nothing(
     victim: str, whole: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    with started(*long_flags(text_file), cwd=tmp_path) as process:
+    with started(*long_flags(text_file, "run"), cwd=tmp_path) as process:
         leader = int((tmp_path / "run" / ".lock").read_text("utf-8"))
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         if not children.is_file():
@@ -95,17 +120,16 @@ def test_a_killed_process_is_started_again_and_costs_nothing(
     assert content(tmp_path / "run") == content(whole)
 
 
-def test_a_signal_stops_and_saves_and_resume_continues(whole: Path, text_file: Path, tmp_path: Path) -> None:
-    with started(*long_flags(text_file), cwd=tmp_path) as process:
+def test_a_signal_stops_and_saves_and_resume_continues(
+    both: Train, whole: Path, text_file: Path, tmp_path: Path
+) -> None:
+    with started(*long_flags(text_file, "run"), cwd=tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "saved after step" in output, output
     assert not (tmp_path / "run" / ".lock").exists()
-    done = subprocess.run(
-        torchrun("--resume", "--out", "run"), cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=100
-    )
-    assert done.returncode == 0, done.stderr
+    assert [code for code, _, _ in both("--resume", "--out", tmp_path / "run")] == [0, 0]
     assert content(tmp_path / "run") == content(whole)
 
 
@@ -116,24 +140,22 @@ def test_a_signal_stops_and_saves_and_resume_continues(whole: Path, text_file: P
         (["--data", "no such file"], "no such file"),
     ],
 )
-def test_a_mistake_is_reported_once(flags: list[str], message: str, text_file: Path, tmp_path: Path) -> None:
-    given = [*FLAGS, "--data", str(text_file), *flags]
-    done = subprocess.run(torchrun(*given), cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
-    assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]
-    assert len({*told}) == 1, done.stderr
+def test_a_mistake_is_reported_once(
+    flags: list[str], message: str, both: Train, text_file: Path, tmp_path: Path
+) -> None:
+    codes, _, errors = zip(*both(*FLAGS, "--data", text_file, "--out", tmp_path / "run", *flags), strict=True)
+    assert codes == (2, 2)
+    told = [line for text in errors for line in text.splitlines() if line.startswith("charformer-train:")]
+    assert len(told) == 1, errors
     assert message in told[0]
 
 
-def test_a_run_of_two_processes_continues_with_one(text_file: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_continues_with_one(both: Train, text_file: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--data", str(text_file), "--decay-fraction", "0"]
-    alone = [sys.executable, "-m", "charformer.commands.train"]
-    for command in (
-        [*torchrun(*flags), "--steps", "20", "--out", "run"],
-        [*alone, "--resume", "--steps", "40", "--out", "run"],
-        [*alone, *flags, "--steps", "40", "--out", "one"],
-    ):
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert both(*flags, "--steps", "20", "--out", tmp_path / "run")[0][0] == 0
+    for more in (["--resume", "--out", "run"], [*flags, "--out", "one"]):
+        done = call("charformer-train", *more, "--steps", "40", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     curves = [[row["val_loss"] for row in RunDir(tmp_path / name).read_metrics()] for name in ("run", "one")]
     assert len(curves[0]) == 3
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
@@ -144,11 +166,17 @@ def test_a_run_of_two_processes_continues_with_one(text_file: Path, tmp_path: Pa
     [("nothing", [], 0), ("all", [], 0), ("all", ["--seed", "7"], 2), ("weights", [], 2)],
     ids=["cut off before its first save", "begun", "another run", "a run whose state is gone"],
 )
-def test_what_a_restart_finds(saved: str, changed: list[str], code: int, text_file: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--data", str(text_file), "--steps", "20", "--out", "run"]
-    train = [sys.executable, "-m", "charformer.commands.train", *flags]
-    subprocess.run(train, cwd=tmp_path, check=True, capture_output=True)
+def test_what_a_restart_finds(
+    saved: str,
+    changed: list[str],
+    code: int,
+    trained_run: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = RunDir(tmp_path / "run")
+    shutil.copytree(trained_run, run.path)
     before = run.weights_sha256()
     if saved != "all":
         run.state.unlink()
@@ -156,9 +184,10 @@ def test_what_a_restart_finds(saved: str, changed: list[str], code: int, text_fi
         run.weights.unlink()
     restarted = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}
     restarted |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    done = subprocess.run(
-        [*train, *changed], cwd=tmp_path, env=os.environ | restarted, capture_output=True, encoding="utf-8"
-    )
+    for name, value in restarted.items():
+        monkeypatch.setenv(name, value)
+    flags = [*TINY, "--data", text_file, "--steps", "40", "--eval-interval", "20", "--out", "run"]
+    done = call("charformer-train", *flags, *changed, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert ("holds a run" in done.stderr) == (code == 2)
     assert run.weights_sha256() == before
