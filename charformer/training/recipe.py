@@ -14,6 +14,7 @@ from charformer.runs.record import RunRecord
 from charformer.training.session import Place, TrainingSession, prepare_finetune, prepare_pretrain
 
 MAX_PASSES = 6.0  # over the training part of a short text
+MAX_DISTINCT = 4096  # characters of a text that a preset's n-gram prior suits (docs/training.md)
 TUNED_CHARACTERS = 1_003_854  # of the training part of Tiny Shakespeare
 
 log = logging.getLogger("charformer")
@@ -48,6 +49,13 @@ class Recipe:
         shape = _chosen(self.values, MODEL_FIELDS)
         if self.source is None:
             model = replace(preset.model, **shape)
+            if model.ngram_order and "ngram_order" not in shape and len(corpus.alphabet) > MAX_DISTINCT:
+                log.info(
+                    "the text has %s distinct characters, so the model gets no n-gram prior, which would take more "
+                    "time than it saves; `ngram_order` %d adds one",
+                    *(f"{len(corpus.alphabet):,}", model.ngram_order),
+                )
+                model = replace(model, ngram_order=0)
             training = self._training(preset, model.block_size, len(corpus.train))
             return prepare_pretrain(run, model, training, self.preset, corpus, place)
         if fixed := [name for name in shape if name not in DROPOUTS]:

@@ -136,7 +136,10 @@ class TrainingSession:
         self.record.machine = describe(trainer.device, trainer.dtype)  # only now is it known which kernels run
         if self.is_resumed:
             self._continue()
-        elif self.trainer.world.is_main:
+            return
+        if self.record.stage == "finetune" and trainer.prior is not None:
+            trainer.fit_correction()
+        if trainer.world.is_main:
             self.run.start()
             self.record.write(self.run)
             self.run.write_vocab(self.vocab)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from charformer.model.gpt import GPT
 from charformer.runs import checkpoint
 from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Counters, Evaluation, Progress
+from charformer.training.correction import fit_correction
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
 from charformer.training.distributed import ONE_PROCESS, ProcessLostError, World
 from charformer.training.dropout_seeds import drawn_at_once, seed_dropout
@@ -109,6 +111,10 @@ class Trainer:
     def last_step(self) -> int:
         """Return the step at which the training ends."""
         return last_step(self.config, self.counters) if self._trains else self.counters.step
+
+    def fit_correction(self) -> None:
+        """Scale what the model adds to its n-gram prior so that it fits the text; every process must call this."""
+        fit_correction(self.model, partial(self._evaluator.subset_loss, "train"))
 
     def resume(self) -> None:
         """Continue from last.safetensors and drop later metrics. Raises UserError if that is impossible."""

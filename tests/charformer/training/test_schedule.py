@@ -210,3 +210,22 @@ def test_progress_reports_the_last_step(text_file: Path, tmp_path: Path) -> None
     config = replace(CONFIG, max_steps=6, eval_interval=3, patience=0)
     steps: list[Progress] = list(open_run(text_file, tmp_path / "run", config).steps())
     assert {step.last_step for step in steps} == {6}
+
+
+def test_a_text_of_thousands_of_characters_gets_no_prior_unless_it_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "charformer")
+    shape = {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 16}
+    orders = {}
+    for distinct in (4096, 4097):
+        characters = "".join(chr(0x4E00 + number) for number in range(distinct))
+        path = tmp_path / f"{distinct}.txt"
+        path.write_text(characters + characters[:600] * 3, encoding="utf-8")
+        text = corpus.load(str(path))
+        for values in ({}, {"ngram_order": 2}):
+            recipe = choose_recipe("cpu", "nano", None, None, {**shape, **values})
+            model = recipe.session(RunDir(tmp_path / "run"), text, CPU).model
+            orders[distinct, *values.values()] = model.config.ngram_order
+    assert orders == {(4096,): 7, (4096, 2): 2, (4097,): 0, (4097, 2): 2}
+    assert caplog.text.count("the text has 4,097 distinct characters, so the model gets no n-gram prior") == 1
