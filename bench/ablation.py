@@ -1,135 +1,156 @@
 """Measure what each ingredient of a preset contributes, by repeating the pretraining without it.
 
-    python -m bench.ablation --preset nano        every ingredient of nano, some twenty minutes on two cores
+    python -m bench.ablation --preset nano            every ingredient of nano, some twenty minutes on two cores
+    python -m bench.ablation --of prior --steps 150   each part of its n-gram prior, and other orders and folds
 
 Every variant runs the preset's whole pretraining with the same seed and the same batches. Its loss is that of the best
-weights over the whole validation split. Its sampling speed is that of the exported 8-bit model, measured with all
-variants taking turns.
+weights over the whole validation split, with the prior's context cut at the start of each window; the table alone is
+scored in the same way. The sampling speed is that of the exported 8-bit model, measured with all variants taking turns.
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
 
 from bench.engines import baseline
-from bench.harness import results
-from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
+from bench.harness.program import BenchParser, execute, keep, load_text, print_table, text_config
 from bench.harness.sampling import SamplingEntry, interleave_samplers
-from bench.harness.variants import open_trainer, with_changes
+from bench.harness.variants import preset_config, train_variant, with_changes
 from charformer.device import keep_freed_memory
 from charformer.errors import UserError
 from charformer.presets import PRESETS, Preset
 from charformer.training.trainer import Trainer
+from charformer.ui.console import PlainConsole, progress_bar
 from export.exporter import export
 
-WITHOUT: dict[str, dict[str, Any]] = {
-    "nothing": {},
-    "rotary positions (learned ones)": {"rope_base": 0.0},
-    "squared ReLU (plain)": {"relu_power": 1},
-    "Muon (AdamW for all)": {"muon_learning_rate": 0.0},
-    "a start from zero (PyTorch's)": {"zero_init": 0},
-    "the rate's fall (constant)": {"decay_fraction": 0.0},
-    "weight decay": {"weight_decay": 0.0},
-    "the n-gram prior": {"ngram_order": 0},
+CHARACTERS = 200  # of each text that is sampled
+
+
+def _replaced(**methods: Callable[..., Tensor]) -> Callable[[Trainer], None]:
+    """Return a function that replaces methods of a trainer's n-gram prior."""
+    return lambda trainer: vars(trainer.model.ngram_prior).update(methods)
+
+
+def _without_folds(trainer: Trainer) -> None:
+    """Let a table that has counted a window predict it."""
+    assert trainer.prior is not None
+    tables = trainer.prior.tables
+    trainer.prior.tables = replace(tables, folds=[tables.whole] * len(tables.folds))
+
+
+NO_INPUT: dict[str, Callable[..., Tensor]] = {"embed": lambda prior: prior.new_zeros(1)}
+NO_CORRECTION: dict[str, Callable[..., Tensor]] = {"correct": lambda logits, _h, _prior: logits}
+NO_GATE: dict[str, Callable[..., Tensor]] = {"correct": lambda logits, _h, prior: logits + prior.log()}
+# Each variant changes fields of the preset, or the trainer where no field does.
+Change = dict[str, Any] | Callable[[Trainer], None]
+VARIANTS: dict[str, dict[str, Change]] = {
+    "ingredients": {
+        "all": {},
+        "learned positions": {"rope_base": 0.0},
+        "plain ReLU": {"relu_power": 1},
+        "AdamW alone": {"muon_learning_rate": 0.0},
+        "PyTorch's start": {"zero_init": 0},
+        "constant rate": {"decay_fraction": 0.0},
+        "no weight decay": {"weight_decay": 0.0},
+        "no prior": {"ngram_order": 0},
+    },
+    "prior": {
+        "all": {},
+        "no prior": {"ngram_order": 0},
+        "no input": _replaced(**NO_INPUT),
+        "no correction": _replaced(**NO_CORRECTION),
+        "no gate": _replaced(**NO_GATE),
+        "no input, no gate": _replaced(**NO_INPUT, **NO_GATE),
+        "no folds": _without_folds,
+        "4 folds": {"ngram_folds": 4},
+        "16 folds": {"ngram_folds": 16},
+        **{f"order {order}": {"ngram_order": order} for order in (3, 4, 5, 6, 7, 8)},
+    },
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = BenchParser("ablation", __doc__)
     parser.add_presets("nano", several=False)
+    parser.add_argument("--of", choices=VARIANTS, default="ingredients", help="what to vary (default: ingredients)")
     parser.add_count("--steps", None, "steps of each run")
     parser.add_data()
     parser.add_device()
     parser.add_dtype()
-    parser.add_count("--characters", 200, "characters to sample for each text")
     parser.add_count("--rounds", 7, "texts of each variant")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    notices = Console(stderr=True)
-    corpus = load_text(args.data, notices)
-    keep_freed_memory()
     preset = with_changes(PRESETS[args.preset], {"max_steps": args.steps, "patience": 0})
-    config = {
-        "preset": args.preset,
-        "model": preset.model.to_dict(),
-        "training": preset.pretrain.to_dict(),
-        "characters": args.characters,
-        "rounds": args.rounds,
-        "corpus": corpus_config(corpus),
-    }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    chosen = variants(preset, args.of)
+    corpus = load_text(args.data)
+    keep_freed_memory()
+    config = preset_config(args.preset, preset)
+    config |= {"characters": CHARACTERS, "rounds": args.rounds, "corpus": text_config(corpus.summary())}
     rows: list[dict[str, Any]] = []
-    entries = []
-    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=notices) as progress:
-        for number, (name, changes) in enumerate(variants(preset).items()):
-            trainer = open_trainer(args, with_changes(preset, changes), corpus, Path(folder) / str(number))
-            task = progress.add_task(f"without {name}", total=trainer.config.max_steps)
-            for step in trainer.steps():
-                progress.update(task, completed=step.step)
-            rows.append(_row(trainer, name, changes))
+    sampled, entries = [], []
+    with tempfile.TemporaryDirectory() as folder, progress_bar(PlainConsole(stderr=True)) as on_progress:
+        for name, change in chosen.items():
+            changes, patch = ({}, change) if callable(change) else (change, lambda _: None)
+            changed = with_changes(preset, changes)
+            run, row = train_variant(args, changed, name, corpus, Path(folder) / str(len(rows)), on_progress, patch)
+            rows.append(row | {"changes": changes})
             keep(args, config, rows)
-            file = trainer.run.onnx
-            export(trainer.run, file, "int8", portable=False, corpus=corpus)
-            options = {"path": str(file), "characters": args.characters}
-            entries.append(SamplingEntry("charformer-onnx", "int8", "bench.engines.sample_charformer", options))
-        task = progress.add_task("sampling", total=None)
-        measured = interleave_samplers(
-            entries, args.rounds, lambda doing: progress.update(task, advance=1, description=doing)
-        )
-        for row, entry in zip(rows, measured, strict=True):
-            sampled = entry.row("sampling", args.preset, preset.model.block_size)
-            row["sampling"] = {key: sampled[key] for key in ("chars_per_second", "samples", "threads")}
+            if not callable(change):  # an exported file knows nothing of a changed trainer
+                export(run, run.onnx, "int8", portable=False, corpus=corpus)
+                options = {"path": str(run.onnx), "characters": CHARACTERS}
+                entries.append(SamplingEntry("charformer-onnx", "int8", "bench.engines.sample_charformer", options))
+                sampled.append(rows[-1])
+        for row, entry in zip(sampled, interleave_samplers(entries, args.rounds, on_progress), strict=True):
+            found = entry.row("sampling", args.preset, preset.model.block_size)
+            row["sampling"] = {key: found[key] for key in ("chars_per_second", "samples", "threads")}
     keep(args, config, rows)
-    _print(rows)
+    _print(args.of, rows)
     return 0
 
 
-def variants(preset: Preset) -> dict[str, dict[str, Any]]:
-    """Return the changes that remove each ingredient of ``preset``, by its name. Raise UserError if there are none."""
+def variants(preset: Preset, of: str) -> dict[str, Change]:
+    """Return the variants of ``preset`` that differ from it, after itself. Raise UserError if there are none."""
     values = preset.model.to_dict() | preset.pretrain.to_dict()
+    if of == "prior" and not preset.model.ngram_order:
+        raise UserError("this preset has no n-gram prior; choose another --preset")
     found = {
-        name: changes
-        for name, changes in WITHOUT.items()
-        if not changes or any(values.get(field, 0) != value for field, value in changes.items())
+        name: change
+        for name, change in VARIANTS[of].items()
+        if not change or callable(change) or any(values.get(field, 0) != value for field, value in change.items())
     }
     if len(found) == 1:
         raise UserError("this preset has none of the ingredients; choose another --preset")
     return found
 
 
-def _row(trainer: Trainer, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    return results.training_row(
-        trainer.run,
-        without=name,
-        changes=changes,
-        val_loss=trainer.whole_validation_loss(),
-        characters=trainer.counters.characters,
-        seconds=trainer.counters.train_seconds,
-    )
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    figures = ["validation loss", "change", f"{baseline.ITS_LOSS:g} after", "seconds", "chars/s", "int8 chars/s"]
-    found = table("each ingredient left out", ["without"], figures)
+def _print(of: str, rows: list[dict[str, Any]]) -> None:
+    shown = []
     for row in rows:
         there = next((point for point in row["curve"] if point["val_loss"] <= baseline.ITS_LOSS), None)
-        found.add_row(
-            row["without"],
-            f"{row['val_loss']:.4f}",
-            f"{row['val_loss'] - rows[0]['val_loss']:+.4f}",
-            f"{there['characters'] / 1e6:.2f} M, {there['seconds']:.0f} s" if there else "never",
-            f"{row['seconds']:.0f}",
-            f"{row['chars_per_second']['p50']:,.0f}",
-            f"{row['sampling']['chars_per_second']['p50']:,.0f}",
-        )
-    show(found)
+        at = f"{there['characters'] / 1e6:.2f} M, {there['seconds']:.0f} s" if there else "never"
+        shown.append(row | {"change": row["val_loss"] - rows[0]["val_loss"], "there": at})
+    columns = {
+        "variant": "{variant}",
+        "validation loss": "{val_loss:.4f}",
+        "change": "{change:+.4f}",
+        f"{baseline.ITS_LOSS:g} after": "{there:}",
+        "seconds": "{seconds:.0f}",
+        "chars/s": "{chars_per_second[p50]:,.0f}",
+        "int8 chars/s": "{sampling[chars_per_second][p50]:,.0f}",
+        "table alone": "{table_loss:.4f}",
+        "n-grams": "{ngrams:,}",
+        "bytes": "{table_bytes:,}",
+        "counting, s": "{counting_seconds:.1f}",
+    }
+    print_table(of, shown, columns)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, print_table
 from bench.harness.sampling import SamplingEntry, measure_alone
 from charformer.data.cached import find_cached
-from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from export.exporter import export
 
@@ -38,14 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_presets("nano", several=False)
     parser.add_count("--steps", 40, "steps of a training")
     parser.add_count("--rounds", 3, "rounds")
-    parser.add_argument(
-        "--threads",
-        nargs="+",
-        default=list(dict.fromkeys([CHOSEN, str(os.cpu_count() or 1), "1"])),
-        metavar="N",
-        help="numbers of threads; chosen leaves it to charformer-train (default: chosen, all, 1)",
-    )
-    parser.add_dtype()
+    threads = list(dict.fromkeys([CHOSEN, str(os.cpu_count() or 1), "1"]))
+    shown = "numbers of threads; chosen leaves it to charformer-train (default: chosen, all, 1)"
+    parser.add_argument("--threads", nargs="+", default=threads, metavar="N", help=shown)
     parser.add_data("--data", "tiny-shakespeare")
     return execute(parser, argv, _run)
 
@@ -81,7 +74,11 @@ def _run(args: argparse.Namespace) -> int:
         )
         for (work, threads, busy), found in speeds.items()
     ]
-    _print(rows)
+    pairs = zip(rows[0::2], rows[1::2], strict=True)  # alone, and beside a busy process
+    shown = [{"alone": alone, "beside": beside, "share": results.ratio(beside, alone)} for alone, beside in pairs]
+    columns = {"work": "{alone[work]}", "threads": "{alone[threads]}"}
+    columns |= {way: f"{{{way}[chars_per_second][p50]:,.0f}}" for way in ("alone", "beside")}
+    print_table("characters a second", shown, columns | {"share": "{share:.2f}"})
     keep(args, {name: getattr(args, name) for name in ("preset", "steps", "rounds", "dtype", "data")}, rows)
     return 0
 
@@ -101,20 +98,8 @@ def _train(args: argparse.Namespace, run: RunDir, threads: str) -> float:
     flags = ["--preset", args.preset, "--steps", str(args.steps), "--data", args.data, "--dtype", args.dtype]
     flags += ["--device", "cpu", "--eval-interval", str(max(1, args.steps // 4)), "--eval-batches", "1"]
     flags += ["--out", str(run.path), "--overwrite", *([] if threads == CHOSEN else ["--threads", threads])]
-    command = [sys.executable, "-m", "charformer.commands.train", *flags]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        raise UserError(f"a training failed: {done.stderr.strip()}")
-    speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
-    return median(speeds[1:] or speeds)
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    shown = table("characters a second", ["work", "threads"], ["alone", "beside a busy process", "share"])
-    for alone, beside in zip(rows[0::2], rows[1::2], strict=True):
-        medians = [f"{row['chars_per_second']['p50']:,.0f}" for row in (alone, beside)]
-        shown.add_row(alone["work"], alone["threads"], *medians, f"{results.ratio(beside, alone):.2f}")
-    show(shown)
+    results.run_process(["charformer.commands.train", *flags, "--json"])
+    return results.training_speed(run)
 
 
 if __name__ == "__main__":

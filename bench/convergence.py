@@ -11,30 +11,24 @@ that was stopped continues where it was when the same command is given again.
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from bench import report
 from bench.engines import baseline, nanogpt_recipe, train_nanogpt
 from bench.harness import results
-from bench.harness.charts import write_curves
-from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
+from bench.harness.program import BenchParser, execute, keep, load_text, print_table, text_config
+from bench.harness.variants import with_changes
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype, describe, keep_freed_memory, memory_bytes
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-from charformer.runs.metrics import Evaluation
 from charformer.runs.record import RunRecord
 from charformer.training.session import Place, TrainingSession, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
+from charformer.ui.console import PlainConsole, progress_bar
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,57 +56,40 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="also run the CPU recipe of this nanoGPT checkout: once as published, and once for as long as ours takes",
     )
-    parser.add_chart("a chart of the curves")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    notices = Console(stderr=True)
     if args.nanogpt is not None:
         train_nanogpt.require(args.nanogpt)
         if device.type != "cpu" or len(args.preset) > 1:
             raise UserError("--nanogpt compares one --preset on a CPU; name one preset and add --device cpu")
-    corpus = load_text(args.data, notices)
-    config = _config(args, corpus)
+    corpus = load_text(args.data)
+    presets = ((name, PRESETS[name].model.to_dict(), PRESETS[name].pretrain.to_dict()) for name in args.preset)
+    config = {name: getattr(args, name) for name in ("target", "seeds", "steps", "eval_interval")}
+    config |= {"presets": {name: {"model": model, "training": training} for name, model, training in presets}}
+    config |= {"corpus": text_config(corpus.summary())}
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, console=notices) as progress:
+    with progress_bar(PlainConsole(stderr=True)) as on_progress:
         for preset in args.preset:
             for number in range(args.seeds):
                 trainer = _open(args, preset, number, corpus, Place(device, dtype)).trainer
-                task = progress.add_task(
-                    f"{preset}, seed {trainer.config.seed}", total=trainer.config.max_steps, loss=""
-                )
-
-                def count(step: int, evaluation: Evaluation | None, task: Any = task) -> None:
-                    progress.update(task, completed=step)
-                    if evaluation is not None:
-                        progress.update(task, loss=f"{evaluation.val_loss:.3f}")
-
-                reached = train_to(trainer, args.target, count)
+                reached = train_to(trainer, args.target, partial(on_progress, f"{preset}, seed {trainer.config.seed}"))
                 rows.append(_row(trainer, args.target, reached))
                 keep(args, config, rows)  # after each run, so that an interrupted bench keeps those that are done
         ours = median(row["curve"][-1]["seconds"] for row in rows)
         for seconds in (None, ours) if args.nanogpt is not None else ():
-            task = progress.add_task("nanogpt", total=nanogpt_recipe.STEPS, loss="")
-
-            def count_steps(step: int, steps: int, task: Any = task) -> None:
-                progress.update(task, completed=step, total=steps)
-
-            trained = nanogpt_recipe.train(corpus, args.nanogpt, seconds, count_steps)
-            rows.append(_peer_row(trained, seconds))
+            rows.append(nanogpt_recipe.train(corpus, args.nanogpt, seconds, partial(on_progress, "nanogpt")))
             keep(args, config, rows)
     _print(rows, args.target)
-    if args.chart:
-        write_curves(args.chart, report.curves({"config": config, "rows": rows}), args.target)
     return 0
 
 
 def train_to(
-    trainer: Trainer, target: float, on_step: Callable[[int, Evaluation | None], None] = lambda *_: None
+    trainer: Trainer, target: float, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> dict[str, Any] | None:
     """Train until the whole validation split's loss is at most ``target``, or to the last step.
 
@@ -124,7 +101,7 @@ def train_to(
     while reached is None and not trainer.is_finished:
         here = trainer.counters.step
         for progress in trainer.steps(partial(_is_promising, trainer, target, here)):
-            on_step(progress.step, progress.evaluation)
+            on_progress(progress.step, trainer.config.max_steps)
         reached = _reached(trainer, target)
     return reached
 
@@ -143,12 +120,8 @@ def _reached(trainer: Trainer, target: float) -> dict[str, Any] | None:
     if loss > target:
         return None
     counters = trainer.counters
-    return {
-        "step": counters.step,
-        "characters": counters.characters,
-        "seconds": counters.train_seconds,
-        "val_loss": loss,
-    }
+    found = {"step": counters.step, "characters": counters.characters, "seconds": counters.train_seconds}
+    return found | {"val_loss": loss}
 
 
 def _open(args: argparse.Namespace, preset: str, number: int, corpus: Corpus, place: Place) -> TrainingSession:
@@ -156,10 +129,10 @@ def _open(args: argparse.Namespace, preset: str, number: int, corpus: Corpus, pl
 
     Raise UserError if the folder holds a run that was trained with other settings.
     """
-    train_config = PRESETS[preset].pretrain
-    changes = {"max_steps": args.steps, "eval_interval": args.eval_interval, "seed": train_config.seed + number}
-    train_config = replace(train_config, **{name: value for name, value in changes.items() if value is not None})
-    run = RunDir(args.runs / f"{preset}-{train_config.seed}")
+    seed = PRESETS[preset].pretrain.seed + number
+    changes = {"max_steps": args.steps, "eval_interval": args.eval_interval, "seed": seed}
+    train_config = with_changes(PRESETS[preset], changes).pretrain
+    run = RunDir(args.runs / f"{preset}-{seed}")
     if not run.state.is_file():
         session = prepare_pretrain(run, PRESETS[preset].model, train_config, preset, corpus, place)
     else:
@@ -184,58 +157,15 @@ def _row(trainer: Trainer, target: float, reached: dict[str, Any] | None) -> dic
     )
 
 
-def _peer_row(trained: nanogpt_recipe.Trained, seconds: float | None) -> dict[str, Any]:
-    return results.row(
-        engine="nanogpt",
-        preset="its recipe for a CPU" if seconds is None else "its recipe for a CPU, as long as ours",
-        precision="float32",
-        batch=nanogpt_recipe.BATCH_SIZE,
-        context=nanogpt_recipe.SHAPE.block_size,
-        threads=torch.get_num_threads(),
-        freeze="none",
-        chars_per_second=results.percentiles(trained.speeds),
-        samples=len(trained.speeds),
-        parameters=trained.parameters,
-        reached=None,
-        end=trained.end,
-        val_loss=trained.end["val_loss"],
-        curve=[trained.end],
-    )
-
-
-def _config(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
-    return {
-        "presets": {
-            name: {"model": PRESETS[name].model.to_dict(), "training": PRESETS[name].pretrain.to_dict()}
-            for name in args.preset
-        },
-        "target": args.target,
-        "seeds": args.seeds,
-        "steps": args.steps,
-        "eval_interval": args.eval_interval,
-        "corpus": corpus_config(corpus),
-    }
-
-
 def _print(rows: list[dict[str, Any]], target: float) -> None:
-    figures = ["characters", "seconds of training", "loss then, or of the best weights"]
-    found = table(f"to a validation loss of {target:g}, whole split", ["preset", "seed"], figures)
-    ours = [row for row in rows if row["engine"] == "charformer"]
-    for row in ours:
-        reached = row["reached"]
-        there = (f"{reached['characters']:,}", f"{reached['seconds']:,.0f}") if reached else ("not reached", "")
-        found.add_row(row["preset"], str(row["seed"]), *there, f"{row['val_loss']:.4f}")
-    for row in rows[len(ours) :]:
-        end = row["end"]
-        at_its_end = (f"({end['characters']:,})", f"({end['seconds']:,.0f})")
-        found.add_row(f"nanogpt, {row['preset']}", "", *at_its_end, f"{row['val_loss']:.4f}")
-    for preset in dict.fromkeys(row["preset"] for row in ours):
-        mine = [row["reached"] for row in ours if row["preset"] == preset]
-        if len(mine) > 1 and None not in mine:
-            characters, seconds = (median(reached[key] for reached in mine) for key in ("characters", "seconds"))
-            found.add_section()
-            found.add_row(preset, "median", f"{characters:,.0f}", f"{seconds:,.0f}", "")
-    show(found)
+    shown = []
+    for row in rows:
+        end = row["reached"] or row.get("end") or {}
+        name = row["preset"] if row["engine"] == "charformer" else f"{row['engine']}, {row['preset']}"
+        shown.append(row | end | {"preset": name, "is_there": "reached" if row["reached"] else "not reached"})
+    columns = {"preset": "{preset}", "seed": "{seed:}", f"{target:g}": "{is_there}", "characters": "{characters:,}"}
+    columns |= {"seconds of training": "{seconds:,.0f}", "loss then, or of the best weights": "{val_loss:.4f}"}
+    print_table(f"to a validation loss of {target:g}, whole split", shown, columns)
 
 
 if __name__ == "__main__":

@@ -17,44 +17,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, print_table, text_of
 from charformer.api import load
-from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
-from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.ui.console import PlainConsole, progress_bar
 
+SEED = 1  # of the samples
 LONG = 50  # characters; a longer match is hardly chance
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
     parser = BenchParser("copied", __doc__)
     parser.add_argument("--run", metavar="DIR", nargs="+", required=True, help="runs whose text is in the cache")
     parser.add_count("--characters", 20_000, "of each sample")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the samples (default: 1)")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
-    config = {"characters": args.characters, "seed": args.seed}
+    config = {"characters": args.characters, "seed": SEED}
     with progress_bar(PlainConsole(stderr=True)) as on_progress:
         for folder in args.run:
             run = RunDir(folder)
-            corpus = find_cached(run.read_section("corpus"))
-            if corpus is None:
-                raise UserError(f"the text of {folder} is neither in the cache nor where it lay")
+            corpus = text_of(run)
             text = _text(corpus, corpus.train)
             if not rows:
                 held_out = _text(corpus, corpus.validation)[: args.characters]
                 rows.append(_row("the validation part itself", None, matches(held_out, text, on_progress)))
-            sample = load(folder).generate("", max_new_tokens=args.characters, seed=args.seed)
+            sample = load(folder).generate("", max_new_tokens=args.characters, seed=SEED)
             val_loss = min(row["val_loss"] for row in run.read_metrics())
             rows.append(_row(Path(folder).name, val_loss, matches(sample, text, on_progress)))
             keep(args, config, rows)
-    _print(rows)
+    columns = {"text": "{run}", "validation, estimated": "{val_loss:.4f}", "mean": "{mean:.1f}"}
+    columns |= {name: f"{{percentiles[{name}]:}}" for name in ("p50", "p90", "p99")} | {"longest": "{longest:}"}
+    columns[f"in matches of {LONG} or more"] = "{in_long_matches:.1%}"
+    print_table("characters that stand in the training text, by place", rows, columns)
     return 0
 
 
@@ -93,16 +91,6 @@ def _row(name: str, val_loss: float | None, lengths: NDArray[np.int64]) -> dict[
         longest=int(lengths.max()),
         in_long_matches=float(copied.mean()),
     )
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    figures = ["validation, estimated", "mean", "p50", "p90", "p99", "longest", f"in matches of {LONG} or more"]
-    found = table("characters that stand in the training text, by place", ["text"], figures)
-    for row in rows:
-        loss = "" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
-        lengths = [str(length) for length in (*row["percentiles"].values(), row["longest"])]
-        found.add_row(row["run"], loss, f"{row['mean']:.1f}", *lengths, f"{row['in_long_matches']:.1%}")
-    show(found)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bench.engines import baseline
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, summary_of_text, table
+from bench.harness.program import BenchParser, execute, keep, print_table, text_config
 from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
-
-# The losses that the baseline's page shows, (training, validation) by step. Its fine-tunes start from 5,000 steps.
-PUBLISHED = {
-    ("pretrain", "none"): {500: (2.04, 2.11), 5000: (1.25, 1.52)},
-    ("finetune", "none"): {500: (1.09, 1.15), 5000: (0.81, 1.07)},
-    ("finetune", "trunk"): {500: (1.51, 1.49), 5000: (1.46, 1.44)},
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +73,7 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
         given = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
         command += [*flags, *given, "--overwrite"]
     summary = results.run_process(command)
-    summary["corpus"] = summary_of_text(summary["corpus"])
+    summary["corpus"] = text_config(summary["corpus"])
     del summary["out"]
     return results.training_row(
         run,
@@ -91,26 +85,18 @@ def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """Print the losses of every variant beside those published for the same step."""
-    figures = ["step", "train", "val", "published", "chars/s", "s/step"]
-    found = table("freeze", ["stage", "freeze"], figures)
+    shown = []
     for row in rows:
-        published = PUBLISHED.get((row["stage"], row["freeze"]), {}) if row["preset"].startswith("baseline") else {}
-        last = row["curve"][-1]["step"]
-        for point in row["curve"]:
-            if point["step"] in published or point["step"] == last:
-                there = published.get(point["step"])
-                speed = row["chars_per_second"]["p50"] if row["chars_per_second"] else None
-                found.add_row(
-                    row["stage"],
-                    row["freeze"],
-                    str(point["step"]),
-                    f"{point['train_loss']:.3f}",
-                    f"{point['val_loss']:.3f}",
-                    f"{there[0]} / {there[1]}" if there else "",
-                    f"{speed:,.0f}" if speed else "",
-                    f"{row['batch'] * row['context'] / speed:.2f}" if speed else "",
-                )
-    show(found)
+        published = (
+            baseline.PUBLISHED.get((row["stage"], row["freeze"]), {}) if row["preset"].startswith("baseline") else {}
+        )
+        steps = {*published, row["curve"][-1]["step"]}
+        for point in (point for point in row["curve"] if point["step"] in steps):
+            there = published.get(point["step"])
+            shown.append(row | point | {"published": f"{there[0]} / {there[1]}" if there else ""})
+    columns = {"stage": "{stage}", "freeze": "{freeze}", "step": "{step:}", "train": "{train_loss:.3f}"}
+    columns |= {"val": "{val_loss:.3f}", "published": "{published:}", "chars/s": "{chars_per_second:,.0f}"}
+    print_table("freeze", shown, columns)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure a GPU that is available for a few minutes: accuracy, steps, trainings, sampling and op times in one program.
 
     python -m bench.gpu --out bench/results/gpu --data input.txt
-    python -m bench.gpu --out visit --data input.txt --stages facts,steps --budget 100
+    python -m bench.gpu --out visit --data input.txt --stages facts steps --budget 100
 
 It needs no network and no pytest. Each stage has a time limit and a result file of its own, and an error or a GPU fault
 ends only that stage. Without a GPU, or with --device cpu, it rehearses: every stage runs on small shapes. To save time
@@ -50,13 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--budget", type=float, default=BUDGET, metavar="SECONDS", help="time for all stages (default: %(default)g)"
     )
-    parser.add_argument(
-        "--stages",
-        type=_stages,
-        default=list(STAGES),
-        metavar="NAMES",
-        help=f"any of {','.join(STAGES)} (default: all)",
-    )
+    parser.add_argument("--stages", choices=STAGES, nargs="+", default=list(STAGES), help="(default: all)")
     parser.add_device()
     return execute(parser, argv, _run)
 
@@ -105,14 +99,6 @@ def _write_summary(args: argparse.Namespace, device: str, visited: list[dict[str
     rows = [results.row(**stage) for stage in visited]
     config = {"budget": args.budget, "stages": args.stages, "device": device, "data": Path(args.data).name}
     results.write_result(args.out / "summary.json", results.result("gpu", config, rows))
-
-
-def _stages(text: str) -> list[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in STAGES:
-            raise argparse.ArgumentTypeError(f"{name!r} is not a stage; the stages are {', '.join(STAGES)}")
-    return names
 
 
 if __name__ == "__main__":

@@ -6,76 +6,62 @@ The seconds include downloads, so they depend on the registry as much as on the 
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.interleave import ROOT
+from bench.harness.program import BenchParser, execute, keep, print_table
 from charformer.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-SAMPLING = ("pip install -c constraints.txt -r requirements/sampling.txt", "pip install --no-deps -e .")
-MAKE = {"cpu": ("", ".installed"), "cpu with tests": ("", ".tools"), "gpu": ("yes", ".installed")}
-KINDS = ("sampling", *MAKE)
+# The commands of docs/usage.md for sampling alone, and those of the Makefile.
+KINDS = {
+    "sampling": (
+        "{python} -m venv {venv}",
+        "{venv}/bin/pip install --quiet -c constraints.txt -r requirements/sampling.txt",
+        "{venv}/bin/pip install --quiet --no-deps -e .",
+    ),
+    "cpu": ("make VENV={venv} GPU= {venv}/.installed",),
+    "cpu with tests": ("make VENV={venv} GPU= {venv}/.tools",),
+    "gpu": ("make VENV={venv} GPU=yes {venv}/.installed",),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = BenchParser("installation", __doc__)
-    parser.add_argument(
-        "--kind", choices=KINDS, nargs="+", default=list(KINDS), help="kinds of installation (default: all)"
-    )
-    return execute(parser, argv, _run)
+    return execute(BenchParser("installation", __doc__), argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     rows = []
-    for kind in args.kind:
+    for kind, commands in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            _install(kind, Path(folder) / "venv")
+            for command in commands:
+                words = [word.format(python=sys.executable, venv=f"{folder}/venv") for word in command.split()]
+                done = subprocess.run(words, cwd=ROOT, capture_output=True, encoding="utf-8")
+                if done.returncode:
+                    raise UserError(f"{words[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
             seconds = time.perf_counter() - began
             rows.append(results.row(engine="charformer", kind=kind, seconds=seconds, **_sizes(Path(folder))))
-    shown = table(None, ["installation"], ["MB", "seconds"])
-    for row in rows:
-        shown.add_row(row["kind"], f"{row['disk_bytes'] / 1e6:,.0f}", f"{row['seconds']:.0f}")
-    show(shown)
-    keep(args, {"kinds": args.kind, "cpu_torch_index": "whichever pip is set up with"}, rows)
+    print_table(None, rows, {"installation": "{kind}", "bytes": "{disk_bytes:,}", "seconds": "{seconds:.0f}"})
+    keep(args, {"kinds": list(KINDS), "cpu_torch_index": "whichever pip is set up with"}, rows)
     return 0
 
 
-def _install(kind: str, venv: Path) -> None:
-    """Create ``venv`` by the commands of the Makefile, or by those of docs/usage.md for sampling alone."""
-    if kind in MAKE:
-        gpu, stamp = MAKE[kind]
-        _call(["make", f"VENV={venv}", f"GPU={gpu}", str(venv / stamp)])
-        return
-    _call([sys.executable, "-m", "venv", str(venv)])
-    for command in SAMPLING:
-        _call([str(venv / "bin" / "pip"), *command.split()[1:], "--quiet"])
-
-
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
-    if done.returncode:
-        raise UserError(f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
-
-
-def _sizes(folder: Path) -> dict[str, object]:
-    """Return the bytes on disk of all files, as ``du`` counts them, and of the largest packages, in MB."""
-    packages: dict[str, int] = {}
-    total = 0
-    for parent, _, names in os.walk(folder):
-        blocks = sum(512 * os.lstat(os.path.join(parent, name)).st_blocks for name in names)  # noqa: PTH118
-        total += blocks
-        _, _, below = parent.partition("/site-packages/")
-        package = below.partition("/")[0]
-        packages[package] = packages.get(package, 0) + blocks
-    largest = sorted((item for item in packages.items() if item[0]), key=lambda item: -item[1])[:5]
-    return {"disk_bytes": total, "largest_mb": {name: round(size / 1e6) for name, size in largest}}
+def _sizes(folder: Path) -> dict[str, Any]:
+    """Return the bytes on disk of all files, as ``du`` counts them, and of the five largest packages, in MB."""
+    packages: Counter[str] = Counter()
+    for path in folder.rglob("*"):
+        below = path.as_posix().partition("/site-packages/")[2]
+        packages[below.partition("/")[0]] += 512 * path.lstat().st_blocks
+    total = packages.total()
+    del packages[""]
+    return {"disk_bytes": total, "largest_mb": {name: round(size / 1e6) for name, size in packages.most_common(5)}}
 
 
 if __name__ == "__main__":

@@ -18,21 +18,20 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, print_table
 from charformer.errors import UserError
 from charformer.sampling.onnx_engine import SharedCache
 from charformer.sampling.onnx_format import Description, read_metadata, unsealed
 from charformer.sampling.speculation import PROPOSALS
 
 ROUNDS = 4
+CHARACTERS = 256  # of each text
 SHAPES = (1, PROPOSALS + 1)  # characters a run: plain sampling, and speculation
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = BenchParser("onnx_profile", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a file of charformer-export without --portable")
-    parser.add_count("--characters", 256, "characters of each text")
-    parser.add_count("--threads", 1, "threads of ONNX Runtime")
     return execute(parser, argv, _run)
 
 
@@ -42,26 +41,24 @@ def _run(args: argparse.Namespace) -> int:
         description = Description.from_metadata(read_metadata(content))
     except (ValueError, UserError) as error:
         raise UserError(f"cannot use {args.file}: {error}") from error
-    rows = [row for time in SHAPES for row in _profile(content, description, time, args.characters, args.threads)]
-    for time in SHAPES:
-        _print(time, [row for row in rows if row["characters_a_run"] == time])
+    rows = [row for time in SHAPES for row in _profile(content, description, time)]
+    columns = {"characters a run": "{characters_a_run:}", "operator": "{operator}", "nodes": "{nodes:}"}
+    print_table(None, rows, columns | {"us a run": "{microseconds:.1f}", "share": "{share:.0%}"})
     config = {"precision": description.precision, "model": description.config.to_dict()}
-    keep(args, config | {"characters": args.characters, "threads": args.threads}, rows)
+    keep(args, config | {"characters": CHARACTERS, "threads": 1}, rows)
     return 0
 
 
-def _profile(
-    content: bytes, description: Description, time: int, characters: int, threads: int
-) -> list[dict[str, Any]]:
+def _profile(content: bytes, description: Description, time: int) -> list[dict[str, Any]]:
     """Return the microseconds of each operator in a run of ``time`` characters, averaged over a text's positions."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         cache = SharedCache(session, 1, description.config, "cpu")
-        last = min(characters, description.config.block_size) - time
+        last = min(CHARACTERS, description.config.block_size) - time
         for _ in range(ROUNDS):
             for place in range(0, last + 1, time):
                 cache.run(np.zeros((1, time), np.int64), place)
@@ -83,13 +80,6 @@ def _profile(
         for operator, durations in spent.items()
     ]
     return sorted(rows, key=lambda row: -row["share"])
-
-
-def _print(time: int, rows: list[dict[str, Any]]) -> None:
-    found = table(f"{time} characters a run", ["operator"], ["nodes", "us a run", "share"])
-    for row in rows:
-        found.add_row(row["operator"], str(row["nodes"]), f"{row['microseconds']:.1f}", f"{row['share']:.0%}")
-    show(found)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ and on the CPU, where every call has finished its work when it returns.
 import argparse
 import os
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +17,8 @@ from unittest.mock import patch
 from rich.console import Console
 
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, print_table
+from bench.harness.stopwatch import Stopwatch
 from charformer.commands import train
 from charformer.data import corpus
 from charformer.errors import UserError
@@ -34,6 +32,8 @@ TRAINING_PARTS = ("steps", "data", "evaluation", "display", "saves", "score and 
 TRAINING_FREEZES = [freeze for freeze in FREEZES if freeze != "all"]  # "all" takes no step
 PHASES = {"data": "data", "evaluation": "evaluation", "save": "saves"}  # of the trainer; all others are part of a step
 OUTSIDE = ("data", "evaluation", "display")  # the parts whose share of the training is reported
+# These make rich show a panel without a terminal.
+TERMINAL = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,93 +48,50 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     for data in (args.pretrain_data, args.finetune_data):
         corpus.load(data)  # encode it now; only the first training on a text has to
+    steps = ["--steps", str(args.steps)] if args.steps else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for preset in dict.fromkeys(args.preset):
             source = Path(folder) / preset
-            flags = ["--preset", preset, "--device", "cpu", "--out", str(source), "--data", args.pretrain_data]
-            rows.append(_measure(RunDir(source), [*flags, *_steps(args)]))
+            rows.append(_measure(source, ["--preset", preset, "--data", args.pretrain_data, *steps]))
             for freeze in TRAINING_FREEZES:
-                run = RunDir(source.with_name(f"{preset}-{freeze}"))
-                flags = ["--stage", "finetune", "--device", "cpu", "--init-from", str(source), "--out", str(run.path)]
+                flags = ["--stage", "finetune", "--init-from", str(source), "--data", args.finetune_data, *steps]
                 flags += ["--freeze", freeze] if freeze != "none" else []
-                rows.append(_measure(run, [*flags, "--data", args.finetune_data, *_steps(args)]))
-    found = table("seconds", ["preset", "stage", "freeze"], [*TRAINING_PARTS, f"{', '.join(OUTSIDE)} of the training"])
-    for row in rows:
-        seconds = (f"{row['seconds'][part]:.2f}" for part in TRAINING_PARTS)
-        found.add_row(row["preset"], row["stage"], row["freeze"], *seconds, f"{100 * row['share']:.1f} %")
-    show(found)
+                rows.append(_measure(source.with_name(f"{preset}-{freeze}"), flags))
+    columns = {name: f"{{{name}}}" for name in ("preset", "stage", "freeze")}
+    columns |= {part: f"{{seconds[{part}]:.2f}}" for part in TRAINING_PARTS}
+    print_table("seconds", rows, columns | {f"{', '.join(OUTSIDE)} of the training": "{share:.1%}"})
     config = {name: Path(getattr(args, name)).name for name in ("pretrain_data", "finetune_data")}
     keep(args, config | {"steps": args.steps}, rows)
     return 0
 
 
-def _steps(args: argparse.Namespace) -> list[str]:
-    return ["--steps", str(args.steps)] if args.steps else []
-
-
-def _measure(run: RunDir, flags: list[str]) -> dict[str, Any]:
+def _measure(folder: Path, flags: list[str]) -> dict[str, Any]:
     """Train, and return the row. Raise UserError when the training fails, which has then printed the reason."""
-    began = time.perf_counter()
-    with _timed() as spent, open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        code = train.main(flags)
-    if code:
-        raise UserError(f"the training in {run.path} ended with {code}")
-    spent["rest"] = time.perf_counter() - began - sum(spent.values())
-    training = sum(spent[part] for part in (*OUTSIDE, "steps", "saves"))
-    return results.training_row(
-        run,
-        seconds={part: spent[part] for part in TRAINING_PARTS},
-        share=sum(spent[part] for part in OUTSIDE) / training,
-    )
-
-
-@contextmanager
-def _timed() -> Iterator[dict[str, float]]:
-    """Add up the seconds of each part of a training within the context; a part excludes the parts that it calls."""
-    places: list[tuple[Any, str, str]] = [
-        (TrainingDisplay, "update", "display"),
-        (TrainingSession, "finish", "score and sample"),
-    ]
-    spent: dict[str, float] = defaultdict(float)
-    within: list[str] = []
-    since = [0.0]
-
-    def count() -> None:
-        now = time.perf_counter()
-        if within:
-            spent[within[-1]] += now - since[0]
-        since[0] = now
-
-    @contextmanager
-    def within_part(part: str) -> Iterator[None]:
-        count()
-        within.append(part)
-        try:
-            yield
-        finally:
-            count()
-            within.pop()
-
-    def timed(original: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            with within_part(part):
-                return original(*args, **options)
-
-        return call
+    watch = Stopwatch()
 
     def phase(name: PhaseName) -> AbstractContextManager[None]:
-        return within_part(PHASES.get(name, "steps"))
+        return watch.part(PHASES.get(name, "steps"))
 
-    with ExitStack() as patched:
-        # these make rich show a panel without a terminal
-        patched.enter_context(patch.dict(os.environ, {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}))
-        for owner, name, part in places:
-            patched.enter_context(patch.object(owner, name, timed(getattr(owner, name), part)))
-        patched.enter_context(patch.object(Trainer, "phase", staticmethod(phase)))
+    with ExitStack() as within:
+        within.enter_context(patch.dict(os.environ, TERMINAL))
+        for owner, method, part in (
+            (TrainingDisplay, "update", "display"),
+            (TrainingSession, "finish", "score and sample"),
+        ):
+            within.enter_context(patch.object(owner, method, watch.part(part)(getattr(owner, method))))
+        within.enter_context(patch.object(Trainer, "phase", staticmethod(phase)))
         if not Console().is_interactive:
             raise UserError("the live panel does not appear; install rich 14 or newer")
-        yield spent
+        within.enter_context(redirect_stdout(within.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        within.enter_context(watch.part("rest"))
+        code = train.main([*flags, "--device", "cpu", "--out", str(folder)])
+    if code:
+        raise UserError(f"the training in {folder} ended with {code}")
+    seconds = {part: watch.seconds[part] for part in TRAINING_PARTS}
+    outside = sum(seconds[part] for part in OUTSIDE)
+    share = outside / (outside + seconds["steps"] + seconds["saves"])
+    return results.training_row(RunDir(folder), seconds=seconds, share=share)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.harness import results
 from bench.harness.chromium import EXECUTABLE, Tab, chromium
-from bench.harness.program import BenchParser, execute, keep, show, summary_of_text, table
+from bench.harness.program import BenchParser, execute, keep, print_table, run_config
+from charformer.api import load
 from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
-from charformer.sampling.onnx_engine import OnnxEngine
-from charformer.sampling.sampler import SamplingConfig, encode_prompt, generate
-from charformer.sampling.speculation import speculate
 from export.exporter import export
 from export.html import write_page
 
@@ -45,24 +41,10 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("Chromium is not on this machine's PATH; install it")
     run = RunDir(args.run)
     rows = [_measure(run, precision, args.texts, args.characters) for precision in args.precision]
-    figures = ["page MB", "model MB", "first character ms", "characters/s", "texts alike", "first difference"]
-    found = table(None, ["precision"], figures)
-    for row in rows:
-        differences = [place for place in row["first_differences"] if place is not None]
-        found.add_row(
-            row["precision"],
-            f"{row['page_bytes'] / 1e6:.1f}",
-            f"{row['model_bytes'] / 1e6:.1f}",
-            f"{row['first_character_ms']['p50']:,.0f}",
-            f"{row['chars_per_second']['p50']:,.0f}",
-            f"{args.texts - len(differences)} of {args.texts}",
-            f"{np.median(differences):.0f}" if differences else "none",
-        )
-    show(found)
-    training = run.read_config()
-    config = {key: training.get(key) for key in ("stage", "preset", "model", "training")}
-    config["corpus"] = summary_of_text(training["corpus"])
-    keep(args, config | {"texts": args.texts, "characters": args.characters}, rows)
+    columns = {"precision": "{precision}", "page bytes": "{page_bytes:,}", "model bytes": "{model_bytes:,}"}
+    columns |= {"first character, ms": "{first_character_ms[p50]:,.0f}", "characters/s": "{chars_per_second[p50]:,.0f}"}
+    print_table(None, rows, columns | {"first differences": "{first_differences}"})
+    keep(args, run_config(run) | {"texts": args.texts, "characters": args.characters}, rows)
     return 0
 
 
@@ -73,7 +55,8 @@ def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[s
         page = write_page(
             run, export(run, file, precision, False, find_cached(run.read_section("corpus"))), Path(folder) / "p.html"
         )
-        wanted = [_command_text(OnnxEngine(file), seed, characters) for seed in range(texts)]
+        model = load(file, provider="cpu")
+        wanted = ["\n" + model.generate("", max_new_tokens=characters, seed=seed) for seed in range(texts)]
         first, speeds, differences = [], [], []
         with chromium(Path(folder) / "profile") as tab:
             browser = str(tab.call("Browser.getVersion")["product"])
@@ -101,14 +84,6 @@ def _measure(run: RunDir, precision: str, texts: int, characters: int) -> dict[s
         first_character_ms=results.percentiles(first),
         first_differences=differences,
     )
-
-
-def _command_text(engine: OnnxEngine, seed: int, characters: int) -> str:
-    """Return the text that charformer-sample --onnx writes after a newline, in the same way."""
-    vocab, draft = engine.description.vocab, engine.description.proposer
-    ids, config = encode_prompt(vocab, ""), SamplingConfig(characters, seed=seed)
-    steps = generate(engine, ids, 1, config) if draft is None else speculate(engine, draft, ids, config)
-    return vocab.decode(np.concatenate([ids, *steps]))
 
 
 def _page_text(tab: Tab, seed: int, characters: int) -> tuple[str, float]:

@@ -7,20 +7,15 @@ its evaluations except the first, whose steps warm up.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import numpy as np
+from statistics import median
 
 from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, show, table
-from charformer.errors import UserError
+from bench.harness.program import BenchParser, execute, keep, print_table
+from charformer.data import corpus
 from charformer.runs.folder import RunDir
-
-FLAGS = ("--eval-interval", "20", "--eval-batches", "1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,16 +29,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    corpus.load(args.data)  # a mistake is reported now, and only the first training has to encode the text
     rows = []
-    found = table(None, ["preset"], ["processes", "threads each", "characters/s", "x one process"])
     for preset in args.preset:
-        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, *FLAGS]
+        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data]
         turns: dict[int, list[float]] = {1: [], args.processes: []}
         for _ in range(args.rounds):
             for processes, speeds in turns.items():
                 speeds.append(_speed(flags, processes, args.processes // processes))
-        of_preset = [
-            results.row(
+        for processes, speeds in turns.items():
+            row = results.row(
                 engine="charformer",
                 preset=preset,
                 threads=args.processes // processes,
@@ -51,32 +46,23 @@ def _run(args: argparse.Namespace) -> int:
                 chars_per_second=results.percentiles(speeds),
                 samples=len(speeds),
                 turns=speeds,
+                ratio=median(many / one for many, one in zip(speeds, turns[1], strict=True)),
             )
-            for processes, speeds in turns.items()
-        ]
-        for row in of_preset:
-            speed, ratio = row["chars_per_second"]["p50"], results.ratio(row, of_preset[0])
-            found.add_row(preset, str(row["processes"]), str(row["threads"]), f"{speed:,.0f}", f"{ratio:.2f}")
-        rows += of_preset
-    show(found)
+            rows.append(row)
+    columns = {"preset": "{preset}", "processes": "{processes:}", "threads each": "{threads:}"}
+    print_table(None, rows, columns | {"characters/s": "{chars_per_second[p50]:,.0f}", "x one process": "{ratio:.2f}"})
     keep(args, {name: getattr(args, name) for name in ("processes", "preset", "steps", "rounds", "data")}, rows)
     return 0
 
 
 def _speed(flags: list[str], processes: int, threads: int) -> float:
     """Return the characters a second of a training by ``processes`` of ``threads`` each."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    launch = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
-        command = [sys.executable, *launch, "-m", "charformer.commands.train", *flags, "--out", str(run.path)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
-        if done.returncode:
-            # torchrun's own lines say only that a process failed
-            reasons = [line for line in done.stderr.splitlines() if line.startswith("charformer-train:")]
-            raise UserError(f"a training failed: {reasons[0] if reasons else done.returncode}")
-        speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
-    return float(np.median(speeds[1:] or speeds))
+        flags = [*flags, "--eval-interval", "20", "--eval-batches", "1", "--out", str(run.path)]
+        results.run_process([*launch, "charformer.commands.train", *flags, "--json"], OMP_NUM_THREADS=str(threads))
+        return results.training_speed(run)
 
 
 if __name__ == "__main__":

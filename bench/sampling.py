@@ -15,29 +15,29 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
 import onnx
-from rich.console import Console
-from rich.progress import Progress
 
 from bench.engines.baseline import VOCAB_SIZE
 from bench.engines.sampling_models import random_run, write_for_peers
 from bench.harness import results
-from bench.harness.charts import write_bars
 from bench.harness.interleave import ROOT
-from bench.harness.program import BenchParser, execute, keep, show, table
+from bench.harness.program import BenchParser, execute, keep, print_table
 from bench.harness.sampling import THREADS, SamplingEntry, interleave_samplers, measure_alone
+from bench.harness.speeds import print_speeds
 from charformer.data.cached import find_cached
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
+from charformer.ui.console import PlainConsole, progress_bar
 from export.exporter import export
 
 SHOWN = ("fp32", "int8", "int4")
 BATCHES = (1, 4, 16)
+PEERS = ("ctranslate2", "onnxruntime-genai")
 
 Row = dict[str, Any]
 
@@ -49,14 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_count("--characters", 256, "characters of each text")
     parser.add_count("--rounds", 7, "texts of each sampler")
-    parser.add_argument(
-        "--peers",
-        type=Path,
-        default=ROOT / ".peers/bin/python",
-        metavar="FILE",
-        help="the Python that has the peers (default: the one of `make peers`)",
-    )
-    parser.add_chart("a chart of the speeds of one text")
+    peers, default = "the Python that has the peers (default: the one of `make peers`)", ROOT / ".peers/bin/python"
+    parser.add_argument("--peers", type=Path, default=default, metavar="FILE", help=peers)
     return execute(parser, argv, _run)
 
 
@@ -66,11 +60,6 @@ def _run(args: argparse.Namespace) -> int:
     _print(rows, facts)
     name = args.run.name if args.run else None
     keep(args, {"run": name, "characters": args.characters, "rounds": args.rounds}, rows, **facts)
-    if args.chart:
-        ranked = sorted((row for row in rows if row["part"] == "interleaved"), key=_median, reverse=True)
-        bars = [(results.label(row), row["chars_per_second"], row["engine"] == "charformer-onnx") for row in ranked]
-        title = f"one text of {args.characters} characters, each sampler at its best threads"
-        write_bars(args.chart, [(title, bars)])
     return 0
 
 
@@ -91,27 +80,26 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     def ours(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> SamplingEntry:
         options = {"path": str(folder / f"{precision}.onnx"), "characters": args.characters}
         options |= {"temperature": temperature, "speculative": speculative}
-        return SamplingEntry(
-            "charformer-onnx", precision, "bench.engines.sample_charformer", options, batch, temperature, speculative
-        )
+        return SamplingEntry("charformer-onnx", precision, "bench.engines.sample_charformer", options, batch)
 
-    entries = [*_engines(args, run), *map(ours, SHOWN), *_peers(args, run, folder)]
+    torch = {"path": str(run.path), "characters": args.characters}
+    naive = {"model": config.to_dict(), "characters": args.characters}
+    entries = [
+        SamplingEntry("charformer-torch", "fp32", "bench.engines.sample_charformer", torch),
+        SamplingEntry("baseline", "fp32", "bench.engines.sample_baseline", naive),
+        *map(ours, SHOWN),
+        *_peers(args, run, folder),
+    ]
     if corpus is not None:
         entries += [ours(precision, speculative=True) for precision in SHOWN]
         entries += [ours("int8", temperature=0.8, speculative=speculative) for speculative in (False, True)]
     grid = [ours(precision, batch) for precision in SHOWN for batch in BATCHES]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(entries) * (2 + args.rounds) + len(grid) * len(THREADS))
-
-        def done(doing: str) -> None:
-            progress.update(task, advance=1, description=doing)
-
-        measured = interleave_samplers(entries, args.rounds, done)
+    with progress_bar(PlainConsole(stderr=True)) as on_progress:
+        measured = interleave_samplers(entries, args.rounds, on_progress)
         rows = [entry.row("interleaved", preset, config.block_size) for entry in measured]
-        for entry in grid:
-            for threads in THREADS:
-                rows.append(measure_alone(entry, threads, args.rounds).row("grid", preset, config.block_size))
-                done(f"{entry.precision}, batch {entry.batch}, {threads} threads")
+        for number, (entry, threads) in enumerate(product(grid, THREADS)):
+            on_progress(f"{entry.label}, batch {entry.batch}, threads {threads}", number, len(grid) * len(THREADS))
+            rows.append(measure_alone(entry, threads, args.rounds).row("grid", preset, config.block_size))
     facts = {
         "greedy_characters_like_pytorch": _agreement(measured),
         "first_character_seconds": _first_character(folder / "int8.onnx", args.rounds),
@@ -121,51 +109,37 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     return rows, facts
 
 
-def _engines(args: argparse.Namespace, run: RunDir) -> list[SamplingEntry]:
-    """Return our PyTorch engine, and the baseline's way of sampling at the same shape."""
-    config, _ = run.read_shape()
-    ours = {"path": str(run.path), "characters": args.characters, "torch": True}
-    baseline = {"model": config.to_dict(), "characters": args.characters}
-    return [
-        SamplingEntry("charformer-torch", "fp32", "bench.engines.sample_charformer", ours),
-        SamplingEntry("baseline", "fp32", "bench.engines.sample_baseline", baseline),
-    ]
-
-
 def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[SamplingEntry]:
     """Return the peers that are installed and can take the run's weights; print what is missing and why."""
     config, _ = run.read_shape()
     if config.rope_base or config.relu_power != 1:
         print("the peers' rows are missing: they need learned positions and a plain ReLU, as in the preset baseline")
         return []
-    found = [module for module in ("ctranslate2", "onnxruntime_genai") if _imports(args.peers, module)]
+    found = _versions(args.peers)
+    missing = [name for name in PEERS if name not in found]
+    if missing:
+        print(f"{' and '.join(missing)}: missing, and so are the rows; `make peers` installs both")
     models = folder / "peers"
     models.mkdir()
-    if found:
+    if len(missing) < len(PEERS):
         write_for_peers(run, models)
 
-    def peer(module: str, engine: str, precision: str, **options: str) -> SamplingEntry:
+    def peer(engine: str, precision: str, **options: str) -> SamplingEntry:
         given: dict[str, Any] = options | {"characters": args.characters}
-        return SamplingEntry(engine, precision, module, given, python=str(args.peers.absolute()))
+        return SamplingEntry(
+            engine, precision, f"bench.engines.sample_{engine}", given, python=str(args.peers.absolute())
+        )
 
-    entries = []
-    if "ctranslate2" in found:
-        for precision in ("fp32", "int8"):
-            options = {"folder": str(models), "weights": precision}
-            entries.append(peer("bench.engines.sample_ctranslate2", "ctranslate2", precision, **options))
-    if "onnxruntime_genai" in found:
-        for precision in SHOWN:
-            entries.append(
-                peer("bench.engines.sample_genai", "genai", precision, folder=str(models / f"genai-{precision}"))
-            )
-    return entries
-
-
-def _imports(python: Path, module: str) -> bool:
-    if python.is_file() and subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0:
-        return True
-    print(f"{module} is missing, and so are its rows: `make peers` installs it")
-    return False
+    entries = [
+        peer("ctranslate2", precision, folder=str(models), weights=precision)
+        for precision in ("fp32", "int8")
+        if "ctranslate2" in found
+    ]
+    return entries + [
+        peer("genai", precision, folder=str(models / f"genai-{precision}"))
+        for precision in SHOWN
+        if "onnxruntime-genai" in found
+    ]
 
 
 def _agreement(entries: list[SamplingEntry]) -> dict[str, int]:
@@ -179,7 +153,7 @@ def _agreement(entries: list[SamplingEntry]) -> dict[str, int]:
     return agreed
 
 
-def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]:
+def _first_character(file: Path, rounds: int) -> dict[str, results.Speed]:
     """Return the seconds of whole processes: the command for one character, and an import of onnxruntime alone."""
     sample = [sys.executable, "-m", "charformer.commands.sample", "--onnx", str(file), "--max-new-tokens", "1"]
     commands = {"sample": sample, "import onnxruntime": [sys.executable, "-c", "import onnxruntime"]}
@@ -189,9 +163,8 @@ def _first_character(file: Path, rounds: int) -> dict[str, results.Speed | None]
             began = time.perf_counter()
             subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
             seconds[name].append(time.perf_counter() - began)
-    return {
-        name: results.percentiles(samples[1:]) for name, samples in seconds.items()
-    }  # the first filled the file cache
+    # The first of each filled the file cache.
+    return {name: results.percentiles(samples[1:]) for name, samples in seconds.items()}
 
 
 def _floor(file: Path, rows: list[Row], threads: int) -> dict[str, Any]:
@@ -203,13 +176,13 @@ def _floor(file: Path, rows: list[Row], threads: int) -> dict[str, Any]:
     command = [sys.executable, "-c", READ_OVER_AND_OVER, str(size)]
     done = subprocess.run(command, env=environment, capture_output=True, check=True, encoding="utf-8")
     found = {"precision": file.stem, "threads": threads, "batch": 1}
-    speeds = [_median(row) for row in rows if row["part"] == "grid" and found.items() <= row.items()]
+    speeds = [row["chars_per_second"] for row in rows if row["part"] == "grid" and found.items() <= row.items()]
     bandwidth = float(done.stdout)
     return found | {
         "weight_bytes": size,
         "read_bytes_per_second": bandwidth,
         "chars_per_second": bandwidth / size,
-        "reached": speeds[0] * size / bandwidth,
+        "reached": speeds[0]["p50"] * size / bandwidth,
     }
 
 
@@ -232,49 +205,16 @@ def _versions(python: Path) -> dict[str, str]:
         return {}
     command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
-    wanted = ("ctranslate2", "onnxruntime", "onnxruntime-genai", "numpy")
-    return {entry["name"]: entry["version"] for entry in listed if entry["name"] in wanted}
+    return {entry["name"]: entry["version"] for entry in listed if entry["name"] in (*PEERS, "onnxruntime", "numpy")}
 
 
 def _print(rows: list[Row], facts: dict[str, Any]) -> None:
-    entries = [row for row in rows if row["part"] == "interleaved"]
-    others = {row["engine"]: row for row in entries}
-    speeds = table("one text", ["sampler"], ["threads", "chars/s", "p20 - p80", "x baseline", "x PyTorch", "MiB"])
-    for row in sorted(entries, key=_median):
-        speed, memory = row["chars_per_second"], row["peak_memory_bytes"]
-        speeds.add_row(
-            results.label(row),
-            str(row["threads"]),
-            f"{speed['p50']:,.0f}",
-            f"{speed['p20']:,.0f} - {speed['p80']:,.0f}",
-            f"{results.ratio(row, others['baseline']):.1f}",
-            f"{results.ratio(row, others['charformer-torch']):.1f}",
-            f"{memory / 2**20:,.0f}" if memory else "",
-        )
-    columns = [f"batch {batch}" for batch in BATCHES]
-    together = table("chars/s of all texts together", ["precision", "threads"], columns)
-    for precision in SHOWN:
-        for threads in THREADS:
-            cells = [row for row in rows if row["part"] == "grid" and row["precision"] == precision]
-            found = [f"{_median(row):,.0f}" for row in cells if row["threads"] == threads]
-            together.add_row(precision, str(threads), *found)
-    floors = table("the floor", ["weights", "threads"], ["MB", "read GB/s", "chars/s of reading alone", "reached"])
-    for floor in facts["floor"]:
-        floors.add_row(
-            floor["precision"],
-            str(floor["threads"]),
-            f"{floor['weight_bytes'] / 1e6:.1f}",
-            f"{floor['read_bytes_per_second'] / 1e9:.0f}",
-            f"{floor['chars_per_second']:,.0f}",
-            f"{floor['reached']:.0%}",
-        )
-    show(speeds, together, floors)
-    sample, alone_ = (facts["first_character_seconds"][name]["p50"] for name in ("sample", "import onnxruntime"))
-    print(f"to the first character {sample:.2f} s, {sample / alone_:.1f} x an import of onnxruntime")
-
-
-def _median(row: Row) -> float:
-    return float(row["chars_per_second"]["p50"])
+    print_speeds({"sampling": rows})
+    columns = {"weights": "{precision}", "threads": "{threads:}", "bytes": "{weight_bytes:,}"}
+    columns |= {"bytes read a second": "{read_bytes_per_second:,.0f}", "chars/s of reading": "{chars_per_second:,.0f}"}
+    print_table("the floor", facts["floor"], columns | {"reached": "{reached:.0%}"})
+    first = ({"process": name, **seconds} for name, seconds in facts["first_character_seconds"].items())
+    print_table("to the first character", first, {"process": "{process}", "seconds": "{p50:.2f}"})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
 """Show where the time of a training step goes: matmuls with weights, attention, add + norm, and the rest.
 
-    python -m bench.step --preset baseline nano --json bench/results/step.json --chart docs/step.png
+    python -m bench.step --preset baseline nano --json bench/results/step.json
+    python -m bench.report bench/results/step-before.json bench/results/step.json --chart docs/step.png
 
 A step is timed part by part: the forward pass by module and op, the backward pass by the nodes of autograd's graph,
 each of which finishes on a CPU before the next begins. Beside it stands the time of the matrix products alone, both
-those with weights and attention's own. With --before, the result of another commit on this machine is drawn as well.
+those with weights and attention's own.
 """
 
 import argparse
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -23,11 +23,10 @@ from bench.engines.matmuls import MatMuls
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Variant
 from bench.harness import results
-from bench.harness.charts import Stack, write_stacks
-from bench.harness.program import BenchParser, execute, keep, load_text, show, table
+from bench.harness.program import BenchParser, execute, keep, load_text, print_table
+from bench.harness.stopwatch import Stopwatch
 from charformer.data.corpus import Corpus
 from charformer.device import choose_dtype
-from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
@@ -54,44 +53,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_presets("baseline", "nano")
     parser.add_count("--steps", 8, "steps to time")
     parser.add_data()
-    parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier result to draw above the new one")
-    parser.add_chart("a chart of the parts")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    earlier = _earlier(args.before) if args.before else []
-    corpus = load_text(args.data, PlainConsole(stderr=True))
+    corpus = load_text(args.data)
     precision = str(choose_dtype("auto", CPU)).removeprefix("torch.")
-    rows = []
     with progress_bar(PlainConsole(stderr=True)) as on_progress:
-        for preset in args.preset:
-            rows.append(_measure(preset, precision, corpus, args.steps, on_progress))
+        rows = [_measure(preset, precision, corpus, args.steps, on_progress) for preset in args.preset]
     keep(args, {"steps": args.steps, "corpus": corpus.name}, rows)
-    columns = ("total", "matmuls alone", "attention's alone")
-    figures = table("milliseconds, medians", ["step"], [*STEP_PARTS, *columns])
-    for when, row in [*(("before: ", row) for row in earlier), *(("", row) for row in rows)]:
-        seconds = [*row["seconds"].values(), row["step_seconds"], row["matmul_seconds"]]
-        seconds.append(row.get("attention_matmul_seconds"))  # older results lack it
-        figures.add_row(f"{when}{row['preset']}", *("" if each is None else f"{1e3 * each:.1f}" for each in seconds))
-    show(figures)
-    if args.chart:
-        stacks: list[tuple[str, list[Stack]]] = []
-        for row in rows:
-            found = [("before", old["seconds"]) for old in earlier if old["preset"] == row["preset"]]
-            alone = {"matmuls": row["matmul_seconds"], "attention": row["attention_matmul_seconds"]}
-            found += [("now" if found else "step", row["seconds"]), ("its matmuls", alone)]
-            stacks.append((f"{row['preset']}, {row['precision']}, {row['batch']} x {row['context']}", found))
-        write_stacks(args.chart, stacks, STEP_PARTS, "seconds of a step")
+    columns = {"step": "{preset}"} | {part: f"{{seconds[{part}]:.4f}}" for part in STEP_PARTS}
+    columns |= {"total": "{step_seconds:.4f}", "matmuls alone": "{matmul_seconds:.4f}"}
+    print_table("seconds, medians", rows, columns | {"attention's alone": "{attention_matmul_seconds:.4f}"})
     return 0
-
-
-def _earlier(path: Path) -> list[dict[str, Any]]:
-    content = results.read_result(path)
-    if content.get("bench") != "step":
-        raise UserError(f"{path} is not a result of bench.step")
-    rows: list[dict[str, Any]] = content["rows"]
-    return rows
 
 
 def _measure(
@@ -101,100 +75,55 @@ def _measure(
     shape = replace(chosen.model, vocab_size=len(corpus.alphabet))
     variant = Variant("charformer", preset, shape, chosen.pretrain.batch_size, precision)
     engine, matmuls = CharformerEngine(variant, corpus, CPU), MatMuls(variant, CPU)
-    whole: list[float] = []
-    parts: dict[str, list[float]] = {part: [] for part in STEP_PARTS}
-    alone: list[float] = []
-    attention_alone: list[float] = []
+    timed: list[dict[str, float]] = []
+    alone: list[tuple[float, float]] = []
     for step in range(WARM_STEPS + steps):
-        spent: dict[str, float] = defaultdict(float)
-        began = time.perf_counter()
-        with _forward_timed(engine.model, spent):
-            loss = engine.loss(engine.batch())
-        _time_backward(loss, spent)
-        loss.backward()  # type: ignore[no-untyped-call]
-        with _timed("optimizer", spent):
-            engine.update()
-        seconds = time.perf_counter() - began
-        spent["rest"] = seconds - sum(spent.values())
+        on_progress(preset, step, WARM_STEPS + steps)
+        watch = Stopwatch()
+        with watch.part("rest"):
+            with _forward_timed(engine.model, watch):
+                loss = engine.loss(engine.batch())
+            _time_backward(loss, watch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            with watch.part("optimizer"):
+                engine.update()
+        timed.append(watch.seconds)
         began = time.perf_counter()
         matmuls.step(lambda: None)
-        multiplied = time.perf_counter()
+        between = time.perf_counter()
         matmuls.attention()
-        if step >= WARM_STEPS:
-            alone.append(multiplied - began)
-            attention_alone.append(time.perf_counter() - multiplied)
-            whole.append(seconds)
-            for part, found in parts.items():
-                found.append(spent[part])
-        on_progress(preset, step + 1, WARM_STEPS + steps)
+        alone.append((between - began, time.perf_counter() - between))
+    timed, alone = timed[WARM_STEPS:], alone[WARM_STEPS:]
+    whole = [sum(seconds.values()) for seconds in timed]
     return results.row(
-        engine="charformer",
-        preset=preset,
-        precision=precision,
-        batch=variant.batch_size,
-        context=shape.block_size,
+        **variant.about,
         threads=torch.get_num_threads(),
-        freeze="none",
         chars_per_second=results.percentiles([variant.characters / seconds for seconds in whole]),
         samples=len(whole),
         step_seconds=median(whole),
-        matmul_seconds=median(alone),
-        attention_matmul_seconds=median(attention_alone),
-        seconds={part: median(found) for part, found in parts.items()},
+        matmul_seconds=median(weights for weights, _ in alone),
+        attention_matmul_seconds=median(attention for _, attention in alone),
+        seconds={part: median(seconds[part] for seconds in timed) for part in STEP_PARTS},
     )
 
 
 @contextmanager
-def _timed(part: str, spent: dict[str, float]) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    spent[part] += time.perf_counter() - began
-
-
-@contextmanager
-def _forward_timed(model: torch.nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    """Add the seconds of linear layers and ops to ``spent`` within the context."""
-    began = [0.0]
-
-    def start(*_: object) -> None:
-        began[0] = time.perf_counter()
-
-    def stop(*_: object) -> None:
-        spent["matmuls"] += time.perf_counter() - began[0]
-
-    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    handles = [
-        hook
-        for linear in linears
-        for hook in (linear.register_forward_pre_hook(start), linear.register_forward_hook(stop))
-    ]
-    originals: dict[str, Callable[..., Any]] = {
-        "attention": ops.attention,
-        "add_dropout_layer_norm": ops.add_dropout_layer_norm,
-    }
-    parts = {"attention": "attention", "add_dropout_layer_norm": "add_norm"}
-
-    def wrapped(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            with _timed(parts[name], spent):
-                return originals[name](*args, **options)
-
-        return call
-
-    for name in originals:
-        setattr(ops, name, wrapped(name))
-    try:
+def _forward_timed(model: torch.nn.Module, watch: Stopwatch) -> Iterator[None]:
+    """Count linear layers and ops as parts within the context."""
+    handles = []
+    for linear in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
+        handles.append(linear.register_forward_pre_hook(lambda *_: watch.begin("matmuls")))
+        handles.append(linear.register_forward_hook(lambda *_: watch.end()))
+    attention = watch.part("attention")(ops.attention)
+    add_norm = watch.part("add_norm")(ops.add_dropout_layer_norm)
+    with patch.multiple(ops, attention=attention, add_dropout_layer_norm=add_norm):
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(ops, name, original)
-        for handle in handles:
-            handle.remove()
+    for handle in handles:
+        handle.remove()
 
 
-def _time_backward(loss: torch.Tensor, spent: dict[str, float]) -> None:
-    """Let every node of the graph of ``loss`` add its seconds to ``spent`` when it runs."""
-    began = [0.0]
+def _time_backward(loss: torch.Tensor, watch: Stopwatch) -> None:
+    """Count every node of the graph of ``loss`` that ``BACKWARD`` names when it runs."""
     seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -203,17 +132,9 @@ def _time_backward(loss: torch.Tensor, spent: dict[str, float]) -> None:
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]
         part = next((part for prefix, part in BACKWARD.items() if node.name().startswith(prefix)), None)
-        if part is None:
-            continue
-
-        def start(_: object) -> None:
-            began[0] = time.perf_counter()
-
-        def stop(_: object, __: object, part: str = part) -> None:
-            spent[part] += time.perf_counter() - began[0]
-
-        node.register_prehook(start)
-        node.register_hook(stop)
+        if part is not None:
+            node.register_prehook(lambda _, part=part: watch.begin(part))
+            node.register_hook(lambda *_: watch.end())
 
 
 if __name__ == "__main__":

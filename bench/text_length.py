@@ -13,18 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from bench.harness import results
-from bench.harness.program import BenchParser, corpus_config, execute, keep, load_text, show, table
-from bench.harness.variants import open_trainer, with_changes
-from bench.prior import table_loss
-from charformer.data.corpus import Corpus
+from bench.harness.program import BenchParser, execute, keep, load_text, print_table, text_config
+from bench.harness.variants import preset_config, train_variant, with_changes
 from charformer.device import keep_freed_memory
 from charformer.presets import PRESETS
 from charformer.training.recipe import steps_for
-from charformer.training.trainer import Trainer
+from charformer.ui.console import PlainConsole, progress_bar
 
 EVALUATIONS = 5  # in a training
 
@@ -48,75 +42,37 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    notices = Console(stderr=True)
     keep_freed_memory()
     preset = PRESETS[args.preset]
-    corpora = [load_text(name, notices) for name in args.data]
-    config = {
-        "preset": args.preset,
-        "model": preset.model.to_dict(),
-        "training": preset.pretrain.to_dict(),
-        "corpora": [corpus_config(corpus) for corpus in corpora],
-    }
+    corpora = [load_text(name) for name in args.data]
+    config = preset_config(args.preset, preset) | {"corpora": [text_config(corpus.summary()) for corpus in corpora]}
     per_step = preset.pretrain.batch_size * preset.model.block_size
     orders = args.ngram_order or [preset.model.ngram_order]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rows: list[dict[str, Any]] = []
-    with Progress(*columns, console=notices) as progress:
-        grid = product(corpora, orders, args.dropout, args.steps or [None])
-        for corpus, order, dropout, given in grid:
+    with progress_bar(PlainConsole(stderr=True)) as on_progress:
+        for corpus, order, dropout, given in product(corpora, orders, args.dropout, args.steps or [None]):
             steps = given or steps_for(preset.pretrain, per_step, len(corpus.train))
-            changes = {
-                "max_steps": steps,
-                "eval_interval": max(1, round(steps / EVALUATIONS)),
-                "patience": 0,
-                "dropout": dropout,
-                "ngram_order": order,
-            }
-            task = progress.add_task(f"{corpus.name}, dropout {dropout}, order {order}", total=steps)
+            changes = {"max_steps": steps, "eval_interval": max(1, round(steps / EVALUATIONS)), "patience": 0}
+            changes |= {"dropout": dropout, "ngram_order": order}
+            name = f"{corpus.name}, dropout {dropout:g}, order {order}, {steps} steps"
             with tempfile.TemporaryDirectory() as folder:
-                trainer = open_trainer(args, with_changes(preset, changes), corpus, Path(folder))
-                for step in trainer.steps():
-                    progress.update(task, completed=step.step)
-                rows.append(_row(trainer, corpus, changes))
+                _, row = train_variant(args, with_changes(preset, changes), name, corpus, Path(folder), on_progress)
+            rows.append(row | {"text": corpus.name, "text_characters": len(corpus.ids), "changes": changes})
             keep(args, config, rows)
-    _print(rows)
+    columns = {
+        "text": "{text}",
+        "characters": "{text_characters:,}",
+        "order": "{changes[ngram_order]:}",
+        "dropout": "{changes[dropout]:g}",
+        "steps": "{changes[max_steps]:,}",
+        "passes": "{passes:.1f}",
+        "best step": "{best_step:,}",
+        "validation loss": "{val_loss:.4f}",
+        "the table alone": "{table_loss:.4f}",
+        "seconds": "{seconds:.0f}",
+    }
+    print_table("steps by the length of a text", rows, columns)
     return 0
-
-
-def _row(trainer: Trainer, corpus: Corpus, changes: dict[str, Any]) -> dict[str, Any]:
-    return results.training_row(
-        trainer.run,
-        text=corpus.name,
-        characters=len(corpus.ids),
-        changes=changes,
-        passes=trainer.counters.characters / len(corpus.train),
-        best_step=trainer.counters.best_step,
-        val_loss=trainer.whole_validation_loss(),
-        table_loss=table_loss(trainer),
-        seconds=trainer.counters.train_seconds,
-    )
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    found = table("steps by the length of a text", ["text"], ["characters", "order", "dropout", "steps", "passes"])
-    for column in ("best step", "validation loss", "the table alone", "seconds"):
-        found.add_column(column, justify="right")
-    for row in rows:
-        changes = row["changes"]
-        found.add_row(
-            row["text"],
-            f"{row['characters']:,}",
-            str(changes["ngram_order"]),
-            f"{changes['dropout']:g}",
-            f"{changes['max_steps']:,}",
-            f"{row['passes']:.1f}",
-            f"{row['best_step']:,}",
-            f"{row['val_loss']:.4f}",
-            "" if row["table_loss"] is None else f"{row['table_loss']:.4f}",
-            f"{row['seconds']:.0f}",
-        )
-    show(found)
 
 
 if __name__ == "__main__":

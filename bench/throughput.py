@@ -14,23 +14,20 @@ import argparse
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
 
 from bench.engines import baseline
 from bench.engines.train_nanogpt import require
 from bench.engines.variant import Variant
-from bench.harness import projection, results, scaling, throughput_tables
+from bench.harness import projection, results, scaling
 from bench.harness.interleave import interleave
-from bench.harness.program import BenchParser, execute, keep, load_text
-from bench.harness.training import TrainingEntry
+from bench.harness.program import BenchParser, execute, keep, load_text, print_table, text_config
+from bench.harness.speeds import print_speeds
+from bench.harness.training import PHASES, TrainingEntry
 from charformer.device import choose_device, choose_dtype
 from charformer.presets import PRESETS, Preset
-from charformer.ui.console import PlainConsole
+from charformer.ui.console import PlainConsole, progress_bar
 
 CORRECTED = (
     "scores scaled by the head's width, not the model's",
@@ -41,8 +38,8 @@ GPT2 = ("GELU, tied head, dropout on embeddings too, AdamW",)
 NANOGPT = (*GPT2, "no biases", "gradient clipping")
 LESS = {"attention": "no gradients of attention's weights", "trunk": "no pass back through the blocks, no dropout"}
 BF16 = "bf16 matrix products"
-TURN_SECONDS = {"cpu": 5.0, "cuda": 1.0}
-CURVES = Path(__file__).parent / "results" / "convergence.json"
+NOISY = 1.15  # ratio of a variant's slowest turn to its fastest, above which the machine is noisy
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,34 +48,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_data()
     parser.add_device()
     parser.add_count("--rounds", 2, "turns of each variant")
-    parser.add_argument(
-        "--seconds",
-        type=_seconds,
-        metavar="X",
-        help="seconds of a turn, which takes two steps at least (default: 5, on a GPU 1)",
-    )
+    seconds = "seconds of a turn, which takes from two to 400 steps (default: 5)"
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="X", help=seconds)
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="also train nanoGPT from this checkout")
-    parser.add_argument(
-        "--scaling", action="store_true", help="also fit how the cost grows with context, batch and width"
-    )
-    parser.add_argument(
-        "--curves",
-        type=Path,
-        default=CURVES,
-        metavar="FILE",
-        help="result of bench.convergence to project times to a loss from (default: the committed one)",
-    )
+    scaling_help = "also fit how the cost grows with context, batch and width"
+    parser.add_argument("--scaling", action="store_true", help=scaling_help)
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.nanogpt:
         require(args.nanogpt)
-    curves = results.read_result(args.curves)["rows"] if args.curves.is_file() or args.curves != CURVES else []
     device = choose_device(args.device)
-    seconds = args.seconds or TURN_SECONDS[device.type]
     notices = PlainConsole(stderr=True)
-    corpus = load_text(args.data, notices)
+    corpus = load_text(args.data)
     for preset in args.preset:
         corpus.require(PRESETS[preset].model.block_size, "take a longer text, or another --preset")
     best = str(choose_dtype("auto", device)).removeprefix("torch.")
@@ -88,52 +71,47 @@ def _run(args: argparse.Namespace) -> int:
     options = {"corpus": corpus.summary(), "device": device.type}
     options |= {"nanogpt": str(args.nanogpt.absolute())} if args.nanogpt else {}
 
-    def entry(variant: Variant) -> TrainingEntry:
-        return TrainingEntry(variant, options, seconds)
-
     groups = [
-        [entry(variant) for variant in variants(preset, symbols, best, args.nanogpt is not None)]
+        [TrainingEntry(variant, options, args.seconds) for variant in variants(preset, symbols, best, args.nanogpt)]
         for preset in args.preset
     ]
-    points = scaling.POINTS if args.scaling else []
-    scaled = [
-        (point, entry(point.variant(symbols, best if point.engine == "charformer" else "float32"))) for point in points
-    ]
+    points = scaling.points(symbols, best) if args.scaling else []
+    scaled = [TrainingEntry(variant, options, args.seconds) for *_, variant in points]
     interrupted = False
     try:
-        with Progress(console=notices, transient=True) as progress:
-            task = progress.add_task("", total=sum(map(len, groups)) * (1 + args.rounds) + 2 * len(scaled))
-
-            def done(doing: str) -> None:
-                progress.update(task, advance=1, description=doing)
-
+        with progress_bar(notices) as on_progress:
             for group in groups:
-                interleave(group, args.rounds, done)
-            for _, alone in scaled:
-                interleave([alone], 1, done)
+                interleave(group, args.rounds, on_progress)
+            for entry in scaled:
+                interleave([entry], 1, on_progress)
     except KeyboardInterrupt:
         interrupted = True
         notices.print("interrupted; what was measured so far:")
 
-    config = {
-        "presets": list(args.preset),
-        "device": device.type,
-        "rounds": args.rounds,
-        "seconds": seconds,
-        "corpus": {key: value for key, value in corpus.summary().items() if key != "source"},
-        "vocab_size": symbols,
+    rows = [entry.row("interleaved", _peaks(group)) for group in groups for entry in group]
+    rows += [
+        entry.row("scaling", {}, axis=axis, value=value) for entry, (axis, value, _) in zip(scaled, points, strict=True)
+    ]
+    peaks = _peaks([entry for group in groups for entry in group])
+    facts = {
+        "projection": {"shapes": [found for preset in args.preset if (found := projection.project(rows, preset))]},
+        "gemm_peak": {name: peaks.get(name) for name in ("float32", "bfloat16")},
+        "noisy_machine": any(max(row["turns"]) > NOISY * min(row["turns"]) for row in rows if row["turns"]),
+        "scaling": scaling.fits(rows),
     }
-    rows, facts = _result(config, groups, scaled, curves)
-    console = Console(width=None if Console().is_terminal else 150)
-    throughput_tables.show({"config": config, "machine": results.machine(), "rows": rows} | facts, console)
-    keep(args, config, rows, **facts)
+    print_speeds({"throughput": [row for row in rows if row["part"] == "interleaved"]})
+    _print_steps(rows)
+    _print_facts(facts)
+    config = {"presets": args.preset, "device": device.type, "rounds": args.rounds, "seconds": args.seconds}
+    keep(args, config | {"corpus": text_config(corpus.summary()), "vocab_size": symbols}, rows, **facts)
     return 130 if interrupted else 0
 
 
-def variants(preset: str, vocab_size: int, best: str, nanogpt: bool) -> list[Variant]:
+def variants(preset: str, vocab_size: int, best: str, nanogpt: Path | None) -> list[Variant]:
     """Return everything that trains at a preset's shape and batch, ours first.
 
-    ``best`` is the dtype that ``auto`` chooses on this machine; its variant comes first of all.
+    ``best`` is the dtype that ``auto`` chooses on this machine; its variant comes first of all. ``nanogpt`` is a
+    checkout of nanoGPT, whose variants are left out without one.
     """
     chosen = PRESETS[preset]
     shape = replace(chosen.model, vocab_size=vocab_size)
@@ -169,52 +147,46 @@ def _recipe(preset: Preset) -> tuple[str, ...]:
     return tuple(name for name, on in switches.items() if on)
 
 
-def _result(
-    config: dict[str, Any],
-    groups: list[list[TrainingEntry]],
-    scaled: list[tuple[scaling.Point, TrainingEntry]],
-    curves: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows of the result file, and its other entries."""
-    rows = []
-    for group in groups:
-        peaks = _peaks(group)
-        rows += [entry.row("interleaved", peaks) for entry in group]
-    rows += [entry.row("scaling", {}, axis=point.axis, value=point.value) for point, entry in scaled]
-    projections = [found for preset in config["presets"] if (found := projection.project(rows, preset))]
-    names = (
-        "preset",
-        "baseline_minutes",
-        "charformer_minutes",
-        "rtx3050_published_minutes",
-        "rtx3050_predicted_minutes",
-    )
-    smallest = min(projections, key=itemgetter("baseline_minutes")) if projections else dict.fromkeys(names)
-    everything = [entry for group in groups for entry in group]
-    return rows, {
-        "projection": smallest | {"shapes": projections},
-        "gemm_peak": {name: _peaks(everything).get(name) for name in ("float32", "bfloat16")},
-        "noisy_machine": any(entry.noise > results.NOISY for entry in everything),
-        "times_to_loss": projection.times_to_loss(rows, curves),
-        "scaling": scaling.fits(rows),
-    }
-
-
 def _peaks(group: list[TrainingEntry]) -> dict[str, float]:
     """Return the highest FLOP/s of a matrix product, by dtype."""
     found: dict[str, float] = {}
     for entry in group:
-        if speed := entry.facts.get("flops_per_second"):
-            precision = entry.variant.precision
-            found[precision] = max(speed, found.get(precision, 0.0))
+        if speed := entry.flops_per_second:
+            found[entry.variant.precision] = max(speed, found.get(entry.variant.precision, 0.0))
     return found
 
 
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
-    return number
+def _print_steps(rows: list[dict[str, Any]]) -> None:
+    """Print the parts of each variant's steps, how its work differs from the baseline's, and its error if it failed."""
+    notes = list(dict.fromkeys(note for row in rows for note in row["differs"]))
+    shown = []
+    for row in rows:
+        milliseconds = {name: 1e3 * seconds for name, seconds in (row["parts"] or {}).items() if seconds is not None}
+        letters = " ".join(LETTERS[notes.index(note)] for note in row["differs"])
+        shown.append(row | {"label": results.label(row), "letters": letters, "milliseconds": milliseconds})
+    columns = {"preset": "{preset}", "variant": "{label}", "parameters": "{parameters:,}", "differs": "{letters}"}
+    columns |= {name: f"{{milliseconds[{name}]:,.1f}}" for name in (*PHASES, "evaluation")}
+    print_table("where the time of a step goes, milliseconds", shown, columns | {"failed": "{error}"})
+    for letter, note in zip(LETTERS, notes, strict=False):
+        print(f"  {letter}: {note}")
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    peaks = [f"{results.SHORT[name]} {peak / 1e9:,.0f}" for name, peak in facts["gemm_peak"].items() if peak]
+    if peaks:
+        print(f"matrix products reached {', '.join(peaks)} GFLOP/s; MFU is of that, in the row's dtype")
+    if facts["noisy_machine"]:
+        print("noisy machine: turns of one variant differ by more than 15 %; trust ratios alone")
+    if facts["scaling"]:
+        columns = {"axis": "{axis}", "engine": "{engine}", "exponent": "{exponent:+.2f}"}
+        print_table("growth of a character's cost", facts["scaling"], columns)
+    if shapes := facts["projection"]["shapes"]:
+        title = "the baseline's whole job, 2 x 5,000 steps and their evaluations, in minutes"
+        columns = {"shape": "{preset}", "the baseline here, projected": "{baseline_minutes:,.0f}"}
+        columns |= {"charformer here, projected": "{charformer_minutes:,.1f}"}
+        columns |= {"the baseline on an RTX 3050, published": "{rtx3050_published_minutes:}"}
+        print_table(title, shapes, columns | {"charformer there, predicted floor": "{rtx3050_predicted_minutes:.1f}"})
+        print("published: on the baseline's page, which does not state the shape; predicted: nothing ran there")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The matrix products of a model's training step without the rest, and the machine's peak in any matrix product."""
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from bench.engines.variant import TORCH_DTYPES, Variant
+from bench.engines.variant import Variant
+from bench.harness.timing import seconds_of
 from charformer.device import keep_freed_memory
 
 ROWS = 64  # queries in each of attention's matmuls, so that little is computed above the diagonal
@@ -18,7 +18,7 @@ class MatMuls:
 
     def __init__(self, variant: Variant, device: torch.device) -> None:
         keep_freed_memory()  # as our trainer does; getting pages from the system is no part of a matmul
-        dtype = TORCH_DTYPES[variant.precision]
+        dtype = variant.dtype
         self._device = device
         shapes = variant.model.weight_shapes()
         self._weights = [
@@ -57,25 +57,12 @@ class MatMuls:
         weight = max(self._weights, key=Tensor.numel)
         x, d_y = self._rows[weight.shape[1]], self._rows[weight.shape[0]]
         square = self._square
-        speeds = [
-            2 * SQUARE**3 / self._best(lambda: square @ square),
-            6 * len(x) * weight.numel() / self._best(lambda: _forward_and_backward(x, weight, d_y)),
-        ]
-        return max(speeds)
-
-    def _best(self, work: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(4):
-            self._wait()
-            began = time.perf_counter()
-            work()
-            self._wait()
-            seconds.append(time.perf_counter() - began)
-        return min(seconds[1:])
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        work = {
+            2 * SQUARE**3: lambda: square @ square,
+            6 * len(x) * weight.numel(): lambda: _forward_and_backward(x, weight, d_y),
+        }
+        seconds = {flops: [seconds_of(call, self._device) for _ in range(4)] for flops, call in work.items()}
+        return max(flops / min(times[1:]) for flops, times in seconds.items())
 
 
 def _forward_and_backward(x: Tensor, weight: Tensor, d_y: Tensor) -> None:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.engines.train_nanogpt import BETAS, GRAD_CLIP, LEARNING_RATE, WEIGHT_DECAY
-from bench.engines.variant import Variant, autocast
+from bench.engines.variant import Variant
 from charformer.config import ModelConfig
 from charformer.data.corpus import Corpus
+from charformer.device import autocast
 
 
 class Attention(nn.Module):
@@ -98,7 +99,7 @@ class NanogptLikeEngine:
 
     def step(self, windows: Tensor) -> Tensor:
         """Train on one batch and return its loss, without waiting for the device."""
-        with autocast(self._device, self._variant.precision):
+        with autocast(self._variant.dtype, self._device):
             logits = self.model(windows[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]

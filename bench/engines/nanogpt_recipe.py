@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from bench.engines import train_nanogpt
 from bench.engines.plain import PlainEngine
 from bench.engines.variant import Variant
+from bench.harness import results
 from charformer.config import ModelConfig
 from charformer.data.corpus import Corpus
 
@@ -26,21 +28,15 @@ PROBED = 200  # steps that are timed to find how many fit into a given time
 CPU = torch.device("cpu")
 
 
-class Trained(NamedTuple):
-    """A finished training: its end as ``step, characters, seconds, val_loss``, and characters a second by step."""
-
-    end: dict[str, Any]
-    speeds: list[float]
-    parameters: int
-
-
 def train(
     corpus: Corpus,
     checkout: Path,
     seconds: float | None = None,
     on_step: Callable[[int, int], None] = lambda *_: None,
-) -> Trained:
+) -> dict[str, Any]:
     """Train the recipe's 2,000 steps in float32, or as many as fit into ``seconds``, and fit the schedule to them.
+
+    Return a row of a result, whose ``end`` has the step, characters, seconds and loss at the end.
 
     Only steps are timed. The loss is that of the last weights over the whole validation split, in windows of the
     recipe's 64 characters. ``on_step`` receives the number of steps done and their total.
@@ -60,8 +56,22 @@ def train(
     characters = BATCH_SIZE * SHAPE.block_size
     loss = whole_validation_loss(engine, corpus)
     end = {"step": steps, "characters": steps * characters, "seconds": sum(samples), "val_loss": loss}
-    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
-    return Trained(end, [characters / sample for sample in samples], parameters)
+    return results.row(
+        engine="nanogpt",
+        preset="its recipe for a CPU" if seconds is None else "its recipe for a CPU, as long as ours",
+        precision="float32",
+        batch=BATCH_SIZE,
+        context=SHAPE.block_size,
+        threads=torch.get_num_threads(),
+        freeze="none",
+        chars_per_second=results.percentiles([characters / sample for sample in samples]),
+        samples=steps,
+        parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
+        reached=None,
+        end=end,
+        val_loss=loss,
+        curve=[end],
+    )
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -88,7 +98,7 @@ def whole_validation_loss(engine: PlainEngine, corpus: Corpus) -> float:
 
 def _build(corpus: Corpus, checkout: Path) -> PlainEngine:
     torch.manual_seed(1337)
-    shape = ModelConfig(**SHAPE.to_dict() | {"vocab_size": len(corpus.alphabet)})
+    shape = replace(SHAPE, vocab_size=len(corpus.alphabet))
     engine = train_nanogpt.build(Variant("nanogpt", "nano", shape, BATCH_SIZE), corpus, CPU, checkout)
     engine.model.train()
     return engine

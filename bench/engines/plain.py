@@ -1,6 +1,7 @@
 """A plain training loop around any model, as the baseline writes it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,46 +11,40 @@ from bench.engines.variant import Variant
 from charformer.data.corpus import Corpus
 
 
+@dataclass
 class PlainEngine:
     """A model and an optimizer in training, with the baseline's batches and evaluation.
 
-    Args:
-        loss: returns the mean loss of (x, y), both (B, T).
+    Attributes:
+        loss_of: returns the mean loss of (x, y), both (B, T).
         grad_clip: the largest norm of the gradient, or None for no limit.
     """
 
-    def __init__(
-        self,
-        variant: Variant,
-        corpus: Corpus,
-        device: torch.device,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: torch.optim.Optimizer,
-        grad_clip: float | None = None,
-    ) -> None:
-        self.model = model
-        self._variant = variant
-        self._device = device
-        self._loss = loss
-        self._optimizer = optimizer
-        self._grad_clip = grad_clip
-        self._ids = torch.from_numpy(corpus.train.astype("int64"))
+    variant: Variant
+    corpus: Corpus
+    device: torch.device
+    model: nn.Module
+    loss_of: Callable[[Tensor, Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    grad_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        self._ids = torch.from_numpy(self.corpus.train.astype("int64"))
 
     def batch(self) -> tuple[Tensor, ...]:
-        return baseline.batch(self._ids, self._variant.batch_size, self._variant.model.block_size, self._device)
+        return baseline.batch(self._ids, self.variant.batch_size, self.variant.model.block_size, self.device)
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        return self._loss(*batch)
+        return self.loss_of(*batch)
 
     def update(self) -> None:
-        if self._grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._grad_clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        if self.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def set_learning_rate(self, rate: float) -> None:
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.engines.variant import TORCH_DTYPES, Variant
+from bench.engines.variant import Variant
 from charformer.config import TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab
@@ -31,7 +31,7 @@ class CharformerEngine:
         vocab = Vocab.of(corpus.alphabet)
         vocab = vocab.extended(map(chr, range(PRIVATE_USE, PRIVATE_USE + variant.model.vocab_size - len(vocab))))
         nowhere = RunDir(Path("never written"))
-        dtype = TORCH_DTYPES[variant.precision]
+        dtype = variant.dtype
         self._trainer = Trainer(model.to(device), vocab, corpus, self._config, nowhere, device, dtype)
         self.model: nn.Module = model
         train_mode(model)

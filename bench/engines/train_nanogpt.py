@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bench.engines.plain import PlainEngine
-from bench.engines.variant import Variant, autocast
+from bench.engines.variant import Variant
 from charformer.data.corpus import Corpus
+from charformer.device import autocast
 from charformer.errors import UserError
 
 # From its settings for Tiny Shakespeare.
@@ -34,7 +35,7 @@ def build(variant: Variant, corpus: Corpus, device: torch.device, checkout: Path
     model = module.GPT(config).to(device)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        with autocast(device, variant.precision):
+        with autocast(variant.dtype, device):
             return model(x, y)[1]
 
     optimizer = model.configure_optimizers(WEIGHT_DECAY, LEARNING_RATE, BETAS, device.type)

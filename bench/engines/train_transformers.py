@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from bench.engines import baseline
 from bench.engines.plain import PlainEngine
-from bench.engines.variant import Variant, autocast
+from bench.engines.variant import Variant
 from charformer.data.corpus import Corpus
+from charformer.device import autocast
 
 
 def build(variant: Variant, corpus: Corpus, device: torch.device) -> PlainEngine:
@@ -31,7 +32,7 @@ def build(variant: Variant, corpus: Corpus, device: torch.device) -> PlainEngine
     model.to(device).train()
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        with autocast(device, variant.precision):
+        with autocast(variant.dtype, device):
             logits = model(input_ids=x).logits
             return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 

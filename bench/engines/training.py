@@ -1,12 +1,11 @@
 """Train one variant and time the parts of its steps; bench.harness.worker runs this module.
 
-Requests are "check", "steps SECONDS" (answered with a list of [data, forward, backward, optimizer] seconds) and
-"evaluate". The engine `matmuls` trains nothing, and answers with the speed of matrix products.
+Requests are "check" and "steps SECONDS", which is answered with a list of [data, forward, backward, optimizer] seconds
+and those of an evaluation. The engine `matmuls` trains nothing, and answers with the speed of matrix products.
 """
 
 import ctypes
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -21,6 +20,7 @@ from bench.engines.matmuls import MatMuls
 from bench.engines.plain import PlainEngine
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Engine, Variant
+from bench.harness.timing import between, marker, seconds_of, wait
 from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, memory_bytes
@@ -47,10 +47,11 @@ def handler(variant: dict[str, Any], corpus: dict[str, Any], device: str, nanogp
     torch.manual_seed(0)
     chosen, place = Variant.from_dict(variant), choose_device(device)
     if chosen.engine == "matmuls":
-        return _matmuls(chosen, place)
+        return _giving_memory_back(_matmuls(chosen, place), place)
     text = find_cached(corpus)
     assert text is not None, "the bench has just encoded it"
-    return _training(chosen, place, _build(chosen, text, place, Path(nanogpt or "")))
+    engine = _build(chosen, text, place, Path(nanogpt or ""))
+    return _giving_memory_back(_training(chosen, place, engine), place)
 
 
 def _build(variant: Variant, corpus: Corpus, device: torch.device, nanogpt: Path) -> Engine:
@@ -71,7 +72,7 @@ def _matmuls(variant: Variant, device: torch.device) -> Handler:
         steps = {"steps": _turn(matmuls.step, device, float(seconds))} if request == "steps" else {}
         return steps | {"flops_per_second": matmuls.peak()}
 
-    return _giving_memory_back(answer, device)
+    return answer
 
 
 def _training(variant: Variant, device: torch.device, engine: Engine) -> Handler:
@@ -85,10 +86,6 @@ def _training(variant: Variant, device: torch.device, engine: Engine) -> Handler
         engine.update()
         mark()
 
-    def evaluation(mark: Callable[[], None]) -> None:
-        engine.evaluate()
-        mark()
-
     def answer(request: str, seconds: str = "0") -> Answer:
         if request == "check":
             found = check(engine)
@@ -98,24 +95,20 @@ def _training(variant: Variant, device: torch.device, engine: Engine) -> Handler
             if variant.compiled:
                 engine.evaluate()  # compiles once more
             return found | {"first_step_seconds": first}
-        if request == "evaluate":
-            _timed(evaluation, device, 1)  # gets its memory from the system again before the one that counts
-            return {"seconds": _timed(evaluation, device, 1)[0][0]}
-        steps = _turn(step, device, float(seconds))
-        memory = {"peak_memory_bytes": memory_bytes(device), "threads": torch.get_num_threads()}
-        if device.type == "cuda":
-            memory["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-        return {"steps": steps} | memory
+        timed: Answer = {"steps": _turn(step, device, float(seconds))}
+        timed |= {"peak_memory_bytes": memory_bytes(device), "threads": torch.get_num_threads()}
+        if variant.freeze == "none":
+            timed["evaluation"] = [seconds_of(engine.evaluate, device) for _ in range(2)][1]  # the first is a warm-up
+        return timed
 
-    return _giving_memory_back(answer, device)
+    return answer
 
 
 def check(engine: Engine) -> Answer:
     """Train on one small batch, and return the loss before and after. Raise ValueError unless it falls."""
     batch = engine.batch()
-    cut = max(
-        0, batch[0].shape[1] - CHECK_CONTEXT
-    )  # from the end, since targets may make a tensor one character longer
+    # Cut from the end, since targets may make a tensor one character longer.
+    cut = max(0, batch[0].shape[1] - CHECK_CONTEXT)
     batch = tuple(tensor[:CHECK_BATCH, : tensor.shape[1] - cut].contiguous() for tensor in batch)
     losses = []
     for _ in range(CHECK_STEPS):
@@ -140,25 +133,12 @@ def _turn(step: Step, device: torch.device, seconds: float) -> list[list[float]]
 
 
 def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
-    """Return the seconds of each part of ``count`` steps, on a GPU by its own events, which are awaited at the end."""
-    marks: list[Any] = []
-
-    def mark() -> None:
-        if device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()
-            marks.append(event)
-        else:
-            marks.append(time.perf_counter())
-
-    mark()
+    """Return the seconds of each part of ``count`` steps; a GPU is awaited only at the end."""
+    marks = [marker(device)]
     for _ in range(count):
-        step(mark)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        laps = [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(marks)]
-    else:
-        laps = [end - begin for begin, end in pairwise(marks)]
+        step(lambda: marks.append(marker(device)))
+    wait(device)
+    laps = [between(*pair) for pair in pairwise(marks)]
     parts = len(laps) // count
     return [laps[first : first + parts] for first in range(0, len(laps), parts)]
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from charformer.config import ModelConfig
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -25,9 +23,21 @@ class Variant:
     differs: tuple[str, ...] = ()  # the ways in which its work differs from the baseline's
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of matrix products."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+
+    @property
     def characters(self) -> int:
         """Return the number of characters in a step."""
         return self.batch_size * self.model.block_size
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return the entries of a result's row that describe the variant."""
+        names = ("engine", "preset", "precision", "freeze", "compiled", "differs")
+        shape = {"batch": self.batch_size, "context": self.model.block_size, "width": self.model.n_embd}
+        return {name: getattr(self, name) for name in names} | shape | {"dropout": self.model.dropout}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -53,8 +63,3 @@ class Engine(Protocol):
 
     def evaluate(self) -> None:
         """Compute the loss of one batch as the engine's own evaluation does."""
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context in which matrix products are computed in ``precision``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,13 +1,11 @@
 """Compare every op with float64, at the shapes of the checks and of the presets' steps, in several processes."""
 
-import os
 from functools import partial
 
 import torch
 
 from bench.gpu_stages.compiling import preset_cases
 from bench.gpu_stages.visit import Stage, Visit
-from kernels import backend
 from kernels.checks.accuracy import GPU_PROCESSES, measure_apart, violation
 from kernels.checks.cases import Case, cases
 from kernels.checks.workers import Failed, run_each
@@ -15,13 +13,8 @@ from kernels.checks.workers import Failed, run_each
 
 def run(visit: Visit) -> Stage:
     """Yield the error of each result. Raise RuntimeError after the last row if a kernel is wrong."""
-    if not backend.TRITON:
-        yield {"part": "accuracy", "note": "Triton is not installed"}
-        return "Triton is not installed"
-    wanted = [*preset_cases(), *cases()]
-    processes = GPU_PROCESSES
+    wanted, processes = [*preset_cases(), *cases()], GPU_PROCESSES
     if not visit.on_gpu:
-        os.environ["TRITON_INTERPRET"] = "1"
         wanted = [Case("layer_norm", torch.bfloat16, 7, 35), Case("attention", torch.float32, 33, 16, 0.2)]
         processes = 1
     violations, count = [], 0

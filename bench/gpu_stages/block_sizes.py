@@ -1,17 +1,17 @@
 """Time several block sizes of attention at head width 64 in bf16, and check the results of the fastest."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from bench.gpu_stages.op_times import baseline_shape, calls
-from bench.gpu_stages.timing import as_graph, cold_seconds
 from bench.gpu_stages.visit import Stage, Visit
 from bench.harness.results import percentiles
+from bench.harness.timing import as_graph, cold_seconds
 from kernels import backend
 from kernels.checks.accuracy import measure, violation
 from kernels.checks.cases import Case, make_inputs, op
@@ -31,37 +31,26 @@ Trial = dict[str, Sizes]  # by kernel; a kernel that is not named keeps its own 
 
 def run(visit: Visit) -> Stage:
     """Yield the seconds of each trial, then the errors of attention with the best sizes of each kernel combined."""
-    if not backend.TRITON:
-        yield {"part": "block_sizes", "note": "Triton is not installed"}
-        return "Triton is not installed"
-    if not visit.on_gpu:
-        os.environ["TRITON_INTERPRET"] = "1"
     shape = baseline_shape(visit)
     width = 64 if visit.on_gpu else 16
     case = Case("attention", torch.bfloat16, shape.time, width, 0.2, "packed", shape.batch, shape.heads)
     trials: list[Trial] = [{}]
     for kernel, sizes in CANDIDATES.items():
         trials += [{kernel: size} for size in (sizes if visit.on_gpu else sizes[:1])]
-    seconds: dict[str, dict[Sizes | None, float]] = {kernel: {} for kernel in CANDIDATES}
+    timings: list[tuple[Trial, dict[str, Any]]] = []
     # In a process of its own, since a trial might cause a GPU fault.
     for trial, found in run_each(partial(timed, case=case, device=visit.device.type), trials, 1):
+        row = {"part": "block_sizes", "trial": trial}
         if isinstance(found, Failed):
-            yield {"part": "block_sizes", "trial": trial, "error": found.reason}
-            continue
-        yield {
-            "part": "block_sizes",
-            "trial": trial,
-            "forward_seconds": found["forward"],
-            "both_seconds": found["both"],
-        }
-        for kernel in trial or CANDIDATES:
-            direction = "forward" if kernel == "forward" else "both"
-            seconds[kernel][trial.get(kernel)] = found[direction]["p50"]
+            yield row | {"error": found.reason}
+        else:
+            yield row | {"forward_seconds": found["forward"], "both_seconds": found["both"]}
+            timings.append((trial, found))
     best: Trial = {}
-    for kernel, times in seconds.items():
-        fastest = min(times, key=lambda size: times[size], default=None)
-        if fastest is not None:
-            best[kernel] = fastest
+    for kernel in CANDIDATES:
+        direction = "forward" if kernel == "forward" else "both"
+        own = [(found[direction]["p50"], trial) for trial, found in timings if not trial or kernel in trial]
+        best |= min(own, key=itemgetter(0), default=(0.0, {}))[1]
     ((_, rows),) = run_each(partial(checked, case=case, device=visit.device.type), [best], 1)
     if isinstance(rows, Failed):
         raise RuntimeError(f"with {best}: {rows.reason}")

@@ -7,7 +7,6 @@ import torch
 
 from bench.gpu_stages.visit import PRESETS_TIMED, Stage, Visit
 from charformer.presets import PRESETS
-from kernels import backend
 from kernels.checks.cases import Case, cases, step_cases
 
 VOCABULARY = 65  # the distinct characters of Tiny Shakespeare
@@ -15,9 +14,6 @@ VOCABULARY = 65  # the distinct characters of Tiny Shakespeare
 
 def run(visit: Visit) -> Stage:
     """Yield the cache's hits and misses and the cases that failed. Raise RuntimeError if a kernel does not compile."""
-    if not backend.TRITON:
-        yield {"part": "compiling", "note": "Triton is not installed"}
-        return "Triton is not installed"
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     from kernels.checks.compile import fill_cache
 

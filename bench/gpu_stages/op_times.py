@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.gpu_stages.timing import as_graph, cold_seconds
 from bench.gpu_stages.visit import TINY, Stage, Visit
 from bench.harness.results import percentiles
+from bench.harness.timing import as_graph, cold_seconds
 from charformer.presets import PRESETS
 from kernels.checks import roofline
 from kernels.checks.cases import Case, Op, make_gradients, make_inputs, op, plain_op, step_cases
@@ -40,7 +40,6 @@ def run(visit: Visit) -> Stage:
             except RuntimeError as error:  # for example a backend of PyTorch's attention without dropout
                 yield about | {"error": str(error).partition("\n")[0]}
                 continue
-            assert seconds is not None
             moved = sum(work[case.op, direction].fused_bytes for direction in directions)
             share = moved / seconds["p50"] / bandwidth if bandwidth else None
             yield about | {"seconds": seconds, "bytes": moved, "bandwidth_share": share, "samples": rounds}

@@ -39,7 +39,6 @@ def run(visit: Visit) -> Stage:
                     pass
                 speeds.append(texts * characters / (time.perf_counter() - began))
             speed = percentiles(speeds[1:])
-            assert speed is not None
             yield {
                 "part": "sampling",
                 "engine": "charformer-torch",

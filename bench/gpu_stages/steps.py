@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from bench.engines.nanogpt_like import NanogptLikeEngine
 from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Variant
-from bench.gpu_stages.timing import between, marker, wait
 from bench.gpu_stages.visit import PRESETS_TIMED, Row, Stage, Visit
 from bench.harness import flops
 from bench.harness.results import percentiles
+from bench.harness.timing import between, marker, seconds_of, wait
 from charformer.data import corpus as corpora
 from charformer.data.corpus import Corpus
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
@@ -32,62 +32,40 @@ TOP_KERNELS = 12
 
 
 def run(visit: Visit) -> Stage:
-    """Yield a row for each preset and engine, eager and captured."""
+    """Yield a row for each preset and engine, eager and, on a GPU, captured."""
     corpus = corpora.load(visit.data)
-    medians: dict[tuple[str, str, bool], float] = {}
-    for preset in PRESETS_TIMED:
-        for name, (engine_name, ops) in SUBJECTS.items():
-            variant = visit.variant(preset, engine_name, len(corpus.alphabet))
-            with backend.force(ops):
-                engine = build(variant, corpus, visit.device)
-                for captured in (False, True):
-                    row = {"part": "steps", "kernels": ops, **about(variant, name), "captured": captured}
-                    if captured and not visit.on_gpu:
-                        yield row | {"note": "steps are captured only on a GPU"}
-                        continue
-                    try:
-                        found = measure(captured_step(engine) if captured else eager_step(engine), variant, visit)
-                    except RuntimeError as error:
-                        yield row | {"error": str(error).partition("\n")[0]}
-                        continue
-                    medians[preset, name, captured] = found["step_seconds"]["p50"]
-                    yield row | found
-            del engine
-    shown = [
-        f"{preset} {name} {1e3 * medians[preset, name, captured]:.2f} ms{' captured' if captured else ''}"
-        for preset, name, captured in medians
-    ]
+    shown = []
+    for preset, name, way in product(PRESETS_TIMED, SUBJECTS, ("eager", "captured") if visit.on_gpu else ("eager",)):
+        row = timed(visit, corpus, preset, name, way)
+        yield row
+        shown.append(in_short(row))
     return "; ".join(shown)
 
 
-def build(variant: Variant, corpus: Corpus, device: torch.device) -> Any:
-    """Return the variant's engine, which has the methods ``batch``, ``fill`` and ``step``."""
+def timed(visit: Visit, corpus: Corpus, preset: str, name: str, way: str) -> Row:
+    """Return the row of an engine's step, which is "eager", "captured" or "compiled"."""
+    engine_name, ops = SUBJECTS[name]
+    variant = visit.variant(preset, engine_name, len(corpus.alphabet))
+    row = variant.about | {"part": "steps", "engine": name, "kernels": ops, "way": way}
     torch.manual_seed(0)
-    made = CharformerEngine if variant.engine == "charformer" else NanogptLikeEngine
-    return made(variant, corpus, device)
+    try:
+        with backend.force(ops):
+            made = CharformerEngine if engine_name == "charformer" else NanogptLikeEngine
+            engine = made(variant, corpus, visit.device)
+            if way == "compiled":
+                # A rehearsal on a CPU stops before code is generated, since a C++ compiler may be missing.
+                engine.model.compile(dynamic=False, backend="inductor" if visit.on_gpu else "aot_eager")
+            step = captured_step(engine) if way == "captured" else lambda: engine.step(*engine.batch())
+            first = seconds_of(step, visit.device)
+            return row | measure(step, variant, visit) | {"first_step_seconds": first}
+    except RuntimeError as error:
+        return row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
 
 
-def about(variant: Variant, name: str) -> Row:
-    """Return the entries of a row that describe its variant."""
-    return {
-        "engine": name,
-        "preset": variant.preset,
-        "precision": variant.precision,
-        "batch": variant.batch_size,
-        "context": variant.model.block_size,
-        "dropout": variant.model.dropout,
-        "freeze": variant.freeze,
-    }
-
-
-def eager_step(engine: Any) -> Callable[[], Tensor]:
-    """Return a function that takes a step launch by launch, and returns its loss."""
-
-    def step() -> Tensor:
-        loss: Tensor = engine.step(*engine.batch())
-        return loss
-
-    return step
+def in_short(row: Row) -> str:
+    """Return a row's preset, engine, way and milliseconds, or its error."""
+    found = f"{1e3 * row['step_seconds']['p50']:.2f} ms" if "step_seconds" in row else row["error"]
+    return f"{row['preset']} {row['engine']} {row['way']} {found}"
 
 
 def captured_step(engine: Any) -> Callable[[], Tensor]:
@@ -125,7 +103,6 @@ def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
         profiled = profile(step) if visit.on_gpu else {}
     seconds = [between(*pair) for pair in pairwise(laps)]
     found = percentiles(seconds)
-    assert found is not None
     ceiling = visit.found("facts", "ceilings").get("matmul_flops_per_second", {}).get("p50")
     work = flops.per_character(variant.model) * variant.characters
     return {

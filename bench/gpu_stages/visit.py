@@ -5,6 +5,8 @@ written as they arrive, so that a stage that is cut off leaves those it has.
 """
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 from bench.engines.variant import Variant
+from bench.harness.interleave import ROOT
 from charformer.config import ModelConfig
 from charformer.presets import PRESETS
 
@@ -56,6 +59,14 @@ class Visit:
         given = chosen.model.to_dict() | {"vocab_size": vocab_size, "ngram_order": 0} | ({} if self.on_gpu else TINY)
         batch = chosen.pretrain.batch_size if self.on_gpu else 2
         return Variant(engine, preset, ModelConfig.from_dict(given), batch, "bfloat16")
+
+    def run(self, command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command for at most the time that is left. Raise RuntimeError if it takes longer."""
+        limits: dict[str, Any] = {"env": os.environ | environment, "timeout": max(1.0, self.left - 1)}
+        try:
+            return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, **limits)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{' '.join(command[:4])} took longer than the stage's time") from error
 
     def found(self, stage: str, part: str) -> Row:
         """Return the first row of a part of an earlier stage, or an empty row if there is none."""

@@ -1,6 +1,7 @@
 """Run the stages of bench.gpu in a process that the first error ends; bench.harness.worker runs this module."""
 
 import importlib
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -9,15 +10,20 @@ from typing import Any
 
 import torch
 
-from bench.gpu_stages.timing import wait
 from bench.gpu_stages.visit import Row, Visit
 from bench.harness import results
+from bench.harness.timing import wait
+from kernels import backend
+
+ABOUT_TRITON = ("accuracy", "compiling", "memcheck", "block_sizes")  # the stages that need it
 
 
 def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
     """Return a function that runs a stage on "STAGE SECONDS", writes its result file, and answers {line, rows}."""
 
     def answer(stage: str, seconds: str) -> dict[str, Any]:
+        if device == "cpu":
+            os.environ["TRITON_INTERPRET"] = "1"  # of the processes that stages start
         visit = Visit(torch.device(device), Path(out), data, float(seconds))
         rows: list[Row] = []
         facts: dict[str, Any] = {"status": "unfinished"}
@@ -29,6 +35,9 @@ def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
 
         def collect() -> str:
             """Run the stage, write its rows once a second, and return its line."""
+            if stage in ABOUT_TRITON and not backend.TRITON:
+                rows.append(results.row(part=stage, note="Triton is not installed"))
+                return "Triton is not installed"
             running = importlib.import_module(f"bench.gpu_stages.{stage}").run(visit)
             written = 0.0
             while True:

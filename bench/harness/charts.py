@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.harness.results import Speed
@@ -19,21 +21,15 @@ def write_bars(path: Path, panels: list[tuple[str, list[Bar]]]) -> None:
 
     A bar is (label, speed, whether it is ours); the first is drawn at the top.
     """
-    heights = [0.9 + 0.32 * len(bars) for _, bars in panels]
-    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-    axes_of = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
-    for axes, (title, bars) in zip(axes_of, panels, strict=True):
+    figure, axes_of = _panels([(title, [label for label, *_ in bars]) for title, bars in panels], 0.32)
+    for axes, (_, bars) in zip(axes_of, panels, strict=True):
         medians = [speed["p50"] for _, speed, _ in bars]
         below = [speed["p50"] - speed["p20"] for _, speed, _ in bars]
         above = [speed["p80"] - speed["p50"] for _, speed, _ in bars]
         colors = ["#2a6fb0" if ours else "#b8bec6" for *_, ours in bars]
         drawn = axes.barh(range(len(bars)), medians, xerr=[below, above], color=colors, ecolor="#444444", capsize=2)
         axes.bar_label(drawn, [f"{median:,.0f}" for median in medians], padding=6, fontsize=9)
-        axes.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=9, parse_math=False)
-        axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max(speed["p80"] for _, speed, _ in bars))
-        axes.set_title(title, fontsize=10, parse_math=False)
-        axes.spines[["top", "right"]].set_visible(False)
     axes_of[-1].set_xlabel("characters a second (median; whiskers: 20th to 80th percentile)")
     _save(figure, path)
 
@@ -68,28 +64,35 @@ def write_curves(path: Path, curves: list[Curve], target: float, reference: Curv
     _save(figure, path)
 
 
-def write_stacks(path: Path, panels: list[tuple[str, list[Stack]]], parts: tuple[str, ...], unit: str) -> None:
+def write_stacks(path: Path, panels: list[tuple[str, list[Stack]]], unit: str) -> None:
     """Write a PNG of sums by their parts: a panel for each (title, stacks), a bar for each (label, size by part)."""
-    heights = [0.9 + 0.4 * len(stacks) for _, stacks in panels]
-    figure = Figure(figsize=(8, sum(heights) + 0.5), layout="constrained")
-    axes_of = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
-    for axes, (title, stacks) in zip(axes_of, panels, strict=True):
-        lefts = [0.0] * len(stacks)
-        for part, color in zip(parts, ("#2a6fb0", "#e08a2c", "#4f9d69", "#c9b458", "#8d6cab", "#b8bec6"), strict=True):
-            sizes = [sizes.get(part, 0.0) for _, sizes in stacks]
-            axes.barh(range(len(stacks)), sizes, left=lefts, color=color, label=part)
-            lefts = [left + size for left, size in zip(lefts, sizes, strict=True)]
-        for place, total in enumerate(lefts):
-            axes.annotate(f"{total:.3f}", (total, place), xytext=(4, -3), textcoords="offset points", fontsize=9)
-        axes.set_yticks(range(len(stacks)), [label for label, _ in stacks], fontsize=9)
-        axes.invert_yaxis()
+    figure, axes_of = _panels([(title, [label for label, _ in stacks]) for title, stacks in panels], 0.4)
+    parts = list(dict.fromkeys(part for _, stacks in panels for _, sizes in stacks for part in sizes))
+    for axes, (_, stacks) in zip(axes_of, panels, strict=True):
+        lefts = np.zeros(len(stacks))
+        for part, color in zip(parts, COLORS, strict=False):
+            sizes = np.array([sizes.get(part, 0.0) for _, sizes in stacks])
+            drawn = axes.barh(range(len(stacks)), sizes, left=lefts, color=color, label=part)
+            lefts += sizes
+        axes.bar_label(drawn, [f"{total:.3f}" for total in lefts], padding=4, fontsize=9)
         axes.set_xlim(0, 1.12 * max(lefts))
-        axes.set_title(title, fontsize=10, parse_math=False)
-        axes.spines[["top", "right"]].set_visible(False)
     axes_of[-1].set_xlabel(unit)
     handles, labels = axes_of[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=8)
     _save(figure, path)
+
+
+def _panels(panels: list[tuple[str, list[str]]], height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure, and axes for each (title, labels of bars), with bars that are ``height`` inches apart."""
+    heights = [0.9 + height * len(labels) for _, labels in panels]
+    figure = Figure(figsize=(8, sum(heights) + 0.3), layout="constrained")
+    axes_of = list(figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0])
+    for axes, (title, labels) in zip(axes_of, panels, strict=True):
+        axes.set_yticks(range(len(labels)), labels, fontsize=9, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=10, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes_of
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,6 +1,5 @@
 """A headless Chromium that is driven over its DevTools protocol."""
 
-import base64
 import itertools
 import json
 import os
@@ -81,21 +80,6 @@ class Tab:
         while not self.run(condition):
             assert time.monotonic() < until, f"{condition} never came; {self.errors}"
             time.sleep(0.02)
-
-    def press(self, key: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
-
-    def size(self, width: int, height: int, scale: float = 1, mobile: bool = False) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
-        )
-
-    def colours(self, scheme: str) -> None:
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
 @contextmanager

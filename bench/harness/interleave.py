@@ -6,10 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A running worker process. As a context manager it waits for the process to end, or kills it after an error.
+    """A running worker process, which ends with the context that it manages, or when it is closed.
 
     Args:
         module: the module that ``bench.harness.worker`` loads.
@@ -44,18 +43,16 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.kill()
-        self._process.communicate()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """End the process at once."""
-        self.kill()
+        """End the process at once, and wait until it is gone."""
+        self._kill()
         self._process.communicate()
 
-    def kill(self) -> None:
-        """End the process, and on POSIX also the processes that it started."""
+    def _kill(self) -> None:
+        """Kill the process, and on POSIX also the processes that it started."""
         if os.name == "posix":
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -63,25 +60,19 @@ class Worker:
 
     def ask(self, request: str, seconds: float | None = None) -> dict[str, Any]:
         """Return the answer to ``request``. Raise WorkerError if there is none, or none within ``seconds``."""
-        timer = threading.Timer(seconds or 0, self.kill)
-        if seconds is not None:
-            timer.start()
-        try:
-            return self._ask(request)
-        except WorkerError:
-            if seconds is not None and timer.finished.is_set():
-                raise WorkerError(f"took longer than {seconds:.0f} s") from None
-            raise
-        finally:
-            timer.cancel()
-
-    def _ask(self, request: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, self._kill)
+        timer.daemon = True
+        timer.start()
         with suppress(BrokenPipeError):  # what the process wrote before it ended can still be read
             self._process.stdin.write(f"{request}\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
+        is_late = timer.finished.is_set()
+        timer.cancel()
+        if not line and is_late:
+            raise WorkerError(f"took longer than {seconds:.0f} s")
         if not line:
             status = self._process.wait()
             raise WorkerError("OOM" if status == KILLED else f"stopped before it answered, with status {status}")
@@ -91,51 +82,57 @@ class Worker:
         return answer
 
 
-@dataclass(kw_only=True)
-class Entry(ABC):
-    """An engine that takes turns with others; ``error`` is the reason why it stopped, if it did."""
+@dataclass
+class Entry:
+    """An engine that takes turns with others, and its answers so far.
 
+    Attributes:
+        label: its name in a progress bar.
+        module, options, python: as for ``Worker``.
+        first: the request before its first turn.
+        request: the request of a turn.
+        answers: the answer to ``first``, and one for each turn.
+        error: the reason why it stopped, if it did.
+    """
+
+    label: str
+    module: str
+    options: dict[str, Any]
+    first: str
+    request: str
+    python: str = sys.executable
+    answers: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
     @property
-    @abstractmethod
-    def label(self) -> str:
-        """Return the entry's name in a progress bar."""
+    def turns(self) -> list[dict[str, Any]]:
+        """Return the answers of its turns."""
+        return self.answers[1:]
 
-    @abstractmethod
-    def start(self) -> Worker:
-        """Return a worker process for the entry."""
-
-    @abstractmethod
-    def begin(self, worker: Worker) -> None:
-        """Prepare the worker for its first turn."""
-
-    @abstractmethod
-    def turn(self, worker: Worker) -> None:
-        """Take a turn, and keep its results."""
+    def ask(self, worker: Worker, request: str) -> None:
+        """Keep the answer to a request, or the error; do nothing after an error."""
+        if self.error is None:
+            try:
+                self.answers.append(worker.ask(request))
+            except WorkerError as error:
+                self.error = str(error)
 
 
-def interleave(entries: Sequence[Entry], rounds: int, done: Callable[[str], None] = lambda _: None) -> None:
+def interleave(
+    entries: Sequence[Entry], rounds: int, on_progress: Callable[[str, int, int], None] = lambda *_: None
+) -> None:
     """Start each entry in a worker process, then let them take turns, ``rounds`` times.
 
-    Entries keep their results as these arrive, so that an interrupted bench has those so far. An entry that fails keeps
+    Entries keep their answers as these arrive, so that an interrupted bench has those so far. An entry that fails keeps
     the reason, and the others continue.
     """
     with ExitStack() as running:
         workers = []
-        for entry in entries:
-            workers.append(running.enter_context(entry.start()))
-            _attempt(entry, entry.begin, workers[-1])
-            done(f"start of {entry.label}")
+        for number, entry in enumerate(entries):
+            on_progress(f"start of {entry.label}", number, len(entries))
+            workers.append(running.enter_context(Worker(entry.module, entry.options, entry.python)))
+            entry.ask(workers[-1], entry.first)
         for turn in range(rounds):
-            for entry, worker in zip(entries, workers, strict=True):
-                _attempt(entry, entry.turn, worker)
-                done(f"turn {turn + 1} of {entry.label}")
-
-
-def _attempt(entry: Entry, step: Callable[[Worker], None], worker: Worker) -> None:
-    if entry.error is None:
-        try:
-            step(worker)
-        except WorkerError as error:
-            entry.error = str(error)
+            for number, (entry, worker) in enumerate(zip(entries, workers, strict=True), turn * len(entries)):
+                on_progress(f"turn {turn + 1} of {entry.label}", number, rounds * len(entries))
+                entry.ask(worker, entry.request)

@@ -1,32 +1,25 @@
 """The parts that all bench programs share: a command line, a text to train on, a result file, and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
 from bench.harness import results
-from charformer.commands.common import Parser, execute
+from charformer.commands.common import Parser
+from charformer.commands.common import execute as execute
 from charformer.data import corpus as corpora
+from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
+from charformer.errors import UserError
 from charformer.presets import PRESETS
+from charformer.runs.folder import RunDir
+from charformer.ui.console import PlainConsole
 from kernels.checks.cli import positive, writable_file
-
-__all__ = [
-    "BenchParser",
-    "corpus_config",
-    "execute",
-    "keep",
-    "load_text",
-    "positive",
-    "show",
-    "summary_of_text",
-    "table",
-    "writable_file",
-]
 
 
 class BenchParser(Parser):
@@ -60,6 +53,11 @@ class BenchParser(Parser):
         shown = f"{what} (default: {'the preset' + chr(39) + 's' if default is None else default})"
         self.add_argument(flag, type=positive, default=default, metavar="N", help=shown)
 
+    def add_counts(self, flag: str, default: list[int], what: str) -> None:
+        """Add an option that takes one or more positive integers."""
+        shown = f"{what} (default: {' '.join(map(str, default))})"
+        self.add_argument(flag, type=positive, nargs="+", default=default, metavar="N", help=shown)
+
     def add_data(self, flag: str = "--data", default: str | None = None) -> None:
         """Add an option that names a text, whose value ``load_text`` takes."""
         shown = f"text to train on (default: {default or 'tiny-shakespeare'})"
@@ -67,42 +65,44 @@ class BenchParser(Parser):
 
     def add_device(self) -> None:
         """Add --device."""
-        self.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to measure (default: auto)"
-        )
+        devices = ("auto", "cpu", "cuda")
+        self.add_argument("--device", choices=devices, default="auto", help="device to measure (default: auto)")
 
     def add_dtype(self) -> None:
         """Add --dtype."""
-        self.add_argument(
-            "--dtype",
-            choices=("auto", "float32", "bfloat16"),
-            default="auto",
-            help="dtype of matrix products (default: auto)",
-        )
-
-    def add_chart(self, what: str) -> None:
-        """Add --chart, which names a PNG file."""
-        self.add_argument("--chart", type=writable_file, metavar="FILE", help=f"write {what} to this PNG file")
+        dtypes, shown = ("auto", "float32", "bfloat16"), "dtype of matrix products (default: auto)"
+        self.add_argument("--dtype", choices=dtypes, default="auto", help=shown)
 
 
-def load_text(data: str | None, notices: Console) -> Corpus:
+def load_text(data: str | None) -> Corpus:
     """Return the text that ``data`` names.
 
     None means Tiny Shakespeare or, if that cannot be downloaded, its stand-in, with a notice.
     """
     if data is not None:
         return corpora.load(data)
+    notices = PlainConsole(stderr=True)
     return corpora.load_or_stand_in("tiny-shakespeare", notice=lambda text: notices.print(f"note: {text}"))
 
 
-def corpus_config(corpus: Corpus) -> dict[str, Any]:
-    """Return the name, SHA-256 and characters of a text, for the config of a result."""
-    return summary_of_text(corpus.summary())
+def text_of(run: RunDir) -> Corpus:
+    """Return the text that a run was trained on. Raise UserError if it cannot be found."""
+    corpus = find_cached(run.read_section("corpus"))
+    if corpus is None:
+        raise UserError(f"the text of {run.path} is neither in the cache nor where it lay")
+    return corpus
 
 
-def summary_of_text(summary: dict[str, Any]) -> dict[str, Any]:
+def text_config(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the name, SHA-256 and characters of a text from its summary, whose other entries name a place."""
     return {key: summary[key] for key in ("name", "sha256", "characters")}
+
+
+def run_config(run: RunDir) -> dict[str, Any]:
+    """Return the entries of a result's config that describe the run that was measured."""
+    found = run.read_config()
+    described = {key: found.get(key) for key in ("stage", "preset", "model", "training")}
+    return described | {"corpus": text_config(found["corpus"])}
 
 
 def keep(args: Any, config: dict[str, Any], rows: list[dict[str, Any]], **facts: Any) -> None:
@@ -112,16 +112,28 @@ def keep(args: Any, config: dict[str, Any], rows: list[dict[str, Any]], **facts:
         results.write_result(path, results.result(args.bench, config, rows) | facts)
 
 
-def table(title: str | None, texts: Sequence[str], figures: Sequence[str]) -> Table:
-    """Return an empty table with columns of text on the left, followed by right-aligned columns of figures."""
-    found = Table(*texts, title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for column in figures:
-        found.add_column(column, justify="right")
-    return found
+def print_table(title: str | None, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Print a table in Markdown, which is wrapped only in a terminal.
+
+    Args:
+        columns: by header, how to format a row's values, as in ``"{bytes:,} of {batch}"``. A format with a colon is
+            that of a figure, which is aligned to the right. A cell is empty where a value is missing or None.
+    """
+    found = Table(title=title, box=MARKDOWN, title_justify="left", title_style="none")
+    for header, form in columns.items():
+        found.add_column(header, justify="right" if ":" in form else "left")
+    for row in rows:
+        found.add_row(*(_cell(form, row) for form in columns.values()))
+    Console(width=None if Console().is_terminal else 1000, markup=False, highlight=False).print(found)
 
 
-def show(*tables: Table) -> None:
-    """Print tables as wide as the terminal, or 150 characters wide where there is none."""
-    console = Console(width=None if Console().is_terminal else 150)
-    for found in tables:
-        console.print(found)
+class _Formatter(Formatter):
+    def format_field(self, value: Any, form: str) -> str:
+        return "" if value is None else str(super().format_field(value, form))
+
+
+def _cell(form: str, row: dict[str, Any]) -> str:
+    try:
+        return _Formatter().vformat(form, (), row)
+    except (KeyError, TypeError):  # a missing value, or a value of None that should have parts
+        return ""

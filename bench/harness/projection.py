@@ -4,7 +4,6 @@ Minutes on this machine are projected from the step and the evaluation that were
 are predicted by ``kernels.checks.roofline``, and are a floor: they count only matrix products and memory traffic.
 """
 
-from statistics import median
 from typing import Any
 
 from bench.engines import baseline
@@ -61,40 +60,6 @@ def project(rows: list[Row], preset: str) -> dict[str, Any] | None:
         "rtx3050_published_minutes": PUBLISHED_MINUTES,
         "rtx3050_predicted_minutes": predicted_minutes(preset),
     }
-
-
-def times_to_loss(rows: list[Row], curves: list[Row]) -> list[dict[str, Any]]:
-    """Return the minutes to the baseline's validation loss on this machine: characters over characters a second.
-
-    The baseline's characters are those of its code; a preset's are the median over the seeds of ``curves``, rows of
-    bench.convergence. If a seed did not reach the loss, ``characters`` and ``minutes`` are None; ``minutes`` is also
-    None for a preset that was not timed here. ``best`` is the lowest loss of the preset's curves.
-    """
-    found = [_time(rows, "baseline", "baseline-as-coded", float(baseline.CHARACTERS_TO_ITS_LOSS), baseline.ITS_LOSS)]
-    ours = [curve for curve in curves if curve["engine"] == "charformer"]
-    for preset in dict.fromkeys(curve["preset"] for curve in ours):
-        mine = [curve for curve in ours if curve["preset"] == preset]
-        there = [curve["reached"]["characters"] for curve in mine if _is_there(curve)]
-        characters = median(there) if len(there) == len(mine) else None
-        best = min(point["val_loss"] for curve in mine for point in curve["curve"])
-        found.append(_time(rows, "charformer", preset, characters, best))
-    return found
-
-
-def _is_there(curve: Row) -> bool:
-    return curve["reached"] is not None and curve["reached"]["val_loss"] <= baseline.ITS_LOSS
-
-
-def _time(rows: list[Row], engine: str, preset: str, characters: float | None, best: float) -> dict[str, Any]:
-    wanted = ("interleaved", engine, preset, "none")
-    speeds = (
-        row["chars_per_second"]["p50"]
-        for row in rows
-        if (row["part"], row["engine"], row["preset"], row["freeze"]) == wanted and row["chars_per_second"]
-    )
-    speed = next(speeds, None)
-    minutes = characters / speed / 60 if characters and speed else None
-    return {"engine": engine, "preset": preset, "characters": characters, "minutes": minutes, "best": best}
 
 
 def _job_minutes(engine: str, preset: str, step_seconds: float, evaluation_seconds: float) -> float:

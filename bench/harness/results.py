@@ -3,10 +3,13 @@
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,22 +23,9 @@ from charformer.runs.folder import RunDir
 SCHEMA = 1
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # variables that limit the instructions of PyTorch and oneDNN
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
-NOISY = 1.15  # ratio of a variant's slowest turn to its fastest, by their medians, above which the machine is noisy
 # The keys of every row; a value is null where it does not apply.
-ROW = (
-    "engine",
-    "preset",
-    "precision",
-    "batch",
-    "context",
-    "threads",
-    "freeze",
-    "chars_per_second",
-    "samples",
-    "peak_memory_bytes",
-    "mfu",
-    "parts",
-)
+ROW: tuple[str, ...] = ("engine", "preset", "precision", "batch", "context", "threads", "freeze")
+ROW += ("chars_per_second", "samples", "peak_memory_bytes", "mfu", "parts")
 PACKAGES = ("charformer", "torch", "numpy", "triton", "onnx", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -64,18 +54,11 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """Return the commit of this checkout, with "+" if tracked files differ, or None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
+    if shutil.which("git") is None:
         return None
-    return described.stdout.strip()
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8")
+    return described.stdout.strip() or None
 
 
 class Speed(TypedDict):
@@ -86,28 +69,25 @@ class Speed(TypedDict):
     p80: float
 
 
-def percentiles(samples: list[float]) -> Speed | None:
-    """Return the 20th, 50th and 80th percentile, or None without samples."""
-    if not samples:
-        return None
+def percentiles(samples: list[float]) -> Speed:
+    """Return the 20th, 50th and 80th percentile of one sample or more."""
     p20, p50, p80 = np.percentile(samples, [20, 50, 80])
     return {"p20": float(p20), "p50": float(p50), "p80": float(p80)}
 
 
 def label(row: dict[str, Any]) -> str:
     """Return the name of a row's variant in tables and charts."""
-    name = "matrix products alone" if row["engine"] == "matmuls" else row["engine"]
-    words = [name, SHORT.get(row["precision"], row["precision"])]
+    words = ["matrix products alone" if row["engine"] == "matmuls" else row["engine"]]
+    words += [SHORT.get(row["precision"], row["precision"])] if row["precision"] else []
     words += ["compiled"] if row.get("compiled") else []
     words += [f"--freeze {row['freeze']}"] if row["freeze"] in ("attention", "trunk") else []
     words += ["speculative"] if row.get("speculative") else []
-    found = " ".join(words)
-    found += f", temperature {row['temperature']:g}" if row.get("temperature", 1) != 1 else ""
-    found += f", batch {row['batch']}, threads {row['threads']}" if row.get("part") == "grid" else ""
-    found += f", {row['axis']} {row['value']}" if "axis" in row else ""
-    found += f", seed {row['seed']}" if "seed" in row else ""
-    found += f", without {row['without']}" if "without" in row else ""
-    return found
+    details = [f"temperature {row['temperature']:g}"] if row.get("temperature", 1) != 1 else []
+    details += [f"batch {row['batch']}, threads {row['threads']}"] if row.get("part") == "grid" else []
+    details += [f"{row['batch']} x {row['context']}"] if row.get("part") == "memory" else []
+    details += [f"{row['axis']} {row['value']}"] if "axis" in row else []
+    details += [f"{key} {row[key]}" for key in ("seed", "without", "variant", "processes") if key in row]
+    return ", ".join([" ".join(words), *details])
 
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
@@ -119,8 +99,8 @@ def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
     return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
-def run_process(arguments: list[str]) -> dict[str, Any]:
-    """Run ``python -m ...`` in a process of its own, and print its output as it arrives.
+def run_process(arguments: list[str], **environment: str) -> dict[str, Any]:
+    """Run ``python -m ...`` in a process of its own, and print its output on stderr as it arrives.
 
     Returns:
         The JSON document in the last line of its stdout.
@@ -130,14 +110,21 @@ def run_process(arguments: list[str]) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", *arguments]
     last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+    environment = os.environ | environment
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            print(last, end="", flush=True)
+            print(last, end="", file=sys.stderr, flush=True)
             last = line
     if process.returncode:
         raise UserError(f"{arguments[0]} ended with exit code {process.returncode}")
     return json.loads(last)
+
+
+def training_speed(run: RunDir) -> float:
+    """Return the median of a training's speeds between evaluations, without the first, in which steps warm up."""
+    speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
+    return median(speeds[1:] or speeds)
 
 
 def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -171,7 +158,7 @@ def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
         "context": config["model"]["block_size"],
         "threads": config["machine"]["threads"],
         "freeze": config["freeze"],
-        "chars_per_second": percentiles(speeds),
+        "chars_per_second": percentiles(speeds) if speeds else None,
         "samples": len(speeds),
         "curve": curve,
     }
@@ -223,8 +210,5 @@ def _rounded(value: Any) -> Any:
 
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text("utf-8")) if cpuinfo.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()

@@ -1,80 +1,55 @@
 """Samplers as entries that take turns of one text each, and the rows of their results."""
 
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from bench.harness import results
-from bench.harness.interleave import Entry, Worker, WorkerError, interleave
+from bench.harness.interleave import Entry, interleave
 from charformer.errors import UserError
 
 THREADS = (1, 2)
 PROBES = 5  # texts that are timed for each number of threads, to choose the faster
-WARM_SECONDS = 0.5
-SLOW_SECONDS = 2.0
 
 
-@dataclass
 class SamplingEntry(Entry):
-    """A sampler, and its results so far.
+    """A sampler of ``batch`` texts at once.
 
-    Attributes:
+    Args:
         module: the module that the worker loads; its handler takes ``options``, ``threads`` and ``batch``.
-        samples: characters a second by turn, summed over the texts of a batch.
-        greedy: the ids of the first text at temperature 0.
+        texts: the texts of a turn that are timed.
     """
 
-    engine: str
-    precision: str
-    module: str
-    options: dict[str, Any]
-    batch: int = 1
-    temperature: float = 1.0
-    speculative: bool = False
-    python: str = sys.executable
-    threads: int = 1
-    samples: list[float] = field(default_factory=list)
-    greedy: list[int] = field(default_factory=list)
-    peak_memory_bytes: int | None = None
-    text_seconds: float = 0.0
+    def __init__(
+        self,
+        engine: str,
+        precision: str,
+        module: str,
+        options: dict[str, Any],
+        batch: int = 1,
+        python: str = sys.executable,
+        threads: int = 1,
+        texts: int = 1,
+    ) -> None:
+        self.engine, self.precision, self.batch, self.threads = engine, precision, batch, threads
+        self._given = (engine, precision, module, options, batch, python)
+        given = options | {"threads": threads, "batch": batch}
+        super().__init__(f"{engine} {precision}", module, given, "greedy", f"sample {texts}", python)
+
+    def with_threads(self, threads: int, texts: int = 1) -> "SamplingEntry":
+        """Return the same sampler with other threads and texts, and without results."""
+        return SamplingEntry(*self._given, threads, texts)
 
     @property
-    def label(self) -> str:
-        return f"{self.engine} {self.precision}"
+    def greedy(self) -> list[int]:
+        """Return the ids of a text at temperature 0."""
+        return list(self.answers[0]["ids"])
 
-    def start(self) -> Worker:
-        given = {"threads": self.threads, "batch": self.batch}
-        return Worker(self.module, self.options | given, self.python)
-
-    def begin(self, worker: Worker) -> None:
-        """Keep a greedy text."""
-        answer = worker.ask("greedy")
-        self.greedy, self.text_seconds = answer["ids"], answer["seconds"]
-
-    def turn(self, worker: Worker) -> None:
-        """Warm up, then sample once."""
-        self.warm_up(worker)
-        self.sample(worker)
-
-    def warm_up(self, worker: Worker) -> None:
-        """Sample for half a second that does not count.
-
-        During the other samplers' turns the processor's caches filled with their weights, and the threads of the last
-        one may still be spinning for some tenths of a second. A sampler that takes two seconds for a text needs no
-        warm-up.
-        """
-        until = time.monotonic() + WARM_SECONDS
-        while time.monotonic() < until and self.text_seconds < SLOW_SECONDS:
-            self.text_seconds = worker.ask("sample")["seconds"]
-
-    def sample(self, worker: Worker) -> None:
-        """Sample once, and keep the characters a second."""
-        answer = worker.ask("sample")
-        self.text_seconds, self.peak_memory_bytes = answer["seconds"], answer["peak_memory_bytes"]
-        self.samples.append(self.batch * len(answer["ids"]) / answer["seconds"])
+    @property
+    def samples(self) -> list[float]:
+        """Return the characters a second of each text, summed over a batch."""
+        return [self.batch * len(turn["ids"]) / seconds for turn in self.turns for seconds in turn["seconds"]]
 
     def row(self, part: str, preset: str, context: int) -> dict[str, Any]:
         """Return a row of the result."""
@@ -89,36 +64,36 @@ class SamplingEntry(Entry):
             chars_per_second=results.percentiles(self.samples),
             samples=len(self.samples),
             turns=self.samples,
-            peak_memory_bytes=self.peak_memory_bytes,
-            temperature=self.temperature,
-            speculative=self.speculative,
+            peak_memory_bytes=self.turns[-1]["peak_memory_bytes"],
+            temperature=self.options.get("temperature", 1.0),
+            speculative=self.options.get("speculative", False),
         )
 
 
-def interleave_samplers(entries: list[SamplingEntry], rounds: int, done: Callable[[str], None]) -> list[SamplingEntry]:
+def interleave_samplers(
+    entries: list[SamplingEntry], rounds: int, on_progress: Callable[[str, int, int], None]
+) -> list[SamplingEntry]:
     """Return the entries after all took turns, each with its best number of threads. Raise UserError if one fails."""
     best = []
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        on_progress(f"threads of {entry.label}", number, len(entries))
         trials = [measure_alone(entry, threads, PROBES) for threads in THREADS]
-        threads = max(trials, key=lambda trial: median(trial.samples)).threads
-        best.append(replace(entry, threads=threads, samples=[]))
-        done(f"threads of {entry.label}")
-    interleave(best, rounds, done)
-    for entry in best:
-        if entry.error:
-            raise UserError(f"{entry.label}: {entry.error}")
+        best.append(entry.with_threads(max(trials, key=lambda trial: median(trial.samples)).threads))
+    _measure(best, rounds, on_progress)
     return best
 
 
 def measure_alone(entry: SamplingEntry, threads: int, texts: int) -> SamplingEntry:
     """Return the entry after ``texts`` texts while nothing else runs. Raise UserError if it fails."""
-    found = replace(entry, threads=threads, samples=[])
-    try:
-        with found.start() as worker:
-            found.begin(worker)
-            found.warm_up(worker)
-            for _ in range(texts):
-                found.sample(worker)
-    except WorkerError as error:
-        raise UserError(f"{found.label}: {error}") from error
+    found = entry.with_threads(threads, texts)
+    _measure([found], 1)
     return found
+
+
+def _measure(
+    entries: list[SamplingEntry], rounds: int, on_progress: Callable[[str, int, int], None] = lambda *_: None
+) -> None:
+    interleave(entries, rounds, on_progress)
+    for entry in entries:
+        if entry.error:
+            raise UserError(f"{entry.label}: {entry.error}")

@@ -1,7 +1,8 @@
 """Fit how the cost of a character grows with context, batch and width, as the exponent of a power."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -10,52 +11,35 @@ from charformer.presets import PRESETS
 
 CHARACTERS = 4096  # of every step on the axis of the context
 HEAD_WIDTH = 64
-AXES = {"context": (128, 384, 1024), "batch": (1, 4, 16, 64), "width": (128, 256, 384, 512)}
-
-Row = dict[str, Any]
+BATCH = 16  # on the other axes
 
 
-class Point(NamedTuple):
-    """One value of one axis for one engine; all else is as in `baseline-as-coded`, but with a batch of 16."""
+def points(vocab_size: int, precision: str) -> list[tuple[str, int, Variant]]:
+    """Return the axis, the value on it and what is timed there; all else is as in `baseline-as-coded`.
 
-    engine: str
-    axis: str
-    value: int
-
-    def variant(self, vocab_size: int, precision: str) -> Variant:
-        """Return what is timed at this point."""
-        preset = "baseline-as-coded"
-        shape, batch = replace(PRESETS[preset].model, vocab_size=vocab_size), 16
-        if self.axis == "context":
-            shape, batch = replace(shape, block_size=self.value), CHARACTERS // self.value
-        elif self.axis == "batch":
-            batch = self.value
-        else:
-            shape = replace(shape, n_embd=self.value, n_head=self.value // HEAD_WIDTH)
-        return Variant(self.engine, preset, shape, batch, precision)
+    ``precision`` is that of our engine; the baseline's is float32.
+    """
+    preset = "baseline-as-coded"
+    shape = replace(PRESETS[preset].model, vocab_size=vocab_size)
+    found = [("context", value, replace(shape, block_size=value), CHARACTERS // value) for value in (128, 384, 1024)]
+    found += [("batch", value, shape, value) for value in (1, 4, 16, 64)]
+    widths = (128, 256, 384, 512)
+    found += [("width", value, replace(shape, n_embd=value, n_head=value // HEAD_WIDTH), BATCH) for value in widths]
+    return [
+        (axis, value, Variant(engine, preset, model, batch, dtype))
+        for axis, value, model, batch in found
+        for engine, dtype in (("charformer", precision), ("baseline", "float32"))
+    ]
 
 
-POINTS = [
-    Point(engine, axis, value)
-    for axis, values in AXES.items()
-    for value in values
-    for engine in ("charformer", "baseline")
-]
-
-
-def fits(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return the exponent of the seconds a character for each engine and axis that has at least two points."""
+def fits(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the exponent of the seconds a character for each axis and engine that has at least two points."""
     found = []
-    for axis in AXES:
-        for engine in ("charformer", "baseline"):
-            mine = [
-                (row["value"], 1 / row["chars_per_second"]["p50"])
-                for row in rows
-                if (row["part"], row["engine"], row.get("axis")) == ("scaling", engine, axis)
-                and row["chars_per_second"]
-            ]
-            if len(mine) > 1:
-                values, costs = np.log(np.array(mine)).T
-                slope = np.polyfit(values, costs, 1)[0]
-                found.append({"engine": engine, "axis": axis, "exponent": float(slope)})
+    timed = [row for row in rows if row["part"] == "scaling" and row["chars_per_second"]]
+    for axis, engine in product(("context", "batch", "width"), ("charformer", "baseline")):
+        mine = [row for row in timed if (row["axis"], row["engine"]) == (axis, engine)]
+        if len(mine) > 1:
+            costs = [1 / row["chars_per_second"]["p50"] for row in mine]
+            slope = np.polyfit(np.log([row["value"] for row in mine]), np.log(costs), 1)[0]
+            found.append({"engine": engine, "axis": axis, "exponent": float(slope)})
     return found

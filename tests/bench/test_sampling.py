@@ -4,19 +4,18 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
-import numpy as np
 import pytest
 import torch
 
 from bench import sampling
+from bench.engines import texts
 from bench.engines.baseline import Baseline
 from bench.engines.sampling_models import random_run
-from bench.harness.charts import write_bars
 from bench.harness.sampling import SamplingEntry, interleave_samplers, measure_alone
 from charformer.config import ModelConfig
 from charformer.errors import UserError
@@ -70,10 +69,10 @@ def test_the_baseline_reads_only_what_came_before_and_writes_on() -> None:
 
 def test_samplers_take_turns_at_their_best_threads(entry: Callable[..., SamplingEntry]) -> None:
     done: list[str] = []
-    raced = interleave_samplers([entry(), entry("b", "y", 4)], 3, done.append)
+    raced = interleave_samplers([entry(), entry("b", "y", 4)], 3, lambda doing, *_: done.append(doing))
     assert [len(found.samples) for found in raced] == [3, 3]
     assert all(found.greedy == [found.threads, 1, 1] for found in raced)
-    assert len(done) == 2 * 2 + 3 * 2
+    assert len(done) == 2 + 2 + 3 * 2
     row = raced[1].row("interleaved", "preset", 8)
     assert row["chars_per_second"]["p20"] <= row["chars_per_second"]["p50"] <= row["chars_per_second"]["p80"]
     assert row["turns"] == raced[1].samples
@@ -88,24 +87,25 @@ def test_speed_is_characters_of_all_texts_over_seconds(entry: Callable[..., Samp
 def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long(
     entry: Callable[..., SamplingEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick, slow = entry(pause=0.1), entry(pause=0.3)
-    with quick.start() as worker:
-        quick.begin(worker)
-        quick.turn(worker)
-        quick.turn(worker)
-        made = worker.ask("sample")["ids"][2]
-        assert 6 <= made <= 4 + 2 * 5, "one greedy text, those of two half seconds, two that count, and this one"
-        assert len(quick.samples) == 2
-    monkeypatch.setattr("bench.harness.sampling.SLOW_SECONDS", 0.2)
-    with slow.start() as worker:
-        slow.begin(worker)
-        slow.turn(worker)
-        assert worker.ask("sample")["ids"][2] == 3
+    quick = measure_alone(entry(pause=0.1), 1, 2)
+    made = quick.turns[0]["ids"][2]
+    assert 4 <= made <= 1 + 5 + 2, "one greedy text, those of half a second, and two that count"
+    assert len(quick.samples) == 2
+    monkeypatch.setattr(texts, "SLOW_SECONDS", 0.2)
+    slow = texts.answer(lambda greedy: [time.sleep(0.3), made.append(greedy)])
+    made = []
+    slow("greedy")
+    slow("sample", "2")
+    assert made == [True, False, False]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({}, "ctranslate2 is missing"), ({"rope_base": 1e4}, "learned positions"), ({"relu_power": 2}, "plain ReLU")],
+    [
+        ({}, "ctranslate2 and onnxruntime-genai: missing"),
+        ({"rope_base": 1e4}, "learned positions"),
+        ({"relu_power": 2}, "plain ReLU"),
+    ],
 )
 def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
     changes: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -122,18 +122,9 @@ def test_a_sampler_that_dies_is_named(entry: Callable[..., SamplingEntry]) -> No
         measure_alone(entry(fail=True), 1, 1)
 
 
-def test_bars_are_a_picture(tmp_path: Path) -> None:
-    speed = {"p20": 1.0, "p50": 2.0, "p80": 4.0}
-    write_bars(tmp_path / "bars.png", [("title", [("one", speed, True), ("two", speed, False)])])
-    picture = matplotlib.image.imread(tmp_path / "bars.png")
-    assert picture.shape[1] > 800
-    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10
-
-
 def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
     flags = ["--run", str(trained_run), "--characters", "20", "--rounds", "2", "--peers", "nowhere/bin/python"]
-    outputs = ["--json", str(tmp_path / "r.json"), "--chart", str(tmp_path / "r.png")]
-    command = [sys.executable, "-m", "bench.sampling", *flags, *outputs]
+    command = [sys.executable, "-m", "bench.sampling", *flags, "--json", str(tmp_path / "r.json")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert "the peers' rows are missing: they need learned positions" in done.stdout
@@ -144,7 +135,6 @@ def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
     assert result["greedy_characters_like_pytorch"]["charformer-onnx fp32"] == 20
     assert all(floor["reached"] > 0 for floor in result["floor"])
     assert result["first_character_seconds"]["sample"]["p50"] > 0
-    assert (tmp_path / "r.png").is_file()
     too_many = subprocess.run([*command, "--characters", "24"], capture_output=True, encoding="utf-8")
     assert too_many.returncode == 2
     assert "fewer --characters" in too_many.stderr

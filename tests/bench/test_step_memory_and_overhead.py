@@ -20,20 +20,17 @@ def text(english: str, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_parts_of_a_step_are_most_of_it(tmp_path: Path, text: Path) -> None:
-    first, second, chart = tmp_path / "first.json", tmp_path / "second.json", tmp_path / "step.png"
-    common = ("--preset", "nano", "--steps", "3", "--data", str(text))
-    bench("step", *common, "--json", str(first))
-    printed = bench("step", *common, "--before", str(first), "--json", str(second), "--chart", str(chart))
+def test_the_parts_of_a_step_are_all_of_it(tmp_path: Path, text: Path) -> None:
+    file = tmp_path / "step.json"
+    printed = bench("step", "--preset", "nano", "--steps", "3", "--data", str(text), "--json", str(file))
     assert "matmuls" in printed
-    (row,) = json.loads(second.read_text("utf-8"))["rows"]
+    (row,) = json.loads(file.read_text("utf-8"))["rows"]
     parts = row["seconds"]
     assert sum(parts.values()) == pytest.approx(row["step_seconds"], rel=0.25)
     assert parts["rest"] < 0.5 * row["step_seconds"]
     assert parts["matmuls"] > 0.5 * row["matmul_seconds"] > 0
     assert parts["attention"] > 0.3 * row["attention_matmul_seconds"] > 0
     assert min(parts["attention"], parts["add_norm"], parts["activation"], parts["optimizer"]) > 0
-    assert chart.read_bytes().startswith(b"\x89PNG")
 
 
 def test_memory_is_counted_and_measured(tmp_path: Path, text: Path) -> None:
@@ -41,7 +38,7 @@ def test_memory_is_counted_and_measured(tmp_path: Path, text: Path) -> None:
     printed = bench(
         "memory", "--preset", "nano", "--batch", "2", "8", "--context", "64", "--data", str(text), "--json", str(found)
     )
-    assert "fits" in printed
+    assert "counted on a GPU" in printed
     rows = json.loads(found.read_text("utf-8"))["rows"]
     assert [(row["batch"], row["context"]) for row in rows] == [(2, 64), (8, 64)]
     for row in rows:
@@ -63,11 +60,3 @@ def test_time_outside_the_steps_is_measured(tmp_path: Path, text: Path) -> None:
         assert 0 < row["share"] < 1
     full, trunk = rows[1]["seconds"], rows[3]["seconds"]
     assert trunk["steps"] < full["steps"]
-
-
-def test_a_result_of_another_bench_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    other = tmp_path / "memory.json"
-    other.write_text('{"schema": 1, "bench": "memory", "rows": []}', "utf-8")
-    command = [sys.executable, "-m", "bench.step", "--before", str(other)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8")
-    assert (done.returncode, done.stderr) == (2, f"bench.step: {other} is not a result of bench.step\n")

@@ -32,6 +32,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call, and wait for its end."""
+    start = marker(device)
+    work()
+    end = marker(device)
+    wait(device)
+    return between(start, end)
+
+
 def as_graph(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """Return the replay of ``work`` as a CUDA graph, which has no launch overhead, or on a CPU ``work`` itself."""
     if device.type != "cuda":
