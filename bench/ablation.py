@@ -1,11 +1,13 @@
 """Measure what each ingredient of a preset contributes, by repeating the pretraining without it.
 
-    python -m bench.ablation --preset nano            every ingredient of nano, some twenty minutes on two cores
-    python -m bench.ablation --of prior --steps 150   each part of its n-gram prior, and other orders and folds
+    python -m bench.ablation --preset nano                   every ingredient of nano, some twenty minutes on two cores
+    python -m bench.ablation --of prior --steps 150          each part of its n-gram prior, and other orders and folds
+    python -m bench.ablation --of length --data short.txt novel.txt   steps and dropout on texts of several lengths
 
 Every variant runs the preset's whole pretraining with the same seed and the same batches. Its loss is that of the best
 weights over the whole validation split, with the prior's context cut at the start of each window; the table alone is
-scored in the same way. The sampling speed is that of the exported 8-bit model, measured with all variants taking turns.
+scored in the same way. Without --steps, a short text takes as many as in charformer-train. The sampling speed, which is
+measured for ingredients, is that of the exported 8-bit model, with all variants taking turns.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,17 @@ from torch import Tensor
 from bench.engines import baseline
 from bench.harness.program import BenchParser, execute, keep, load_text, print_table, text_config
 from bench.harness.sampling import SamplingEntry, interleave_samplers
-from bench.harness.variants import preset_config, train_variant, with_changes
+from bench.harness.variants import train_variant, with_changes
 from charformer.device import keep_freed_memory
 from charformer.errors import UserError
 from charformer.presets import PRESETS, Preset
+from charformer.training.recipe import steps_for
 from charformer.training.trainer import Trainer
 from charformer.ui.console import PlainConsole, progress_bar
 from export.exporter import export
 
 CHARACTERS = 200  # of each text that is sampled
+EVALUATIONS = 5  # in a training
 
 
 def _replaced(**methods: Callable[..., Tensor]) -> Callable[[Trainer], None]:
@@ -72,6 +77,13 @@ VARIANTS: dict[str, dict[str, Change]] = {
         "16 folds": {"ngram_folds": 16},
         **{f"order {order}": {"ngram_order": order} for order in (3, 4, 5, 6, 7, 8)},
     },
+    "length": {
+        "charformer-train's steps": {},
+        **{
+            f"{steps} steps, dropout {rate:g}": {"max_steps": steps, "dropout": rate}
+            for steps, rate in product((30, 60, 120, 240, 450), (0.0, 0.2))
+        },
+    },
 }
 
 
@@ -79,36 +91,41 @@ def main(argv: list[str] | None = None) -> int:
     parser = BenchParser("ablation", __doc__)
     parser.add_presets("nano", several=False)
     parser.add_argument("--of", choices=VARIANTS, default="ingredients", help="what to vary (default: ingredients)")
-    parser.add_count("--steps", None, "steps of each run")
-    parser.add_data()
+    parser.add_argument("--variant", nargs="+", metavar="NAME", help="only these variants (default: all)")
+    parser.add_count("--steps", None, "steps of each run, unless a variant has its own; fewer on a short text")
+    texts = "texts to train on, one by one (default: tiny-shakespeare)"
+    parser.add_argument("--data", metavar="FILE|NAME", nargs="+", default=[None], help=texts)
     parser.add_device()
     parser.add_dtype()
-    parser.add_count("--rounds", 7, "texts of each variant")
+    parser.add_count("--rounds", 7, "texts that are sampled from each variant")
     return execute(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    preset = with_changes(PRESETS[args.preset], {"max_steps": args.steps, "patience": 0})
-    chosen = variants(preset, args.of)
-    corpus = load_text(args.data)
+    preset = PRESETS[args.preset]
+    chosen = variants(preset, args.of, args.variant)
+    corpora = [load_text(data) for data in args.data]
     keep_freed_memory()
-    config = preset_config(args.preset, preset)
-    config |= {"characters": CHARACTERS, "rounds": args.rounds, "corpus": text_config(corpus.summary())}
+    config = {"preset": args.preset, "model": preset.model.to_dict(), "training": preset.pretrain.to_dict()}
+    config |= {"characters": CHARACTERS, "rounds": args.rounds}
+    config["corpora"] = [text_config(corpus.summary()) for corpus in corpora]
+    per_step = preset.pretrain.batch_size * preset.model.block_size
     rows: list[dict[str, Any]] = []
-    sampled, entries = [], []
+    entries = []
     with tempfile.TemporaryDirectory() as folder, progress_bar(PlainConsole(stderr=True)) as on_progress:
-        for name, change in chosen.items():
+        for corpus, (name, change) in product(corpora, chosen.items()):
             changes, patch = ({}, change) if callable(change) else (change, lambda _: None)
-            changed = with_changes(preset, changes)
+            steps = changes.get("max_steps") or args.steps or steps_for(preset.pretrain, per_step, len(corpus.train))
+            common = {"max_steps": steps, "eval_interval": max(1, round(steps / EVALUATIONS)), "patience": 0}
+            changed = with_changes(preset, common | changes)
             run, row = train_variant(args, changed, name, corpus, Path(folder) / str(len(rows)), on_progress, patch)
-            rows.append(row | {"changes": changes})
+            rows.append(row | {"text": corpus.name, "steps": steps, "changes": changes})
             keep(args, config, rows)
-            if not callable(change):  # an exported file knows nothing of a changed trainer
+            if args.of == "ingredients":
                 export(run, run.onnx, "int8", portable=False, corpus=corpus)
                 options = {"path": str(run.onnx), "characters": CHARACTERS}
                 entries.append(SamplingEntry("charformer-onnx", "int8", "bench.engines.sample_charformer", options))
-                sampled.append(rows[-1])
-        for row, entry in zip(sampled, interleave_samplers(entries, args.rounds, on_progress), strict=True):
+        for row, entry in zip(rows, interleave_samplers(entries, args.rounds, on_progress), strict=False):
             found = entry.row("sampling", args.preset, preset.model.block_size)
             row["sampling"] = {key: found[key] for key in ("chars_per_second", "samples", "threads")}
     keep(args, config, rows)
@@ -116,8 +133,11 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def variants(preset: Preset, of: str) -> dict[str, Change]:
-    """Return the variants of ``preset`` that differ from it, after itself. Raise UserError if there are none."""
+def variants(preset: Preset, of: str, names: list[str] | None = None) -> dict[str, Change]:
+    """Return the variants of ``preset`` with these names, by default all that differ from it, after itself.
+
+    Raise UserError if there are none.
+    """
     values = preset.model.to_dict() | preset.pretrain.to_dict()
     if of == "prior" and not preset.model.ngram_order:
         raise UserError("this preset has no n-gram prior; choose another --preset")
@@ -128,17 +148,24 @@ def variants(preset: Preset, of: str) -> dict[str, Change]:
     }
     if len(found) == 1:
         raise UserError("this preset has none of the ingredients; choose another --preset")
-    return found
+    if unknown := set(names or ()) - set(found):
+        raise UserError(f"there is no variant {unknown.pop()!r}; the variants are {', '.join(found)}")
+    return {name: found[name] for name in names or found}
 
 
 def _print(of: str, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
+        first = next(other for other in rows if other["text"] == row["text"])
         there = next((point for point in row["curve"] if point["val_loss"] <= baseline.ITS_LOSS), None)
         at = f"{there['characters'] / 1e6:.2f} M, {there['seconds']:.0f} s" if there else "never"
-        shown.append(row | {"change": row["val_loss"] - rows[0]["val_loss"], "there": at})
+        shown.append(row | {"change": row["val_loss"] - first["val_loss"], "there": at})
     columns = {
+        "text": "{text}",
         "variant": "{variant}",
+        "steps": "{steps:,}",
+        "passes": "{passes:.1f}",
+        "best step": "{best_step:,}",
         "validation loss": "{val_loss:.4f}",
         "change": "{change:+.4f}",
         f"{baseline.ITS_LOSS:g} after": "{there:}",
@@ -147,7 +174,6 @@ def _print(of: str, rows: list[dict[str, Any]]) -> None:
         "int8 chars/s": "{sampling[chars_per_second][p50]:,.0f}",
         "table alone": "{table_loss:.4f}",
         "n-grams": "{ngrams:,}",
-        "bytes": "{table_bytes:,}",
         "counting, s": "{counting_seconds:.1f}",
     }
     print_table(of, shown, columns)

@@ -29,11 +29,6 @@ def with_changes(preset: Preset, changes: dict[str, Any]) -> Preset:
     return replace(preset, model=replace(preset.model, **model), pretrain=replace(preset.pretrain, **training))
 
 
-def preset_config(name: str, preset: Preset) -> dict[str, Any]:
-    """Return the entries of a result's config that describe the preset whose variants are trained."""
-    return {"preset": name, "model": preset.model.to_dict(), "training": preset.pretrain.to_dict()}
-
-
 def train_variant(
     args: argparse.Namespace,
     preset: Preset,
