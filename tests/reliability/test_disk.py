@@ -13,7 +13,7 @@ import pytest
 
 from charformer.runs.folder import RunDir
 from charformer.runs.tensors import read_tensors
-from tests.commands import run as command
+from tests.commands import call
 from tests.conftest import TINY
 
 FLAGS = [*TINY, "--eval-interval", "20", "--eval-batches", "1", "--dtype", "float32", "--attention-dropout", "0.1"]
@@ -40,13 +40,23 @@ def content(folder: Path) -> dict[str, object]:
     return {"weights": run.weights_sha256(), "counters": counters, "curve": curve, "state": state}
 
 
+@pytest.fixture(scope="module")
+def whole(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = call("charformer-train", *long_flags(text_file), "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def long_flags(text_file: Path) -> list[str]:
+    return [*FLAGS, "--data", str(text_file), "--steps", "200"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows keeps folders whose files are open")
 @pytest.mark.parametrize("instead", ["nothing", "a file"])
-def test_a_folder_that_is_removed_costs_nothing(instead: str, text_file: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--data", str(text_file), "--steps", "400"]
-    whole = command("charformer-train", *flags, "--out", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    start = [sys.executable, "-m", "charformer.commands.train", *flags, "--out", "gone"]
+def test_a_folder_that_is_removed_costs_nothing(instead: str, whole: Path, text_file: Path, tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "charformer.commands.train", *long_flags(text_file), "--out", "gone"]
     with subprocess.Popen(start, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         metrics = tmp_path / "gone" / "metrics.jsonl"
         until = time.monotonic() + 60
@@ -59,9 +69,9 @@ def test_a_folder_that_is_removed_costs_nothing(instead: str, text_file: Path, t
     assert process.returncode == 2, errors
     folder = saved_in(errors.decode())
     try:
-        resumed = command("charformer-train", "--resume", "--out", str(folder), cwd=tmp_path)
+        resumed = call("charformer-train", "--resume", "--out", str(folder), cwd=tmp_path)
         assert resumed.returncode == 0, resumed.stderr
-        assert content(folder) == content(tmp_path / "whole")
+        assert content(folder) == content(whole)
     finally:
         shutil.rmtree(folder)
 

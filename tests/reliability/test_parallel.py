@@ -73,7 +73,7 @@ def whole(both: Train, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def long_flags(text_file: Path, out: str | Path) -> list[str]:
-    return [*FLAGS, "--data", str(text_file), "--steps", "300", "--attention-dropout", "0.1", "--out", str(out)]
+    return [*FLAGS, "--data", str(text_file), "--steps", "200", "--attention-dropout", "0.1", "--out", str(out)]
 
 
 def test_two_processes_learn_what_one_does(both: Train, text_file: Path, tmp_path: Path) -> None:
