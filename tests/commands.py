@@ -1,6 +1,7 @@
 """Run the commands: as a user does, or in this process, which has already imported PyTorch."""
 
 import contextlib
+import importlib
 import io
 import os
 import subprocess
@@ -32,8 +33,9 @@ def run(
 
 
 def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the main function of a command in this process."""
+    """Run the main function of a command, or of a module such as bench.freeze, in this process."""
     program, *arguments = map(str, command)
+    main = MAINS.get(program) or importlib.import_module(program).main
     out, errors = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),
@@ -43,7 +45,7 @@ def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     ):
         patch.setenv("COLUMNS", "100")
         try:
-            code = MAINS[program](arguments)
+            code = main(arguments)
         except SystemExit as leaving:  # argparse's own way
             code = int(leaving.code or 0)
     return subprocess.CompletedProcess([program, *arguments], code, out.getvalue(), errors.getvalue())

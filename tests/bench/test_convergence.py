@@ -26,6 +26,11 @@ from tests.bench.test_throughput import checkout
 COURSE = ["--preset", "nano", "--seeds", "1", "--steps", "60", "--eval-interval", "10", "--dtype", "float32"]
 
 
+@pytest.fixture(autouse=True)
+def small_nano() -> None:
+    """Leave the preset as it is, since a process that continues here began with it."""
+
+
 @pytest.fixture
 def nano_without_a_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the n-gram prior: on such a short text it leaves nothing for the network to learn."""
@@ -117,7 +122,7 @@ def test_nanogpt_s_recipe_runs_beside_ours(
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_a_stopped_bench_continues_where_it_was(text_file: Path, tmp_path: Path) -> None:
-    short = ["--steps", "24", "--eval-interval", "6"]
+    short = ["--steps", "12", "--eval-interval", "4"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     files = [folder.with_suffix(".json") for folder in (whole, stopped)]
     assert convergence.main(flags(text_file, whole, *short, "--json", str(files[0]))) == 0
@@ -131,7 +136,7 @@ def test_a_stopped_bench_continues_where_it_was(text_file: Path, tmp_path: Path)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    assert metrics.read_text("utf-8").count("\n") < 5
+    assert metrics.read_text("utf-8").count("\n") < 4
     assert convergence.main(given) == 0
     one, other = (results.read_result(path)["rows"][0] for path in files)
     assert losses(one["curve"]) == losses(other["curve"])

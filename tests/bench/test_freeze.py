@@ -6,18 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.commands import call
+
+COMMAND = ["--preset", "nano", "--steps", "2"]
+
 
 def bench(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.freeze", "--preset", "nano", "--steps", "2", "--runs", str(folder / "runs")]
+    command = [sys.executable, "-m", "bench.freeze", *COMMAND, "--runs", str(folder / "runs")]
     return subprocess.run(
         [*command, *flags], capture_output=True, encoding="utf-8", env=os.environ | {"COLUMNS": "120"}
     )
 
 
-def test_every_variant_has_its_row_and_other_settings_are_refused(text_file: Path, tmp_path: Path) -> None:
+def test_every_variant_has_its_row_and_other_settings_are_refused(english: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(english[:16_000], encoding="utf-8")
     result = tmp_path / "result.json"
     flags = ["--finetune-steps", "3", "--eval-interval", "1"]
-    flags += ["--pretrain-data", str(text_file), "--finetune-data", str(text_file)]
+    flags += ["--pretrain-data", str(text), "--finetune-data", str(text)]
     shown = bench(tmp_path, *flags, "--json", str(result))
     assert shown.returncode == 0, shown.stderr
     content = json.loads(result.read_text("utf-8"))
@@ -38,6 +44,6 @@ def test_every_variant_has_its_row_and_other_settings_are_refused(text_file: Pat
     trainable = [row["summary"]["trainable"] for row in rows]
     assert trainable[1] > trainable[2] > trainable[3]
     for change in (["--eval-interval", "2"], ["--preset", "baseline"], ["--pretrain-data", "python-docs"]):
-        other = bench(tmp_path, *flags, *change)
+        other = call("bench.freeze", *COMMAND, "--runs", tmp_path / "runs", *flags, *change, cwd=tmp_path)
         assert other.returncode == 2
         assert "was trained with other settings" in other.stderr

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import call
+
 
 @pytest.fixture
 def copied(trained_run: Path, text_file: Path, tmp_path: Path) -> Path:
@@ -31,7 +33,7 @@ def test_precision(copied: Path) -> None:
 
 
 def test_profile(copied: Path) -> None:
-    exported = bench("charformer.commands.export", "--run", copied / "run", "--out", copied / "m.onnx")
+    exported = call("charformer-export", "--run", copied / "run", "--out", copied / "m.onnx", cwd=copied)
     assert exported.returncode == 0, exported.stderr
     done = bench("bench.onnx_profile", copied / "m.onnx", "--json", copied / "r.json")
     assert done.returncode == 0, done.stderr
@@ -40,7 +42,7 @@ def test_profile(copied: Path) -> None:
     assert nodes["DynamicQuantizeMatMul"] == 4 * 2 + 1
     assert nodes["GroupQueryAttention"] == 2
     assert sum(row["share"] for row in rows) == pytest.approx(2)
-    other = bench("bench.onnx_profile", copied / "r.json")
+    other = call("bench.onnx_profile", copied / "r.json", cwd=copied)
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert f"cannot use {copied / 'r.json'}: " in other.stderr
 
@@ -60,7 +62,7 @@ def test_profile(copied: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_said_before_the_work(arguments: tuple[str, ...], words: str) -> None:
-    done = bench(*arguments)
+def test_a_mistake_is_one_line_and_said_before_the_work(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = call(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert words in done.stderr

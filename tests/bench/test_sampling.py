@@ -19,6 +19,7 @@ from bench.engines.sampling_models import random_run
 from bench.harness.sampling import SamplingEntry, interleave_samplers, measure_alone
 from charformer.config import ModelConfig
 from charformer.errors import UserError
+from tests.commands import call
 
 TEXTS = """
 import time
@@ -122,10 +123,12 @@ def test_a_sampler_that_dies_is_named(entry: Callable[..., SamplingEntry]) -> No
         measure_alone(entry(fail=True), 1, 1)
 
 
-def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
+def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--run", str(trained_run), "--characters", "20", "--rounds", "2", "--peers", "nowhere/bin/python"]
-    command = [sys.executable, "-m", "bench.sampling", *flags, "--json", str(tmp_path / "r.json")]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    monkeypatch.setattr(sampling, "SHOWN", ("fp32", "int8"))
+    monkeypatch.setattr(sampling, "BATCHES", (1, 4))
+    monkeypatch.setattr("bench.harness.sampling.THREADS", (1,))
+    done = call("bench.sampling", *flags, "--json", tmp_path / "r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the peers' rows are missing: they need learned positions" in done.stdout
     result = json.loads((tmp_path / "r.json").read_text("utf-8"))
@@ -135,7 +138,8 @@ def test_the_bench_end_to_end(trained_run: Path, tmp_path: Path) -> None:
     assert result["greedy_characters_like_pytorch"]["charformer-onnx fp32"] == 20
     assert all(floor["reached"] > 0 for floor in result["floor"])
     assert result["first_character_seconds"]["sample"]["p50"] > 0
-    too_many = subprocess.run([*command, "--characters", "24"], capture_output=True, encoding="utf-8")
+    command = [sys.executable, "-m", "bench.sampling", *flags, "--characters", "24"]
+    too_many = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert too_many.returncode == 2
     assert "fewer --characters" in too_many.stderr
     assert too_many.stderr.count("\n") == 1
