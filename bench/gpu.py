@@ -63,6 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     data = str(Path(args.data).absolute()) if Path(args.data).exists() else args.data  # a worker runs in another folder
     options = {"device": device.type, "out": str(args.out.absolute()), "data": data}
     allowance = MAX_OVER[device.type] * max(1.0, args.budget / BUDGET)
+    config = {"budget": args.budget, "stages": args.stages, "device": device.type, "data": Path(args.data).name}
     visited: list[dict[str, Any]] = []
     worker: Worker | None = None
     try:
@@ -78,7 +79,8 @@ def _run(args: argparse.Namespace) -> int:
                     worker = None
             visited.append({"stage": name, **found})
             print(f"{name:12}{found['status']:9}{found.get('seconds', 0.0):6.1f} s  {found['line']}", flush=True)
-            _write_summary(args, device.type, visited)
+            rows = [results.row(**stage) for stage in visited]
+            results.write_result(args.out / "summary.json", results.result("gpu", config, rows))
     finally:
         if worker is not None:
             worker.close()
@@ -93,12 +95,6 @@ def _ask(worker: Worker, name: str, seconds: float) -> dict[str, Any]:
     except WorkerError as error:
         answer, status = {"line": str(error)}, "failed"
     return {"status": status, "seconds": time.monotonic() - began, **answer}
-
-
-def _write_summary(args: argparse.Namespace, device: str, visited: list[dict[str, Any]]) -> None:
-    rows = [results.row(**stage) for stage in visited]
-    config = {"budget": args.budget, "stages": args.stages, "device": device, "data": Path(args.data).name}
-    results.write_result(args.out / "summary.json", results.result("gpu", config, rows))
 
 
 if __name__ == "__main__":

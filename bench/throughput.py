@@ -6,7 +6,7 @@
     python -m bench.throughput --scaling                  with growth by context, batch and width, longer still
 
 Each variant runs in a process of its own, and the variants take turns, so that ratios hold when the machine's speed
-drifts. All train on the same text with the same batch, context and dropout; the table says in what else their work
+drifts. All train on the same text with the same batch, context and dropout; the output says in what else their work
 differs from the baseline's. transformers takes part if it is installed: pip install -c constraints.txt -e ".[peers]".
 """
 
@@ -39,7 +39,6 @@ NANOGPT = (*GPT2, "no biases", "gradient clipping")
 LESS = {"attention": "no gradients of attention's weights", "trunk": "no pass back through the blocks, no dropout"}
 BF16 = "bf16 matrix products"
 NOISY = 1.15  # ratio of a variant's slowest turn to its fastest, above which the machine is noisy
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -157,18 +156,17 @@ def _peaks(group: list[TrainingEntry]) -> dict[str, float]:
 
 
 def _print_steps(rows: list[dict[str, Any]]) -> None:
-    """Print the parts of each variant's steps, how its work differs from the baseline's, and its error if it failed."""
-    notes = list(dict.fromkeys(note for row in rows for note in row["differs"]))
+    """Print the parts of each variant's steps, its error if it failed, and how its work differs from the baseline's."""
     shown = []
     for row in rows:
         milliseconds = {name: 1e3 * seconds for name, seconds in (row["parts"] or {}).items() if seconds is not None}
-        letters = " ".join(LETTERS[notes.index(note)] for note in row["differs"])
-        shown.append(row | {"label": results.label(row), "letters": letters, "milliseconds": milliseconds})
-    columns = {"preset": "{preset}", "variant": "{label}", "parameters": "{parameters:,}", "differs": "{letters}"}
+        shown.append(row | {"label": results.label(row), "milliseconds": milliseconds})
+    columns = {"preset": "{preset}", "variant": "{label}", "parameters": "{parameters:,}"}
     columns |= {name: f"{{milliseconds[{name}]:,.1f}}" for name in (*PHASES, "evaluation")}
     print_table("where the time of a step goes, milliseconds", shown, columns | {"failed": "{error}"})
-    for letter, note in zip(LETTERS, notes, strict=False):
-        print(f"  {letter}: {note}")
+    for row in shown:
+        if row["differs"]:
+            print(f"{row['preset']}, {row['label']}: {'; '.join(row['differs'])}")
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

@@ -41,12 +41,8 @@ class BenchParser(Parser):
 
     def add_presets(self, *default: str, several: bool = True) -> None:
         """Add --preset, which takes one preset or, unless ``several`` is false, more."""
-        if several:
-            shown = f"presets to measure (default: {' '.join(default)})"
-            self.add_argument("--preset", choices=PRESETS, nargs="+", default=list(default), help=shown)
-        else:
-            shown = f"preset to measure (default: {default[0]})"
-            self.add_argument("--preset", choices=PRESETS, default=default[0], help=shown)
+        many: dict[str, Any] = {"nargs": "+", "default": list(default)} if several else {"default": default[0]}
+        self.add_argument("--preset", choices=PRESETS, help=f"(default: {' '.join(default)})", **many)
 
     def add_count(self, flag: str, default: int | None, what: str) -> None:
         """Add an option that takes a positive integer; without a default the preset's value applies."""

@@ -226,7 +226,7 @@ def test_the_command_end_to_end(text_file: Path, tmp_path: Path) -> None:
     assert content["gemm_peak"]["float32"] > 1e9
     assert content["projection"]["shapes"] == []  # nano is not the baseline's shape
     assert "bench.throughput" not in done.stderr
-    for words in ("baseline fp32", "a: scores scaled", "backward", "GFLOP/s"):
+    for words in ("baseline fp32", "charformer fp32: scores scaled", "backward", "GFLOP/s"):
         assert words in done.stdout
     shown = call("bench.report", result, cwd=tmp_path)
     assert "| baseline fp32" in shown.stdout
