@@ -79,9 +79,8 @@ def _text(corpus: Corpus, ids: NDArray[np.integer[Any]]) -> str:
 
 def _row(name: str, val_loss: float | None, lengths: NDArray[np.int64]) -> dict[str, Any]:
     """Return a row: the lengths, and the share of characters that lie in a match of at least ``LONG`` characters."""
-    copied = np.zeros(len(lengths), bool)
-    for place in np.flatnonzero(lengths >= LONG):
-        copied[place : place + lengths[place]] = True
+    places = np.arange(len(lengths))
+    copied = np.maximum.accumulate(np.where(lengths >= LONG, places + lengths, 0)) > places
     return results.row(
         engine="charformer",
         run=name,

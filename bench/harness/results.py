@@ -190,22 +190,15 @@ def to_text(content: dict[str, Any]) -> str:
 
     Floats are rounded to seven significant digits, as many as float32 has.
     """
+    rounded = json.loads(json.dumps(content), parse_float=lambda text: float(f"{float(text):.7g}"))
     entries = []
-    for key, value in content.items():
+    for key, value in rounded.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            rows = ",\n".join(f"  {json.dumps(_rounded(item))}" for item in value)
+            rows = ",\n".join(f"  {json.dumps(item)}" for item in value)
             entries.append(f" {json.dumps(key)}: [\n{rows}\n ]")
         else:
-            entries.append(f" {json.dumps(key)}: {json.dumps(_rounded(value))}")
+            entries.append(f" {json.dumps(key)}: {json.dumps(value)}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.7g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _cpu_model() -> str:
