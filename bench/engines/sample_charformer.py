@@ -16,12 +16,11 @@ def handler(
 ) -> Handler:
     """Return a handler that samples from the .onnx file at ``path`` or, by PyTorch, from the run there."""
     model = load(path, device="cpu", provider="cpu", threads=threads, speculative=speculative)
-    prompt = encode_prompt(model.vocab, "")
+    engine, prompt = model.new_engine(), encode_prompt(model.vocab, "")
     seeds = count()
 
     def sample(greedy: bool) -> list[int]:
         config = SamplingConfig(characters, 0 if greedy else temperature, seed=next(seeds))
-        engine = model.new_engine()
         if model.draft is None:
             steps = generate(engine, prompt, batch, config)
         else:
