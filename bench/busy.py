@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     threads = list(dict.fromkeys([CHOSEN, str(os.cpu_count() or 1), "1"]))
     shown = "numbers of threads; chosen leaves it to charformer-train (default: chosen, all, 1)"
     parser.add_argument("--threads", nargs="+", default=threads, metavar="N", help=shown)
+    parser.add_dtype()
     parser.add_data("--data", "tiny-shakespeare")
     return execute(parser, argv, _run)
 
