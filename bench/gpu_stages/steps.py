@@ -47,6 +47,7 @@ def timed(visit: Visit, corpus: Corpus, preset: str, name: str, way: str) -> Row
     engine_name, ops = SUBJECTS[name]
     variant = visit.variant(preset, engine_name, len(corpus.alphabet))
     row = variant.about | {"part": "steps", "engine": name, "kernels": ops, "way": way}
+    row["compiled"] = way == "compiled"
     torch.manual_seed(0)
     try:
         with backend.force(ops):
@@ -56,8 +57,7 @@ def timed(visit: Visit, corpus: Corpus, preset: str, name: str, way: str) -> Row
                 # A rehearsal on a CPU stops before code is generated, since a C++ compiler may be missing.
                 engine.model.compile(dynamic=False, backend="inductor" if visit.on_gpu else "aot_eager")
             step = captured_step(engine) if way == "captured" else lambda: engine.step(*engine.batch())
-            first = seconds_of(step, visit.device)
-            return row | measure(step, variant, visit) | {"first_step_seconds": first}
+            return row | measure(step, variant, visit)
     except RuntimeError as error:
         return row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
 
@@ -88,8 +88,9 @@ def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
     if visit.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     with side_stream() if visit.on_gpu else torch.enable_grad():
+        first = seconds_of(step, device)
         for _ in range(EAGER_STEPS):
-            loss = step()
+            step()
         wait(device)
         laps, enqueued = [marker(device)], []
         began = time.perf_counter()
@@ -106,6 +107,7 @@ def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
     ceiling = visit.found("facts", "ceilings").get("matmul_flops_per_second", {}).get("p50")
     work = flops.per_character(variant.model) * variant.characters
     return {
+        "first_step_seconds": first,
         "step_seconds": found,
         "wall_seconds": wall,
         "host_seconds": percentiles(enqueued),
