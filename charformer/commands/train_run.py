@@ -60,13 +60,14 @@ def run_training(args: argparse.Namespace, world: World, load: LoadProbe) -> int
     with logs_to(console if console.is_interactive else notices), ExitStack() as held:
         if args.plan:
             return show_plan(args, _prepare(args, world, load, console, notices), console)
-        session = world.main_first(lambda: _open(args, world, load, held, console, notices))
+        session = world.main_first(lambda: _lock_and_prepare(args, world, load, held, console, notices))
+        session.open()
         code = _train(args, session, console, notices) if world.is_main else _follow(args, session, notices)
         world.barrier()
         return code
 
 
-def _open(
+def _lock_and_prepare(
     args: argparse.Namespace,
     world: World,
     load: LoadProbe,
@@ -74,7 +75,7 @@ def _open(
     console: PlainConsole,
     notices: PlainConsole,
 ) -> TrainingSession:
-    """Lock the folder until ``held`` ends, prepare the session, and open it."""
+    """Lock the folder until ``held`` ends, and return a session that may write there."""
     run = folder(args)
     if world.is_main:
         held.enter_context(locked(run))
@@ -87,7 +88,6 @@ def _open(
     if world.is_main and not session.is_resumed:
         was_cut_off = world.restarts > 0 and not (run.state.is_file() or run.weights.is_file())  # before its first save
         run.check_free(args.overwrite or was_cut_off)  # another training may have written there since
-    session.open()
     return session
 
 

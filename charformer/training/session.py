@@ -129,17 +129,20 @@ class TrainingSession:
     def open(self) -> None:
         """Clear the folder and write the run's config and vocabulary, or continue the run in the folder.
 
-        Only the main process writes. Raises UserError if there is no run to continue, or it is past its last step.
+        Every process must call this at the same time, and only the main process writes. Raises UserError if there is no
+        run to continue, or it is past its last step, and ProcessLostError if this fails in another process.
         """
         trainer = self.trainer
         check_kernels(self.model.config, trainer.device, trainer.dtype, trainer.world)
         self.record.machine = describe(trainer.device, trainer.dtype)  # only now is it known which kernels run
+        if not self.is_resumed and self.record.stage == "finetune" and trainer.prior is not None:
+            trainer.fit_correction()
+        trainer.world.main_first(self._open_folder)
+
+    def _open_folder(self) -> None:
         if self.is_resumed:
             self._continue()
-            return
-        if self.record.stage == "finetune" and trainer.prior is not None:
-            trainer.fit_correction()
-        if trainer.world.is_main:
+        elif self.trainer.world.is_main:
             self.run.start()
             self.record.write(self.run)
             self.run.write_vocab(self.vocab)

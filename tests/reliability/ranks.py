@@ -1,7 +1,7 @@
 """Train with two processes that are forked from one that has already imported PyTorch, as torchrun starts them.
 
-Reads a JSON list of charformer-train's flags from each line of its input; answers with a JSON list of the exit code,
-the output and the errors of each process.
+Reads charformer-train's flags and variables of the environment, as JSON, from each line of its input; answers with a
+JSON list of the exit code, the output and the errors of each process.
 """
 
 import json
@@ -23,10 +23,10 @@ def main() -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(_trained(json.loads(line), Path(folder))), flush=True)
+            print(json.dumps(_trained(*json.loads(line), Path(folder))), flush=True)
 
 
-def _trained(flags: list[str], folder: Path) -> list[tuple[int, str, str]]:
+def _trained(flags: list[str], variables: dict[str, str], folder: Path) -> list[tuple[int, str, str]]:
     """Train with ``flags`` in two processes, whose streams are files in ``folder``, and return what main prints."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -37,6 +37,7 @@ def _trained(flags: list[str], folder: Path) -> list[tuple[int, str, str]]:
         "LOCAL_WORLD_SIZE": str(SIZE),
     }
     shared |= {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}
+    shared |= variables
     forked = []
     for rank in range(SIZE):
         files = folder / f"{rank}.out", folder / f"{rank}.err"

@@ -16,6 +16,7 @@ import pytest
 from charformer.runs.folder import RunDir
 from tests.commands import call
 from tests.conftest import TINY
+from tests.kernels.marks import needs_interpreter
 from tests.reliability.test_disk import content
 
 FLAGS = [*TINY, "--preset", "fast", "--dtype", "float32", "--eval-interval", "20"]
@@ -57,8 +58,8 @@ def both() -> Iterator[Train]:
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def train(*flags: str | Path) -> list[tuple[int, str, str]]:
-            print(json.dumps([str(flag) for flag in flags]), file=process.stdin, flush=True)
+        def train(*flags: str | Path, **variables: str) -> list[tuple[int, str, str]]:
+            print(json.dumps([[str(flag) for flag in flags], variables]), file=process.stdin, flush=True)
             return json.loads(process.stdout.readline())
 
         yield train
@@ -100,6 +101,41 @@ def test_two_processes_learn_what_one_does(both: Train, text_file: Path, tmp_pat
     for out in runs:
         assert curves["two", out] == pytest.approx(curves["one", out], abs=1e-4)
         assert curves["one", out][-1] < curves["one", out][1]
+
+
+def test_two_processes_agree_on_patience_and_on_the_correction_of_a_prior(
+    both: Train, english: str, tmp_path: Path
+) -> None:
+    texts = [tmp_path / "old.txt", tmp_path / "new.txt"]
+    texts[0].write_text(english[:3000], encoding="utf-8")
+    texts[1].write_text(english[:3000].swapcase(), encoding="utf-8")
+    shape = [*TINY[:-2], "--preset", "nano", "--ngram-order", "3", "--dtype", "float32"]
+    curves = {}
+    for name in ("one", "two"):
+        first = tmp_path / name / "first"
+        runs = {
+            "first": [*shape, "--data", texts[0], "--steps", "200", "--eval-interval", "5", "--patience", "1"],
+            "second": ["--stage", "finetune", "--freeze", "all", "--init-from", first, "--data", texts[1]],
+        }
+        for out, flags in runs.items():
+            given = [*map(str, flags), "--out", str(tmp_path / name / out)]
+            results = both(*given) if name == "two" else [(call("charformer-train", *given, cwd=tmp_path).returncode,)]
+            assert {code for code, *_ in results} == {0}, results
+            rows = RunDir(tmp_path / name / out).read_metrics()
+            curves[name, out] = [loss for row in rows for loss in (row["train_loss"], row["val_loss"])]
+    for out in runs:
+        assert curves["two", out] == pytest.approx(curves["one", out], abs=1e-3)
+    assert 4 < len(curves["one", "first"]) < 2 * (1 + 200 // 5), "patience ends the training early"
+    assert len(curves["one", "second"]) == 2
+
+
+@needs_interpreter
+def test_two_processes_check_their_kernels_together(both: Train, text_file: Path, tmp_path: Path) -> None:
+    flags = ["--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--block-size", "8", "--batch-size", "2"]
+    flags += ["--ngram-order", "0", "--steps", "1", "--eval-batches", "1", "--score-characters", "50"]
+    flags += ["--dtype", "float32"]
+    results = both(*flags, "--data", text_file, "--out", tmp_path / "run", CHARFORMER_KERNELS="triton")
+    assert [code for code, *_ in results] == [0, 0], results
 
 
 @pytest.mark.parametrize("victim", ["leader", "follower"])
