@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ print("triton" in sys.modules)
 """
 
 
+@cache
 def run(**environment: str) -> list[str]:
     environ = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET",)}
     process = subprocess.run(

@@ -11,7 +11,7 @@ from tests.kernels.marks import needs_gpu, needs_interpreter
 LENGTH = 12
 
 
-def losses(text: str, name: str, device: str, steps: int = 30, dtype: torch.dtype = torch.float32) -> list[float]:
+def losses(text: str, name: str, device: str, steps: int = 12, dtype: torch.dtype = torch.float32) -> list[float]:
     symbols = sorted(set(text))
     ids = torch.tensor([symbols.index(character) for character in text], device=device)
     config = ModelConfig(2, n_head=2, n_embd=48, block_size=LENGTH, dropout=0.2, vocab_size=len(symbols))
@@ -37,17 +37,17 @@ def losses(text: str, name: str, device: str, steps: int = 30, dtype: torch.dtyp
 def test_interpreted(english: str) -> None:
     plain, kernels = losses(english, "reference", "cpu"), losses(english, "triton", "cpu")
     assert plain[-1] < plain[0] - 0.5
-    assert kernels == pytest.approx(plain, abs=2e-4)  # rounding alone; 30 steps of AdamW make it grow
+    assert kernels == pytest.approx(plain, abs=2e-4)  # rounding alone; the steps of AdamW make it grow
 
 
 @needs_interpreter
 def test_interpreted_under_autocast(english: str) -> None:
-    plain, kernels = (losses(english, name, "cpu", 8, torch.bfloat16) for name in ("reference", "triton"))
+    plain, kernels = (losses(english, name, "cpu", 4, torch.bfloat16) for name in ("reference", "triton"))
     assert kernels == pytest.approx(plain, abs=0.03)
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu(english: str, dtype: torch.dtype) -> None:
-    plain, kernels = (losses(english, name, "cuda", dtype=dtype) for name in ("reference", "triton"))
+    plain, kernels = (losses(english, name, "cuda", 30, dtype) for name in ("reference", "triton"))
     assert kernels == pytest.approx(plain, abs=2e-3 if dtype == torch.float32 else 0.03)

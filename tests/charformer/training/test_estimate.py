@@ -19,6 +19,7 @@ from charformer.runs.folder import RunDir
 from charformer.training.estimate import GPU_SIZES, RESERVE, Memory, kept_bytes, memory, probe
 from charformer.training.session import Place, prepare_pretrain
 from kernels import backend, ops
+from tests.commands import call, run
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=48, vocab_size=50)
 SHAPES = {
@@ -111,7 +112,6 @@ print(memory_bytes(device) - before, found.of(batch) - 4 * sum(p.numel() for p i
     [
         ("nano", 32, "bfloat16", "none"),
         ("baseline-as-coded", 24, "float32", "none"),
-        ("fast", 8, "bfloat16", "none"),
         ("baseline", 32, "bfloat16", "trunk"),
     ],
 )
@@ -150,17 +150,12 @@ def test_the_largest_batch() -> None:
     assert [found.largest_batch(size) for size in (289, 290, 229, 10)] == [2, 3, 0, 0]
 
 
-def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "charformer.commands.train", "--plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-
-
 def test_the_command_trains_nothing_and_reports_its_estimate(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("all the world is a stage\n" * 200, "utf-8")
     out = tmp_path / "run"
     shape = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "32", "--steps", "200")
-    done = plan("--data", str(text), "--out", str(out), "--json", *shape)
+    done = run("charformer-train", "--plan", "--data", text, "--out", out, "--json", *shape, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not out.exists()
     for word in ("parameters", "memory", "fits", "on a GPU", "characters/s", "for 200 steps"):
@@ -174,7 +169,8 @@ def test_the_command_trains_nothing_and_reports_its_estimate(tmp_path: Path) -> 
 def test_a_training_that_does_not_fit_is_not_tried(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("all the world is a stage\n" * 200, "utf-8")
-    done = plan("--data", str(text), "--json", "--batch-size", "10000000", "--block-size", "64")
+    big = ["--batch-size", "10000000", "--block-size", "64"]
+    done = call("charformer-train", "--plan", "--data", text, "--json", *big, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "does not fit" in done.stdout
     content = json.loads(done.stdout.splitlines()[-1])
@@ -182,7 +178,7 @@ def test_a_training_that_does_not_fit_is_not_tried(tmp_path: Path) -> None:
 
 
 def test_it_is_for_a_training_that_has_not_begun(tmp_path: Path) -> None:
-    done = plan("--resume", "--out", str(tmp_path))
+    done = call("charformer-train", "--plan", "--resume", "--out", tmp_path, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--plan" in done.stderr
 

@@ -14,8 +14,12 @@ from kernels.checks.cases import Case, cases
 from tests.kernels.marks import needs_gpu, needs_interpreter
 
 CASES = list(cases())
-# The interpreter is slow, and float16 takes the same paths as bfloat16.
-INTERPRETED = [case for i, case in enumerate(CASES) if case.dtype != torch.float16 or i % 4 == 0]
+# The interpreter is slow: float16 takes the same paths as bfloat16, and a second sequence the same in every dtype.
+INTERPRETED = [
+    case._replace(batch=1) if case.op == "attention" and (case.time == 100 or case.dtype != torch.float32) else case
+    for i, case in enumerate(CASES)
+    if case.dtype != torch.float16 or i % 4 == 0
+]
 
 
 @needs_interpreter
@@ -34,10 +38,10 @@ def test_on_a_gpu(case: Case) -> None:
 
 @needs_interpreter
 def test_every_result_and_gradient_is_looked_at() -> None:
+    one_each = {case.op: case for case in CASES if case.width in (16, 32) and case.variant in ("plain", "narrow")}
     found = {
-        case.op: {row["result"] for row in accuracy.measure(case, torch.device("cpu"))}
-        for case in CASES
-        if case.dtype == torch.float32 and (case.width == 16 or case.op == "rotary")
+        op: {row["result"] for row in accuracy.measure(case._replace(time=9), torch.device("cpu"))}
+        for op, case in one_each.items()
     }
     assert found == {
         "attention": {"out0", "d_q", "d_k", "d_v"},

@@ -127,8 +127,9 @@ def test_under_the_interpreter_it_says_what_to_do() -> None:
     assert "unset TRITON_INTERPRET" in process.stderr
 
 
-@pytest.mark.parametrize("path", ["missing/aot.json", "."])
-@pytest.mark.parametrize(("program", "flag"), [("compile", "--csv"), ("accuracy", "--json")])
+@pytest.mark.parametrize(
+    ("program", "flag", "path"), [("compile", "--csv", "missing/aot.csv"), ("accuracy", "--json", ".")]
+)
 def test_a_result_file_that_cannot_be_written_is_refused_at_once(
     program: str, flag: str, path: str, tmp_path: Path
 ) -> None:
