@@ -47,6 +47,8 @@ def _without_folds(trainer: Trainer) -> None:
     assert trainer.prior is not None
     tables = trainer.prior.tables
     trainer.prior.tables = replace(tables, folds=[tables.whole] * len(tables.folds))
+    if trainer.device.type == "cuda":
+        trainer.prior.keep()  # the rows there are those of the folds
 
 
 NO_INPUT: dict[str, Callable[..., Tensor]] = {"embed": lambda prior: prior.new_zeros(1)}
@@ -144,7 +146,10 @@ def variants(preset: Preset, of: str, names: list[str] | None = None) -> dict[st
     found = {
         name: change
         for name, change in VARIANTS[of].items()
-        if not change or callable(change) or any(values.get(field, 0) != value for field, value in change.items())
+        if of == "length"
+        or not change
+        or callable(change)
+        or any(values.get(field, 0) != value for field, value in change.items())
     }
     if len(found) == 1:
         raise UserError("this preset has none of the ingredients; choose another --preset")

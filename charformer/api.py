@@ -167,8 +167,8 @@ class Model:
             out: the path to write; an existing file is replaced once the new one has passed the check.
             precision: the precision of the weights: ``fp32``, ``fp16``, ``int8`` or ``int4``.
             portable: use only standard operators, for other runtimes; they are slower on onnxruntime.
-            data: the text, a file or a name, to check the exported model on and to make a draft from; by
-                default the text that the run was trained on.
+            data: the text, a file or a name, to check the exported model on and, without an n-gram prior, to make a
+                draft from; by default the text that the run was trained on.
 
         Raises:
             UserError: when the model came from a .onnx file, or the new file cannot be written or does not agree

@@ -88,7 +88,8 @@ def train(
         resume: continue the run in ``out``, with the given ``steps`` and ``values``.
         overwrite: replace the run in ``out``.
         device: the device; ``auto`` uses an NVIDIA GPU if there is one, and ``mps`` is Apple's GPU.
-        dtype: the dtype of matrix products; ``auto`` uses bfloat16 if the processor has it.
+        dtype: the dtype of matrix products; ``auto`` uses bfloat16 if the processor has it. A resumed run keeps its
+            device and dtype where these are ``auto``.
         encoding: the encoding of the files.
         log: where else to log the training: for TensorBoard, in the run's folder.
         on_step: called with each step's Progress in the caller's thread. An exception that it raises stops the
@@ -106,8 +107,10 @@ def train(
             raise UserError(f"`log` is {log!r}; it must be 'tensorboard' or None")
         require_tensorboard()
     values |= {} if steps is None else {"max_steps": steps}
-    where = machine.choose_device(device)
-    place = Place(where, machine.choose_dtype(dtype, where))
+    recorded = RunRecord.read(run).machine if resume else {}
+    where = machine.choose_device(device if device != "auto" else str(recorded.get("device", "auto")))
+    chosen = dtype if dtype != "auto" else str(recorded.get("dtype", "auto"))
+    place = Place(where, machine.choose_dtype(chosen, where))
     machine.keep_freed_memory()
     if not resume:
         source = None if init_from is None else RunDir(init_from)
@@ -124,28 +127,27 @@ def train(
             session.record.prompt = prompt
         session.open()
         tracker = TensorBoardLog(run, session.trainer.counters.step) if log else None
-
-        def after_step(progress: Progress) -> None:
-            if tracker:
-                tracker.update(progress)
-            on_step(progress)
-
         try:
             with tracker or nullcontext():
-                _take_steps(session.trainer, after_step)
+                _take_steps(session.trainer, tracker, on_step)
         except WriteError as error:
             raise UserError(f"{error}; the training was saved in {session.rescue().path} instead") from error
         return _finish(session)
 
 
-def _take_steps(trainer: Trainer, on_step: Callable[[Progress], None]) -> None:
-    """Take all steps in a thread. An interrupt of this one ends the training, and is raised again once all is saved."""
+def _take_steps(trainer: Trainer, tracker: TensorBoardLog | None, on_step: Callable[[Progress], None]) -> None:
+    """Take and log all steps in a thread.
+
+    An interrupt of this one, in which ``on_step`` is called, ends the training, and is raised again once all is saved.
+    """
     stop = threading.Event()
     taken: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             for progress in trainer.steps(stop.is_set):
+                if tracker:
+                    tracker.update(progress)
                 taken.put(progress)
         finally:
             taken.put(None)

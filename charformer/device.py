@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from charformer.config import DEVICES
 from charformer.errors import UserError
 from kernels import backend
 
@@ -18,6 +19,8 @@ def choose_device(name: str) -> torch.device:
 
     Raises UserError for an unavailable GPU, or for kernels (``CHARFORMER_KERNELS``) that cannot run on the device.
     """
+    if name not in DEVICES:
+        raise UserError(f"`device` is {name!r}; it must be one of {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU here; pass `device` cpu, or install a CUDA build of torch")
     if name == "mps" and not torch.backends.mps.is_available():
@@ -79,6 +82,14 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     return about | ({"kernels": backend.on(device)} if device.type == "cuda" else {})
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything that was queued on a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def keep_freed_memory() -> None:

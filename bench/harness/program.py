@@ -120,7 +120,17 @@ def print_table(title: str | None, rows: Iterable[dict[str, Any]], columns: dict
         found.add_column(header, justify="right" if ":" in form else "left")
     for row in rows:
         found.add_row(*(_cell(form, row) for form in columns.values()))
-    Console(width=None if Console().is_terminal else 1000, markup=False, highlight=False).print(found)
+    console = Console(width=None if Console().is_terminal else 1000, markup=False, highlight=False)
+    if console.is_terminal:
+        console.print(found)
+        return
+    with console.capture() as captured:
+        console.print(found)
+    for line in captured.get().splitlines():
+        if line.startswith("|-"):  # rich writes no alignment
+            rules = zip(line.split("|")[1:-1], columns.values(), strict=True)
+            line = f"|{'|'.join(f'{rule[:-1]}:' if ':' in form else rule for rule, form in rules)}|"
+        print(line.rstrip())
 
 
 class _Formatter(Formatter):

@@ -86,7 +86,12 @@ def label(row: dict[str, Any]) -> str:
     details += [f"batch {row['batch']}, threads {row['threads']}"] if row.get("part") == "grid" else []
     details += [f"{row['batch']} x {row['context']}"] if row.get("part") == "memory" else []
     details += [f"{row['axis']} {row['value']}"] if "axis" in row else []
-    details += [f"{key} {row[key]}" for key in ("seed", "without", "variant", "processes") if key in row]
+    details += [f"threads {row['threads']}, {'beside' if row['busy'] else 'alone'}"] if "busy" in row else []
+    details += [
+        f"{key} {row[key]}" for key in ("seed", "without", "variant", "processes", "text", "work") if key in row
+    ]
+    if "changes" in row:
+        details += [f"{key} {value:g}" for key, value in row["changes"].items()]
     return ", ".join([" ".join(words), *details])
 
 

@@ -60,7 +60,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--data",
         metavar="FILE|NAME",
-        help="the text to check the file on and to make the draft of speculation from (default: the run's own)",
+        help="the text to check the file on and, for a model without an n-gram prior, to make the draft of speculation "
+        "from (default: the run's own)",
     )
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON document")
     return parser

@@ -252,9 +252,10 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         return 128 + stop.signal
 
     if counters.step and not counters.best_step:
+        is_prior_alone = trainer.prior is not None and record.stage == "pretrain" and record.training.zero_init
         notices.print(
             f"warning: validation never got better than before the first step ({counters.best_val_loss:.4f}), so "
-            f"{'the n-gram prior alone is kept' if trainer.prior else 'the weights of the start are kept'}. Likely "
+            f"{'the n-gram prior alone is kept' if is_prior_alone else 'the weights of the start are kept'}. Likely "
             "causes: too high a --learning-rate, too short a text, or an end of it that is unlike the rest "
             "(--validation-split blocks)"
         )

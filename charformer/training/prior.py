@@ -163,7 +163,7 @@ class PriorRows:
         self._kept: Tensor | None = None
         self._numbers = np.zeros(0, np.int32)
         if keeps:
-            self._keep()
+            self.keep()
 
     def for_step(self, starts: Positions, length: int, out: Tensor | None = None) -> Tensor:
         """Return the prior's input to a step on training windows of ``length`` from ``starts``, (B,), on the device.
@@ -226,7 +226,7 @@ class PriorRows:
             rows[folds == fold] = self.tables.folds[fold].rows(contexts[folds == fold])
         return rows.reshape(*places.shape, -1)
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Keep the rows of the training split's distinct contexts on the device, unless they are too large."""
         vocab_size, characters = self.tables.whole.vocab_size, len(self._splits["train"])
         numbers, kept, count = np.zeros(characters, np.int32), [], 0

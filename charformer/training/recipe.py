@@ -7,6 +7,7 @@ from typing import Any
 
 from charformer.config import DROPOUTS, MODEL_FIELDS, TRAIN_FIELDS, ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
+from charformer.data.ngram import MAX_CHARACTERS
 from charformer.errors import UserError
 from charformer.presets import DEFAULT_PRESETS, PRESETS, Preset
 from charformer.runs.folder import RunDir
@@ -52,8 +53,8 @@ class Recipe:
             if model.ngram_order and "ngram_order" not in shape and len(corpus.alphabet) > MAX_DISTINCT:
                 log.info(
                     "the text has %s distinct characters, so the model gets no n-gram prior, which would take more "
-                    "time than it saves; `ngram_order` %d adds one",
-                    *(f"{len(corpus.alphabet):,}", model.ngram_order),
+                    "time than it saves; `ngram_order` adds one for up to %s",
+                    *(f"{len(corpus.alphabet):,}", f"{MAX_CHARACTERS:,}"),
                 )
                 model = replace(model, ngram_order=0)
             training = self._training(preset, model.block_size, len(corpus.train))

@@ -16,7 +16,7 @@ from charformer.config import TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.vocab import Vocab
 from charformer.data.windows import WindowOrder, Windows
-from charformer.device import autocast
+from charformer.device import autocast, synchronize
 from charformer.errors import UserError
 from charformer.model.freeze import train_mode
 from charformer.model.gpt import GPT
@@ -114,7 +114,9 @@ class Trainer:
 
     def fit_correction(self) -> None:
         """Scale what the model adds to its n-gram prior so that it fits the text; every process must call this."""
+        began = time.perf_counter()
         fit_correction(self.model, partial(self._evaluator.subset_loss, "train"))
+        self.counters.train_seconds += time.perf_counter() - began
 
     def resume(self) -> None:
         """Continue from last.safetensors and drop later metrics. Raises UserError if that is impossible."""
@@ -187,8 +189,7 @@ class Trainer:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Return a context for a use of the model between two steps, whose time does not count as training."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         self.counters.train_seconds += self._stopwatch.stop()
         try:
             yield

@@ -143,3 +143,14 @@ def test_mistakes_name_the_argument_here_and_the_flag_in_the_command(
         assert "`" not in said
         for field in raised.value.fields:
             assert f"--{'steps' if field == 'max_steps' else field.replace('_', '-')}" in said
+
+
+def test_a_resumed_run_keeps_its_dtype(text_file: Path, tmp_path: Path) -> None:
+    charformer.train(text_file, out=tmp_path / "run", steps=2, dtype="float32", **SHAPE)
+    charformer.train(text_file, out=tmp_path / "run", steps=3, resume=True)
+    assert RunDir(tmp_path / "run").read_config()["machine"]["dtype"] == "float32"
+
+
+def test_an_unknown_device_is_refused(text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(charformer.UserError, match="`device` is 'gpu'; it must be one of auto, cpu, cuda, mps"):
+        charformer.train(text_file, out=tmp_path / "run", device="gpu", **SHAPE)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import charformer
 from charformer.commands import train
+from charformer.runs.folder import RunDir
+from charformer.runs.metrics import Progress
 from charformer.ui import tensorboard
 from tests.conftest import TINY
 
@@ -49,9 +52,6 @@ def test_the_events_are_the_metrics(text_file: Path, tmp_path: Path) -> None:
 
 
 def test_steps_that_a_kill_has_undone_are_not_shown_twice(text_file: Path, tmp_path: Path) -> None:
-    from charformer.runs.folder import RunDir
-    from charformer.runs.metrics import Progress
-
     run = RunDir(tmp_path)
     for first, last in ((0, 9), (4, 6)):
         with tensorboard.TensorBoardLog(run, first) as log:
@@ -112,3 +112,19 @@ def test_the_library_logs_what_the_command_logs(text_file: Path, tmp_path: Path)
     with pytest.raises(charformer.UserError, match="`log` is 'wandb'; it must be 'tensorboard' or None"):
         charformer.train(text_file, out=tmp_path / "other", log="wandb")  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
+
+
+def test_the_library_logs_the_steps_that_an_interrupt_has_saved(text_file: Path, tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 2:
+            time.sleep(0.5)  # meanwhile the training takes more steps
+            raise KeyboardInterrupt
+
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 24, "batch_size": 2, "ngram_order": 0}
+    with pytest.raises(KeyboardInterrupt):
+        charformer.train(
+            text_file, out=tmp_path / "run", steps=4000, log="tensorboard", on_step=interrupt, dtype="float32", **shape
+        )
+    last = RunDir(tmp_path / "run").read_metrics()[-1]["step"]
+    assert last > 2
+    assert steps(events(tmp_path / "run"), "loss/batch") == list(range(1, last + 1))
