@@ -18,7 +18,7 @@ def test_a_table_is_markdown_with_empty_cells_where_values_are_missing(capsys: p
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "title"
     assert lines[-4:-1] == [
-        "|--------|----------|-------|---|-------|",
+        "|--------|---------:|------:|--:|------:|",
         "| [bold] |    1,234 |   25% | 3 |       |",
         "| b      |          |       |   |       |",
     ]
