@@ -80,7 +80,8 @@ def _run(args: argparse.Namespace) -> int:
     columns = {"work": "{alone[work]}", "threads": "{alone[threads]}"}
     columns |= {way: f"{{{way}[chars_per_second][p50]:,.0f}}" for way in ("alone", "beside")}
     print_table("characters a second", shown, columns | {"share": "{share:.2f}"})
-    keep(args, {name: getattr(args, name) for name in ("preset", "steps", "rounds", "dtype", "data")}, rows)
+    config = {name: getattr(args, name) for name in ("preset", "steps", "rounds", "dtype")}
+    keep(args, config | {"data": Path(args.data).name}, rows)
     return 0
 
 
