@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from charformer import device as machine
 from charformer.config import SCORE_CHARACTERS, Device
 from charformer.data import corpus as corpora
+from charformer.device import keep_freed_memory
 from charformer.errors import UserError, WriteError
 from charformer.runs.folder import RunDir
 from charformer.runs.lock import locked
@@ -107,14 +107,11 @@ def train(
             raise UserError(f"`log` is {log!r}; it must be 'tensorboard' or None")
         require_tensorboard()
     values |= {} if steps is None else {"max_steps": steps}
-    recorded = RunRecord.read(run).machine if resume else {}
-    where = machine.choose_device(device if device != "auto" else str(recorded.get("device", "auto")))
-    chosen = dtype if dtype != "auto" else str(recorded.get("dtype", "auto"))
-    place = Place(where, machine.choose_dtype(chosen, where))
-    machine.keep_freed_memory()
+    place = Place.choose(device, dtype, RunRecord.read(run).machine if resume else None)
+    keep_freed_memory()
     if not resume:
         source = None if init_from is None else RunDir(init_from)
-        recipe = choose_recipe(where.type, preset, source, freeze, values)
+        recipe = choose_recipe(place.device.type, preset, source, freeze, values)
         run.check_free(overwrite)
     with locked(run):
         corpus = corpora.load(places, encoding=encoding)

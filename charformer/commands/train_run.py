@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from charformer import device as machine
 from charformer.commands.common import logs_to
 from charformer.commands.plan import show_plan
 from charformer.commands.train_arguments import (
@@ -24,6 +23,7 @@ from charformer.config import MODEL_FIELDS, TRAIN_FIELDS
 from charformer.data import corpus as corpora
 from charformer.data.cached import divided_like, find_cached
 from charformer.data.division import divided, validated_on
+from charformer.device import keep_freed_memory, memory_bytes
 from charformer.errors import UserError, WriteError
 from charformer.model.freeze import count_parameters
 from charformer.runs.lock import locked
@@ -82,7 +82,7 @@ def _lock_and_prepare(
     session = _prepare(args, world, load, console, notices)
     gpus = torch.cuda.device_count() if session.trainer.device.type == "cuda" else None
     world.check(session.record.training.batch_size, gpus)
-    machine.keep_freed_memory()
+    keep_freed_memory()
     if world.restarts and is_begun(session):  # torchrun restarts processes with their original arguments
         session.is_resumed = True
     if world.is_main and not session.is_resumed:
@@ -99,11 +99,11 @@ def _prepare(
     if args.resume:
         record = RunRecord.read(run)
         _choose_threads(args, load, record.machine.get("threads"), notices)
-        place = _place(args, world, str(record.machine.get("device")), str(record.machine.get("dtype")))
+        place = Place.choose(args.device, args.dtype, record.machine, world)
         session = prepare_resume(run, record, values, _load_again(args, record.corpus, console, notices), place)
     else:
         _choose_threads(args, load, None, notices)
-        place = _place(args, world, "auto", "auto")
+        place = Place.choose(args.device, args.dtype, world=world)
         source = source_folder(args) if stage == "finetune" else None
         recipe = choose_recipe(place.device.type, args.preset, source, args.freeze, values)
         session = recipe.session(run, _load(args, stage, console, notices), place)
@@ -129,14 +129,6 @@ def _choose_threads(args: argparse.Namespace, load: LoadProbe, recorded: object,
             f"note: other programs keep processors busy, so this trains with {threads} of {most} threads; "
             f"--threads {most} takes all"
         )
-
-
-def _place(args: argparse.Namespace, world: World, device_name: str, dtype_name: str) -> Place:
-    """Return the place to train: the device and dtype in the arguments, or the named ones where those are auto."""
-    device = machine.choose_device(device_name if args.device == "auto" else args.device)
-    if device.type == "mps" and world.size > 1:
-        raise UserError("several processes cannot share an Apple GPU; pass `device` cpu, or train in one process")
-    return Place(device, machine.choose_dtype(dtype_name if args.dtype == "auto" else args.dtype, device), world)
 
 
 def _load(args: argparse.Namespace, stage: str, console: PlainConsole, notices: PlainConsole) -> corpora.Corpus:
@@ -213,7 +205,7 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         title=printable(f"{record.stage} · {session.corpus.name} · {session.run.path}"),
         first_step=counters.step,
         characters_per_step=record.training.batch_size * session.model.config.block_size,
-        memory=lambda: machine.memory_bytes(trainer.device),
+        memory=lambda: memory_bytes(trainer.device),
         history=[(row["step"], row["train_loss"], row["val_loss"]) for row in trainer.history],
     )
     tracker = TensorBoardLog(session.run, counters.step) if args.log else None
@@ -273,7 +265,7 @@ def _train(args: argparse.Namespace, session: TrainingSession, console: PlainCon
         "decay_step": counters.decay_step or None,
         "trainable": trainable,
         "frozen": frozen,
-        "peak_memory_bytes": machine.memory_bytes(trainer.device),
+        "peak_memory_bytes": memory_bytes(trainer.device),
         "out": str(session.run.path),
         "corpus": session.corpus.summary(),
     }

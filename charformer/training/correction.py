@@ -24,7 +24,7 @@ def fit_correction(model: GPT, loss: Callable[[], float]) -> float:
     The correction is the head's logits and the exponent of the gate. With a factor of 0 the model is its prior.
 
     Args:
-        loss: returns the model's loss on the new text's training part, the same in every process.
+        loss: returns the model's loss on the training part of the new text, the same number in every process.
     """
     weights = _weights_of_correction(model)
     learned = [weight.clone() for weight in weights]
@@ -35,7 +35,7 @@ def fit_correction(model: GPT, loss: Callable[[], float]) -> float:
     best = min(FACTORS, key=lambda factor: losses[factor])
     _set_scaled(weights, learned, best)
     if best != 1:
-        log.info("the correction of the n-gram prior was learned on another text; %g times it suits this one", best)
+        log.info("the correction of the n-gram prior was learned on another text; training starts with %g of it", best)
     return best
 
 

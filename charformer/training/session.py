@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from charformer.config import DROPOUTS, FIXED_FIELDS, ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS
 from charformer.data.vocab import Vocab
-from charformer.device import describe
+from charformer.device import choose_device, choose_dtype, describe
 from charformer.errors import UserError
 from charformer.files import write_text
 from charformer.model.freeze import FREEZES, freeze
@@ -58,6 +58,21 @@ class Place:
     device: torch.device
     dtype: torch.dtype = torch.float32
     world: World = ONE_PROCESS
+
+    @classmethod
+    def choose(
+        cls, device: str, dtype: str, recorded: Mapping[str, Any] | None = None, world: World = ONE_PROCESS
+    ) -> Self:
+        """Return the place of these names. Where one is ``auto``, the recorded machine of a resumed run decides.
+
+        Raises UserError for a device that is not available, or that the processes cannot share.
+        """
+        before = recorded or {}
+        place = choose_device(device if device != "auto" else str(before.get("device", "auto")))
+        if place.type == "mps" and world.size > 1:
+            raise UserError("several processes cannot share an Apple GPU; pass `device` cpu, or train in one process")
+        name = dtype if dtype != "auto" else str(before.get("dtype", "auto"))
+        return cls(place, choose_dtype(name, place), world)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Trainer:
         """Scale what the model adds to its n-gram prior so that it fits the text; every process must call this."""
         began = time.perf_counter()
         fit_correction(self.model, partial(self._evaluator.subset_loss, "train"))
-        self.counters.train_seconds += time.perf_counter() - began
+        self.counters.eval_seconds += time.perf_counter() - began
 
     def resume(self) -> None:
         """Continue from last.safetensors and drop later metrics. Raises UserError if that is impossible."""

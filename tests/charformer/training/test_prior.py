@@ -18,9 +18,11 @@ from charformer.data.windows import Windows
 from charformer.errors import UserError
 from charformer.model.freeze import freeze
 from charformer.model.gpt import GPT
+from charformer.runs.checkpoint import load_model
 from charformer.runs.folder import RunDir
 from charformer.runs.record import RunRecord
 from charformer.training import prior as priors
+from charformer.training.correction import FACTORS
 from charformer.training.distributed import ONE_PROCESS
 from charformer.training.evaluation import Evaluator
 from charformer.training.prior import PriorRows, count_tables
@@ -195,6 +197,10 @@ def test_freezing_all_counts_the_new_text_and_trains_nothing(base: RunDir, tmp_p
     data = other_text(tmp_path, "zero öne twö three föur", 3000)
     session = finetune(base, data, tmp_path / "run", "all")
     before = weights(session.trainer)
+    learned = load_model(base)[0].head.weight
+    shares = [factor for factor in FACTORS if torch.equal(before["head.weight"][: len(learned)], factor * learned)]
+    assert len(shares) == 1
+    assert shares[0] < 1, "the words are others, so their correction is not all of the old one"
     assert [step.step for step in run_all(session.trainer)] == [0]
     assert session.trainer.is_finished
     assert_same(weights(session.trainer), before)
@@ -204,6 +210,7 @@ def test_freezing_all_counts_the_new_text_and_trains_nothing(base: RunDir, tmp_p
     resumed = prepare_resume(session.run, RunRecord.read(session.run), {}, session.corpus, Place(CPU))
     resumed.open()
     assert run_all(resumed.trainer) == []
+    assert_same(weights(resumed.trainer), before)
 
 
 def test_a_frozen_trunk_trains_the_gate_and_not_the_input_map(base: RunDir, tmp_path: Path) -> None:
