@@ -88,6 +88,8 @@ def _lock_and_prepare(
     if world.is_main and not session.is_resumed:
         was_cut_off = world.restarts > 0 and not (run.state.is_file() or run.weights.is_file())  # before its first save
         run.check_free(args.overwrite or was_cut_off)  # another training may have written there since
+        if world.is_launched and args.overwrite:
+            run.state.unlink(missing_ok=True)  # else a restart might take the old run for the one that replaces it
     return session
 
 

@@ -8,12 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from charformer.commands.train_arguments import build_parser
+from charformer.commands.train_run import _lock_and_prepare
 from charformer.runs.folder import RunDir
+from charformer.threads import LoadProbe
+from charformer.training.distributed import World
+from charformer.ui.console import PlainConsole
 from tests.commands import call
 from tests.conftest import TINY
 from tests.kernels.marks import needs_interpreter
@@ -127,6 +132,19 @@ def test_two_processes_agree_on_patience_and_on_the_correction_of_a_prior(
         assert curves["two", out] == pytest.approx(curves["one", out], abs=1e-3)
     assert 4 < len(curves["one", "first"]) < 2 * (1 + 200 // 5), "patience ends the training early"
     assert len(curves["one", "second"]) == 2
+
+
+def test_a_restart_does_not_take_the_run_that_is_overwritten_for_its_own(
+    trained_run: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    flags = ["--data", str(text_file), "--out", str(run), "--steps", "40", "--eval-interval", "20", *TINY]
+    args = build_parser().parse_args([*flags, "--overwrite"])
+    quiet = PlainConsole(quiet=True)
+    for restarts in (0, 1):  # the first process ends before it clears the folder
+        world = World(0, 1, 0, restarts, is_launched=True)
+        with ExitStack() as held:
+            assert not _lock_and_prepare(args, world, LoadProbe(), held, quiet, quiet).is_resumed
 
 
 @needs_interpreter
