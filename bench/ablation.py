@@ -154,7 +154,7 @@ def variants(preset: Preset, of: str, names: list[str] | None = None) -> dict[st
     if len(found) == 1:
         raise UserError("this preset has none of the ingredients; choose another --preset")
     if unknown := set(names or ()) - set(found):
-        raise UserError(f"there is no variant {unknown.pop()!r}; the variants are {', '.join(found)}")
+        raise UserError(f"there is no variant {unknown.pop()!r}; the variants are {', '.join(map(repr, found))}")
     return {name: found[name] for name in names or found}
 
 

@@ -3,7 +3,7 @@
     python -m bench.busy --json bench/results/busy.json
 
 The threads of an operation wait for one another, so a thread that has no processor delays all of them. Each number of
-threads takes turns, alone and beside one process that counts, for several rounds. The first is the one that
+threads takes turns, alone and beside one process that never pauses, for several rounds. The first is the one that
 charformer-train chooses by the load. A training's speed is the median over its evaluations except the first.
 """
 

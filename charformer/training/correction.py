@@ -35,7 +35,7 @@ def fit_correction(model: GPT, loss: Callable[[], float]) -> float:
     best = min(FACTORS, key=lambda factor: losses[factor])
     _set_scaled(weights, learned, best)
     if best != 1:
-        log.info("the correction of the n-gram prior was learned on another text; training starts with %g of it", best)
+        log.info("the correction of the n-gram prior was learned on another text; the run starts with %g of it", best)
     return best
 
 

@@ -52,7 +52,8 @@ def run_out_of_patience(
         end = min(config.max_steps, step + math.ceil(config.decay_fraction * step))
         counters.decay_step, counters.end_step = step, end
         falls = f"the learning rate falls from step {step:,} on, and " if end > step else ""
-        return f"validation has not improved in {patience} evaluations: {falls}the training ends at step {end:,}"
+        count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
+        return f"validation has not improved in {count}: {falls}the training ends at step {end:,}"
     since = max(decay_step, counters.patient_from)
     recent = [loss for at, loss in evaluations if at >= since][-patience - 1 :]
     if len(recent) <= patience or not all(before < after for before, after in pairwise(recent)):

@@ -87,7 +87,7 @@ def test_without_network_the_stand_ins_serve_and_say_so(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # tests/reliability sends SIGTERM
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_resume_continues(name: str, text_file: Path, tmp_path: Path) -> None:
     number = getattr(signal, name)
     steps = ["--steps", "100000", "--eval-interval", "50"]
