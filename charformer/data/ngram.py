@@ -42,7 +42,7 @@ LONGEST = 8  # the most characters of a context
 FLOOR = 1e-12  # the smallest probability, because its logarithm is needed
 BACKOFF_STEPS = 65535
 SHARE_STEPS = 16  # per factor of two
-DENSE_CELLS = 1 << 18  # the most cells of the rows of the shortest contexts, which are computed once
+DENSE_CELLS = 1 << 20  # the most cells of the rows of the shortest contexts, which are computed once
 MAX_KEPT = 1 << 22  # the most cells of rows that single lookups keep
 ARRAYS = {
     "characters": np.uint16,
@@ -87,7 +87,8 @@ class NgramTable:
         self._dense_children = np.zeros(len(self._dense) * vocab_size, np.int32)  # 0 means no such child
         short = self._keys < len(self._dense_children)
         self._dense_children[self._keys[short]] = np.flatnonzero(short) + 1
-        self._kept: dict[int, Rows] = {}
+        self._last_rows: dict[tuple[int, ...], Rows] = {}  # by the last characters, for past lookups
+        self._kept: dict[int, Rows] = {}  # by the context
         self._children: dict[int, int] = {}  # by a key as in ``_keys``, for past lookups
 
     def __len__(self) -> int:
@@ -123,8 +124,21 @@ class NgramTable:
 
         ``text`` may be longer than ``order``. Computed rows are kept for later calls, up to ``MAX_KEPT`` cells.
         """
+        nearest = tuple(text[-self.order :]) if self.order else ()
+        row = self._last_rows.get(nearest)
+        if row is None:
+            row = np.maximum(self._row(nearest), np.float32(FLOOR))
+            if (len(self._kept) + len(self._last_rows)) * self.vocab_size > MAX_KEPT or len(self._children) > MAX_KEPT:
+                self._last_rows.clear()
+                self._kept.clear()
+                self._children.clear()
+            self._last_rows[nearest] = row
+        return row
+
+    def _row(self, text: tuple[int, ...]) -> Rows:
+        """Return the row after ``text``, at most ``order`` characters, without ``FLOOR``; keep those on its way."""
         context, path = 0, [0]
-        for character in reversed(text[-self.order :] if self.order else []):
+        for character in reversed(text):
             context = self._child_of(context, character)
             if not context:
                 break
@@ -134,14 +148,14 @@ class NgramTable:
             known -= 1
         row = self._dense[path[known]] if known <= self._dense_depth else self._kept[path[known]]
         for context in path[known + 1 :]:
-            entries = slice(self._first_entry.item(context), self._first_entry.item(context + 1))
+            first, end = self._first_entry.item(context), self._first_entry.item(context + 1)
             row = row * self._backoffs[context]
-            row[self._following[entries]] += self._shares[entries]
+            if end - first == 1:  # the usual case, in which an array of indices would take ten times as long
+                row[self._following[first]] += self._shares[first]
+            else:
+                row[self._following[first:end]] += self._shares[first:end]
             self._kept[context] = row
-        if len(self._kept) * self.vocab_size > MAX_KEPT or len(self._children) > MAX_KEPT:
-            self._kept.clear()
-            self._children.clear()
-        return np.maximum(row, np.float32(FLOOR))
+        return row
 
     def _child_of(self, context: int, character: int) -> int:
         """Return the context with one more character in front; 0 if the tree has none."""
@@ -165,11 +179,12 @@ class NgramTable:
         """
         found = np.zeros(len(text), np.int64)
         dense = found
-        alive = np.arange(len(text))
+        # In the order of their contexts, because a search for ascending keys takes half the time.
+        alive = np.lexsort(text.T) if text.shape[1] else np.arange(len(text))
         steps = []
         for depth in range(1, min(self.order, text.shape[1]) + 1):
             character = text[alive, text.shape[1] - depth].astype(np.int64)
-            child = self._children_of(found[alive], character)
+            child = self._children_of(found[alive], character, depth)
             known = child > 0
             alive, child = alive[known], child[known]
             if not len(alive):
@@ -181,14 +196,16 @@ class NgramTable:
                 steps.append((alive, child))
         return found, dense if steps else found, steps
 
-    def _children_of(self, contexts: NDArray[np.int64], characters: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the contexts, all of one length, with one more character in front; 0 where the tree has none."""
+    def _children_of(self, contexts: NDArray[np.int64], characters: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+        """Return the contexts with one more character in front, of length ``depth``; 0 where the tree has none."""
         keys = contexts * self.vocab_size + characters
         if keys.max(initial=0) < len(self._dense_children):
             return np.where(characters < 0, 0, self._dense_children[keys]).astype(np.int64)
-        place = np.searchsorted(self._keys, keys)
-        known = (self._keys[np.minimum(place, len(self._keys) - 1)] == keys) & (characters >= 0)
-        return np.where(known, place + 1, 0)
+        start, end = self._depth_ends[depth - 1], self._depth_ends[depth]
+        candidates = self._keys[start - 1 : end - 1]
+        place = np.searchsorted(candidates, keys)
+        known = (candidates[np.minimum(place, len(candidates) - 1)] == keys) & (characters >= 0)
+        return np.where(known, start + place, 0)
 
     def _refine(self, rows: Rows, which: NDArray[np.int64], contexts: NDArray[np.int64]) -> None:
         """Change ``rows[which]`` from the distributions of the contexts' parents to those of ``contexts``."""

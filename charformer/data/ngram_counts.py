@@ -253,7 +253,8 @@ def _prune(levels: list[_Level], base: int) -> None:
         kept = (level.is_worth & (level.entries > 0)) | is_needed
         level.keep(np.repeat(kept, level.entries))
         level.contexts, level.entries = level.contexts[kept], level.entries[kept]
-        is_needed = np.isin(levels[order - 1].contexts, level.contexts // base)
+        is_needed = np.zeros(len(levels[order - 1].contexts), bool)
+        is_needed[np.searchsorted(levels[order - 1].contexts, level.contexts // base)] = True
 
 
 def _arrays(levels: list[_Level], base: int) -> dict[str, NDArray[Any]]:

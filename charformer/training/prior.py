@@ -6,6 +6,7 @@ generalisation, Wolpert 1992). Validation and sampling use the table of the whol
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from charformer.runs.folder import RunDir
 
 MAX_ON_DEVICE = 2 << 30  # bytes of rows that a GPU keeps
 ROWS_AT_ONCE = 1 << 14
+MAX_BUILDERS = 4  # threads that make tables at once; each takes memory
 SCORED = 1 << 15  # characters on which the tables of a fine-tune are compared
 
 Positions = NDArray[np.int64]
@@ -63,7 +65,9 @@ def count_tables(
     ]
     others = [other] if other is not None else []
     least = training.ngram_min_count
-    folds = [build(merged([left, *others]), least, min_gain=0) for left in leave_one_out(parts)]
+    with ThreadPoolExecutor(min(torch.get_num_threads(), MAX_BUILDERS)) as pool:
+        lefts = (merged([left, *others]) for left in leave_one_out(parts))
+        folds = list(pool.map(lambda left: build(left, least, min_gain=0), lefts))
     return Tables(build(merged([*parts, *others]), least), folds, time.perf_counter() - began)
 
 
