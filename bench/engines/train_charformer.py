@@ -25,35 +25,38 @@ class CharformerEngine:
     def __init__(self, variant: Variant, corpus: Corpus, device: torch.device) -> None:
         keep_freed_memory()
         values = PRESETS[variant.preset].pretrain.to_dict() | {"batch_size": variant.batch_size, "eval_batches": 1}
-        self._config = TrainConfig.from_dict(values)
+        config = TrainConfig.from_dict(values)
         model = GPT(variant.model)
         freeze(model, variant.freeze)
         vocab = Vocab.of(corpus.alphabet)
         vocab = vocab.extended(map(chr, range(PRIVATE_USE, PRIVATE_USE + variant.model.vocab_size - len(vocab))))
         nowhere = RunDir(Path("never written"))
         dtype = variant.dtype
-        self._trainer = Trainer(model.to(device), vocab, corpus, self._config, nowhere, device, dtype)
+        self._trainer = Trainer(model.to(device), vocab, corpus, config, nowhere, device, dtype)
         self.model: nn.Module = model
         train_mode(model)
 
     def batch(self) -> tuple[Tensor, ...]:
-        return self._trainer.next_batch()
+        return self._next_batch()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         return self._trainer.loss(*batch)
 
     def fill(self, batch: tuple[Tensor, ...]) -> None:
         """Write the next batch into ``batch``."""
-        self._trainer.next_batch(out=batch)
+        self._next_batch(batch)
 
     def step(self, *batch: Tensor) -> Tensor:
         """Do all work of a step on a batch and return the loss, without waiting for the device."""
         return self._trainer.forward_backward_update(*batch)
 
     def update(self) -> None:
-        self._trainer.optimizer.set_learning_rate(self._config.learning_rate)
         self._trainer.update()
-        self._trainer.counters.step += 1  # the next batch depends on it
 
     def evaluate(self) -> None:
         self._trainer.subset_loss("validation")
+
+    def _next_batch(self, out: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        found = self._trainer.next_batch(out)
+        self._trainer.counters.step += 1  # which determines the batch
+        return found

@@ -15,7 +15,7 @@ from bench.engines.variant import Variant
 from bench.gpu_stages.visit import PRESETS_TIMED, Row, Stage, Visit
 from bench.harness import flops
 from bench.harness.results import percentiles
-from bench.harness.timing import between, marker, seconds_of, wait
+from bench.harness.timing import between, marker, wait
 from charformer.data import corpus as corpora
 from charformer.data.corpus import Corpus
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
@@ -28,7 +28,7 @@ SUBJECTS = {  # the engine, and the backend of its ops
 }
 STEPS = {"cuda": 40, "cpu": 2}
 PROFILED_STEPS = 3
-TOP_KERNELS = 12
+LONGEST = 12
 
 
 def run(visit: Visit) -> Stage:
@@ -56,8 +56,7 @@ def timed(visit: Visit, corpus: Corpus, preset: str, name: str, way: str) -> Row
             if way == "compiled":
                 # A rehearsal on a CPU stops before code is generated, since a C++ compiler may be missing.
                 engine.model.compile(dynamic=False, backend="inductor" if visit.on_gpu else "aot_eager")
-            step = captured_step(engine) if way == "captured" else lambda: engine.step(*engine.batch())
-            return row | measure(step, variant, visit)
+            return row | measure(engine, way, variant, visit)
     except RuntimeError as error:
         return row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
 
@@ -82,13 +81,20 @@ def captured_step(engine: Any) -> Callable[[], Tensor]:
     return step
 
 
-def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
-    """Return the seconds by events and by the clock, the host's part of them, launches, memory and MFU."""
+def measure(engine: Any, way: str, variant: Variant, visit: Visit) -> Row:
+    """Return the seconds by events and by the clock, the host's part of them, the GPU's work, memory and MFU.
+
+    The seconds until the first step is done include what is compiled or captured for it.
+    """
     device, count = visit.device, STEPS[visit.device.type]
     if visit.on_gpu:
         torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    step = captured_step(engine) if way == "captured" else lambda: engine.step(*engine.batch())
     with side_stream() if visit.on_gpu else torch.enable_grad():
-        first = seconds_of(step, device)
+        step()
+        wait(device)
+        first = time.perf_counter() - began
         for _ in range(EAGER_STEPS):
             step()
         wait(device)
@@ -122,22 +128,25 @@ def measure(step: Callable[[], Tensor], variant: Variant, visit: Visit) -> Row:
 
 
 def profile(step: Callable[[], object]) -> Row:
-    """Return the launches, the kernels' seconds and the longest kernels of one step, by PyTorch's profiler."""
+    """Return what the GPU does in a step, by PyTorch's profiler: the number of kernels, copies and fills, the sum of
+    their seconds, and those that take longest in all."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     try:
         with torch.profiler.profile(activities=activities) as profiler:
             for _ in range(PROFILED_STEPS):
                 step()
             torch.cuda.synchronize()
-        kernels = [event for event in profiler.events() or [] if str(event.device_type).endswith("CUDA")]
+        # An optimizer marks its step by a range, which the profiler lists beside the kernels in it.
+        events = [event for event in profiler.events() or [] if not event.is_user_annotation]
+        work = [event for event in events if str(event.device_type).endswith("CUDA")]
     except RuntimeError as error:  # for example CUPTI's while another program profiles
         return {"profiler": str(error).partition("\n")[0]}
     micro: Counter[str] = Counter()
-    for event in kernels:
+    for event in work:
         micro[event.name[:80]] += event.time_range.elapsed_us()
-    top = {name: us / PROFILED_STEPS for name, us in micro.most_common(TOP_KERNELS)}
+    top = {name: us / PROFILED_STEPS for name, us in micro.most_common(LONGEST)}
     return {
-        "launches": round(len(kernels) / PROFILED_STEPS),
+        "gpu_operations": round(len(work) / PROFILED_STEPS),
         "gpu_seconds": sum(micro.values()) / PROFILED_STEPS / 1e6,
-        "top_kernels_us": top,
+        "longest_us": top,
     }

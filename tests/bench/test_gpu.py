@@ -12,6 +12,7 @@ import torch
 
 from bench import gpu
 from bench.engines.nanogpt_like import NanogptLike, NanogptLikeEngine
+from bench.engines.train_charformer import CharformerEngine
 from bench.engines.variant import Variant
 from bench.gpu_stages import block_sizes as block_sizes_stage
 from bench.gpu_stages import steps, worker
@@ -58,6 +59,7 @@ def test_every_stage_rehearses_on_a_cpu(text_file: Path, tmp_path: Path) -> None
     assert [row["name"] for row in contents["training"]["rows"]] == ["cold", "killed and resumed"]
     assert contents["training"]["rows"][1]["equal_to_the_whole_run"]
     assert contents["training"]["rows"][1]["killed"]
+    assert contents["training"]["rows"][1]["killed_after_step"] >= 4
     assert {row["batch"] for row in contents["sampling"]["rows"]} == {1, 64}
     assert contents["compiling"]["rows"][0]["misses"] == 2
     assert all(row["violations"] == [] for row in contents["block_sizes"]["rows"] if row.get("fastest"))
@@ -124,14 +126,22 @@ def test_the_nanogpt_like_model_looks_back_alone_and_learns(text_file: Path) -> 
         same, other = model(ids), model(changed)
     torch.testing.assert_close(same[:, :9], other[:, :9])
     assert (same[:, 9:] != other[:, 9:]).any()
-    engine = NanogptLikeEngine(Variant("nanogpt-like", "nano", SMALL, 4), corpora.load(str(text_file)), CPU)
+
+
+@pytest.mark.parametrize("engine_class", [CharformerEngine, NanogptLikeEngine])
+def test_engines_learn_and_have_another_batch_for_each_step(
+    engine_class: type[CharformerEngine] | type[NanogptLikeEngine], text_file: Path
+) -> None:
+    engine = engine_class(Variant("x", "fast", SMALL, 4), corpora.load(str(text_file)), CPU)
     (windows,) = engine.batch()
     assert windows.shape == (4, 17)
     losses = [float(engine.step(windows)) for _ in range(20)]
     assert losses[-1] < losses[0] - 0.5
-    before = windows.clone()
-    engine.fill((windows,))
-    assert (windows != before).any()
+    found = {tuple(windows.flatten().tolist()) for (windows,) in (engine.batch() for _ in range(3))}
+    for _ in range(3):
+        engine.fill((windows,))
+        found.add(tuple(windows.flatten().tolist()))
+    assert len(found) == 6
 
 
 def test_a_stage_reads_what_an_earlier_one_found(tmp_path: Path) -> None:
