@@ -1,5 +1,6 @@
 """Exports a run to a verified .onnx file, which holds all that sampling needs."""
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import onnx
 
 from charformer.config import ModelConfig
-from charformer.data.corpus import Corpus
+from charformer.data import corpus as corpora
+from charformer.data.cached import find_cached
+from charformer.data.corpus import Corpus, OnProgress
 from charformer.data.vocab import Vocab, describe
 from charformer.errors import UserError
 from charformer.files import atomic_path
@@ -16,7 +19,7 @@ from charformer.runs.folder import RunDir, combined_sha256, table_sha256
 from charformer.runs.tensors import Tensors
 from charformer.sampling.engine import Ids
 from charformer.sampling.onnx_engine import OnnxEngine
-from charformer.sampling.onnx_format import Description, sealed
+from charformer.sampling.onnx_format import Description, is_sealed, sealed
 from charformer.sampling.speculation import MAX_CHARACTERS, Draft
 from export.graph import PRECISIONS, Precision, fused
 from export.portable import portable as portable_graph
@@ -24,6 +27,8 @@ from export.verify import CHARACTERS, Comparison, compare, reference_logits
 
 MAX_LOGIT_ERROR = 1e-4  # of an fp32 file
 MAX_LOSS = 0.01  # nats a character that a smaller file may cost without a warning
+
+log = logging.getLogger("charformer")
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,39 @@ class Export:
         return self.on_text and self.comparison.loss - self.comparison.checkpoint_loss > MAX_LOSS
 
 
+def find_text(run: RunDir, data: str | None, on_progress: OnProgress = lambda *_: None) -> Corpus | None:
+    """Return the text to check an export of ``run`` on: ``data``, a file or a name, or by default the run's own.
+
+    If the run's own is not there any more, log a warning and return None. Raises UserError if ``data`` cannot be read.
+    """
+    if data is not None:
+        return corpora.load(data, on_progress)
+    recorded = run.read_section("corpus")
+    corpus = find_cached(recorded, on_progress)
+    if corpus is None:
+        lacks = "" if run.ngram.exists() else " and has no draft for speculative sampling"
+        log.warning(
+            "%s is not there any more, so the file is checked on random characters%s; `charformer-export --data` "
+            "names another text",
+            recorded.get("source"),
+            lacks,
+        )
+    return corpus
+
+
 def export(
     run: RunDir, out: Path, precision: str, portable: bool, corpus: Corpus | None, which: str = "best"
 ) -> Export:
     """Write the model of ``run``, with its best or last weights, to ``out``, and check it on ``corpus``.
 
-    Without a corpus, it is checked on random ids.
+    Without a corpus, it is checked on random ids. Fewer than 32 bits cost accuracy: a loss on the corpus that rises by
+    more than MAX_LOSS is logged as a warning.
 
-    Raises UserError if the run cannot be read, ``out`` cannot be written, or the file does not match the checkpoint;
-    the previous file then stays.
+    Raises UserError if the run cannot be read, ``out`` cannot be written or is another program's file, logits are not
+    finite, or those of an fp32 file do not match the checkpoint; the previous file then stays.
     """
     config, vocab = run.read_shape()
+    _check_out(out, run)
     tensors, metadata = run.read_weights(config, which)
     ngram = run.read_ngram(config)
     if corpus is not None and min(len(corpus.train), len(corpus.validation)) < 2:
@@ -84,7 +111,21 @@ def export(
             )
         size = temporary.stat().st_size
     text = f"characters of {corpus.name}'s validation split" if corpus is not None else "random characters"
-    return Export(out, size, precision, portable, text, corpus is not None, comparison)
+    done = Export(out, size, precision, portable, text, corpus is not None, comparison)
+    if done.costs_too_much:
+        lost, better = comparison.loss - comparison.checkpoint_loss, "fp32" if precision == "int8" else "int8"
+        log.warning("%s costs %.4f nats a character, more than %s; %s costs less", precision, lost, MAX_LOSS, better)
+    return done
+
+
+def _check_out(out: Path, run: RunDir) -> None:
+    """Raise UserError if ``out`` exists and is neither an export nor the run's own model.onnx, even a damaged one."""
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise UserError(f"{out} is not a file; `out` needs the name of one")
+    if out.stat().st_size and out.resolve() != run.onnx.resolve() and not is_sealed(out):
+        raise UserError(f"{out} exists and is not a file that charformer-export wrote; choose another `out`")
 
 
 def file_content(description: Description, tensors: Tensors, precision: Precision) -> bytes:

@@ -6,10 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from charformer.api import DEFAULT_PRECISION
-from charformer.commands.common import Parser, choose_run, execute
-from charformer.data import corpus as corpora
-from charformer.data.cached import find_cached
-from charformer.errors import UserError
+from charformer.commands.common import Parser, choose_run, execute, logs_to
 from charformer.runs.folder import WEIGHTS
 from charformer.sampling.onnx_format import PRECISIONS
 from charformer.ui.console import PlainConsole, progress_bar
@@ -70,28 +67,19 @@ def build_parser() -> Parser:
 def _run(args: argparse.Namespace) -> int:
     run = choose_run(args.run)
     out = run.onnx if args.out is None else Path(args.out)
-    if out.exists() and not out.is_file():
-        raise UserError(f"{out} is not a file; --out needs the name of one")
-    if out.parent.resolve() == run.path.resolve() and out.name != run.onnx.name and out.exists():
-        raise UserError(f"{out} is another file of the run; take another --out")
     page = None if args.html is None else Path(args.html)
     if page is not None:
         from export.html import check_page
 
         check_page(page, args.precision, args.portable)
     console = PlainConsole()
-    with progress_bar(console) as on_progress:
-        recorded = run.read_section("corpus")
-        corpus = corpora.load(args.data, on_progress) if args.data is not None else find_cached(recorded, on_progress)
-    if corpus is None:
-        console.print(
-            f"note: {run.read_section('corpus').get('source')} is not there any more, so the file is checked on random "
-            "characters and has no table for speculative sampling; --data names a text"
-        )
-    from export.exporter import MAX_LOSS, export  # importing onnx takes a while
+    from export.exporter import export, find_text  # importing onnx takes a while
 
     precision = args.precision
-    done = export(run, out, precision, args.portable, corpus, args.weights)
+    with logs_to(console):
+        with progress_bar(console) as on_progress:
+            corpus = find_text(run, args.data, on_progress)
+        done = export(run, out, precision, args.portable, corpus, args.weights)
     found = done.comparison
     size = f"{done.bytes / 1e6:,.2f} MB"
     console.print(f"{out}: {precision}{', portable' if args.portable else ''}, {size}")
@@ -103,12 +91,6 @@ def _run(args: argparse.Namespace) -> int:
             f"  validation loss           {found.loss:.4f} ({round(found.loss - found.checkpoint_loss, 4) + 0:+.4f})"
         )
     console.print(f"  speed                     {found.chars_per_second:,.0f} characters/s, one text")
-    if done.costs_too_much:
-        better = "fp32" if precision == "int8" else "int8"
-        console.print(
-            f"warning: {precision} costs {found.loss - found.checkpoint_loss:.4f} nats a character, more than "
-            f"{MAX_LOSS}; --precision {better} costs less"
-        )
     if page is not None:
         from export.html import write_page
 

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import safetensors
@@ -62,6 +63,13 @@ def unsealed(content: bytes) -> bytes:
     if entry != HASH_ENTRY or digest != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("the hash at its end is missing or wrong")
     return body
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a file ends with the entry that ``sealed`` appends. Its hash may be wrong: the file is damaged."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - len(HASH_ENTRY) - 64))
+        return file.read(len(HASH_ENTRY)) == HASH_ENTRY
 
 
 def read_metadata(content: bytes) -> dict[str, str]:

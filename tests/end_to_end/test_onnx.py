@@ -124,7 +124,7 @@ def test_portable_files_sample_too(folder: Path, precision: str) -> None:
         ("charformer-export --precision int2", "invalid choice"),
         ("charformer-export --out runs", "is not a file"),
         ("charformer-export --out /dev/null", "is not a file"),
-        ("charformer-export --out runs/pretrain/model.safetensors", "another file of the run"),
+        ("charformer-export --out runs/pretrain/model.safetensors", "choose another --out"),
         ("charformer-sample --onnx --threads 99999999999", "--threads"),
         ("charformer-sample --onnx --num-samples 99999999999999999999", "--num-samples"),
         ("charformer-sample --onnx=", "empty name"),

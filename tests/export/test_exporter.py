@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import charformer
+from bench.engines.sampling_models import random_run
+from charformer.commands import export as command
+from charformer.config import ModelConfig
 from charformer.data import corpus
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
@@ -65,6 +69,43 @@ def test_fp32_that_is_off_is_refused_and_the_old_file_stays(trained_run: Path, t
         "model.safetensors",
         "model.onnx",
     }
+
+
+def test_a_file_that_is_not_an_export_stays(trained_run: Path, tmp_path: Path) -> None:
+    run, other = copy_of(trained_run, tmp_path / "run"), copy_of(trained_run, tmp_path / "other")
+    (tmp_path / "short.txt").write_text("x", encoding="utf-8")
+    for out in (other.weights, run.weights, run.vocab, tmp_path / "short.txt"):
+        before = out.read_bytes()
+        with pytest.raises(UserError, match="is not a file that charformer-export wrote; choose another `out`"):
+            charformer.load(run.path, engine="torch").export(out)
+        assert out.read_bytes() == before
+    with pytest.raises(UserError, match="is not a file; `out` needs"):
+        export(run, tmp_path, "int8", portable=False, corpus=None)
+
+
+def test_an_export_even_a_damaged_one_is_replaced(trained_run: Path, tmp_path: Path) -> None:
+    run, out = copy_of(trained_run, tmp_path / "run"), tmp_path / "m.onnx"
+    out.touch()
+    for _ in range(2):
+        export(run, out, "int8", portable=False, corpus=None)
+        OnnxEngine(out)
+        out.write_bytes(b"?" + out.read_bytes()[1:])
+    run.onnx.write_bytes(b"damaged beyond recognition")
+    export(run, run.onnx, "int8", portable=False, corpus=None)
+    OnnxEngine(run.onnx)
+
+
+@pytest.mark.parametrize("ngram_order", [0, 2])
+def test_only_a_run_without_a_prior_lacks_a_draft(
+    ngram_order: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=24, vocab_size=9, ngram_order=ngram_order)
+    run = random_run(tmp_path / "run", config)
+    assert command.main(["--run", str(run.path)]) == 0
+    charformer.load(run.path).export(tmp_path / "m.onnx")
+    for said in (capsys.readouterr().out, caplog.text):
+        assert "the file is checked on random characters" in said
+        assert ("has no draft for speculative sampling" in said) == (ngram_order == 0)
 
 
 def test_weights_that_are_nan_are_refused(trained_run: Path, tmp_path: Path) -> None:
