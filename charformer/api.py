@@ -207,6 +207,8 @@ def load(
     Raises:
         UserError: when there is no model, its files are damaged, or an engine or a device is not available.
     """
+    if path == "":
+        raise UserError("`path` is an empty name")
     path = Path(path)
     _require("engine", engine, ("auto", "torch", "onnx"))
     _require("weights", weights, WEIGHTS)
@@ -274,6 +276,7 @@ def _open(path: Path, threads: int | None, provider: str) -> "OnnxEngine":
 
 def _up_to_date(run: RunDir, weights: str, threads: int | None, provider: str) -> "OnnxEngine":
     """Return an engine on the run's model.onnx; export it first unless it exists and has these weights."""
+    from charformer.sampling.onnx_engine import require_cuda
     from charformer.sampling.onnx_format import OutdatedError
 
     sha256 = run.weights_sha256(weights)
@@ -290,6 +293,8 @@ def _up_to_date(run: RunDir, weights: str, threads: int | None, provider: str) -
         except OutdatedError as error:
             precision, portable = error.precision, error.portable
             reason = "an earlier version wrote it"
+    if provider == "cuda":
+        require_cuda()  # else 16 bits would be left for the CPU
     log.info("exporting %s: %s", run.onnx, reason)
     _export(run, run.onnx, precision, portable, None, weights)
     return _open(run.onnx, threads, provider)

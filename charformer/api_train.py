@@ -101,7 +101,9 @@ def train(
             cannot be written, which is then saved elsewhere.
     """
     places = [str(place) for place in ([data] if isinstance(data, str | Path) else data)]
-    run = RunDir(out or Path("runs") / Path(places[0]).stem)
+    if not places or "" in (*places, out, init_from):
+        raise UserError("`data` has no text, or a name in `data`, `out` or `init_from` is empty")
+    run = RunDir(Path("runs") / Path(places[0]).stem if out is None else out)
     if log is not None:
         if log != "tensorboard":
             raise UserError(f"`log` is {log!r}; it must be 'tensorboard' or None")

@@ -45,6 +45,17 @@ class Parser(argparse.ArgumentParser):
         return flags[0][-1] if flags and flags[0] else "--" + field.replace("_", "-")
 
 
+def nonempty(name: str) -> str:
+    """Return the name of a file or folder; argparse's type of such arguments.
+
+    Raises ArgumentTypeError for an empty name, as of a shell variable that is not set: taken for an argument that was
+    left out, `--out "$UNSET" --overwrite` would replace another run.
+    """
+    if not name:
+        raise argparse.ArgumentTypeError("an empty name; give one, or leave the argument out")
+    return name
+
+
 def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.Namespace], int]) -> int:
     """Parse the arguments and run ``action``; return the exit code.
 

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from charformer.commands.common import Parser, execute
+from charformer.commands.common import Parser, execute, nonempty
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.runs.listing import RUNS, find_runs
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser("charformer runs", "List the runs of a folder, the last written first.", "")
-    parser.add_argument("folder", nargs="?", default=RUNS, metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("folder", nargs="?", type=nonempty, default=RUNS, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 

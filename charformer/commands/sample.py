@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from charformer import api
-from charformer.commands.common import Parser, choose_run, execute, logs_to
+from charformer.commands.common import Parser, choose_run, execute, logs_to, nonempty
 from charformer.config import DEVICES
 from charformer.data.vocab import Vocab, describe, universal_newlines
 from charformer.errors import UserError
@@ -46,7 +46,10 @@ def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser("charformer-sample", "Continue a prompt with a trained model, as it is made.", EXAMPLES)
     parser.add_argument(
-        "--run", metavar="DIR", help="the run to sample from (default: the one under runs/ that was written last)"
+        "--run",
+        type=nonempty,
+        metavar="DIR",
+        help="the run to sample from (default: the one under runs/ that was written last)",
     )
     parser.add_argument(
         "--weights",
@@ -56,16 +59,20 @@ def build_parser() -> Parser:
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a newline)")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file, or from stdin: -")
     prompt.add_argument(
-        "--prompts", metavar="FILE", help="read a prompt from each line; print a JSON document for each"
+        "--prompt-file", type=nonempty, metavar="FILE", help="read the prompt from a UTF-8 file, or from stdin: -"
+    )
+    prompt.add_argument(
+        "--prompts", type=nonempty, metavar="FILE", help="read a prompt from each line; print a JSON document for each"
     )
     prompt.add_argument(
         "--interactive",
         action="store_true",
         help="ask for one prompt after another; an empty line continues the text",
     )
-    prompt.add_argument("--score", metavar="FILE", help="sample nothing, but score each character of a text")
+    prompt.add_argument(
+        "--score", type=nonempty, metavar="FILE", help="sample nothing, but score each character of a text"
+    )
     parser.add_argument(
         "--on-unknown",
         choices=("error", "skip"),
@@ -109,6 +116,7 @@ def build_parser() -> Parser:
     fast = parser.add_argument_group("with onnxruntime")
     fast.add_argument(
         "--onnx",
+        type=nonempty,
         nargs="?",
         const=RUNS_OWN,
         metavar="FILE",
@@ -132,8 +140,6 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"`num_samples` is {args.num_samples}; it must be from 1 to {MAX_SAMPLES:,}")
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise UserError(f"`threads` is {args.threads}; it must be from 1 to {MAX_THREADS}")
-    if args.onnx == "":
-        raise UserError("`onnx` was given an empty name; leave it out to take the run's model.onnx")
     if args.interactive and (args.json or args.num_samples > 1):
         raise UserError("`interactive` makes one text at a time; leave out --json and --num-samples")
     _check_group(args)

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from charformer.commands.common import Parser
+from charformer.commands.common import Parser, nonempty
 from charformer.config import DEVICES, DROPOUTS, FIXED_FIELDS, MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
 from charformer.data import corpus as corpora
 from charformer.errors import UserError
@@ -39,7 +39,9 @@ def build_parser() -> Parser:
     parser = Parser(
         "charformer-train", "Pretrain a character-level GPT, or fine-tune one.", EXAMPLES.format(presets=presets)
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to train on, as --data takes them")
+    parser.add_argument(
+        "texts", nargs="*", type=nonempty, metavar="TEXT", help="texts to train on, as --data takes them"
+    )
     parser.add_argument(
         "--stage",
         choices=DEFAULT_DATA,
@@ -53,6 +55,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--data",
+        type=nonempty,
         metavar="FILE|NAME",
         nargs="+",
         action="extend",
@@ -62,7 +65,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--encoding", metavar="NAME", help="encoding of the files, such as cp1252 or utf-16 (default: utf-8)"
     )
-    parser.add_argument("--validation", metavar="FILE", help="validate on this text (default: on a part of --data)")
+    parser.add_argument(
+        "--validation", type=nonempty, metavar="FILE", help="validate on this text (default: on a part of --data)"
+    )
     parser.add_argument(
         "--validation-share", type=float, metavar="X", help="share of the text that validates (default: 0.1)"
     )
@@ -72,9 +77,14 @@ def build_parser() -> Parser:
         help="the part of the text that validates: its tail, or blocks spread over it, which suit a text whose end is "
         "unlike the rest (default: tail)",
     )
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/pretrain or runs/finetune)")
     parser.add_argument(
-        "--init-from", metavar="DIR", help="the run that a fine-tune starts from (default: runs/pretrain)"
+        "--out", type=nonempty, metavar="DIR", help="the run's folder (default: runs/pretrain or runs/finetune)"
+    )
+    parser.add_argument(
+        "--init-from",
+        type=nonempty,
+        metavar="DIR",
+        help="the run that a fine-tune starts from (default: runs/pretrain)",
     )
     parser.add_argument(
         "--freeze",
@@ -154,17 +164,17 @@ def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def stage_of(args: argparse.Namespace) -> str:
     """Return the stage that the arguments ask for."""
-    return args.stage or ("finetune" if args.init_from else "pretrain")
+    return args.stage or ("pretrain" if args.init_from is None else "finetune")
 
 
 def folder(args: argparse.Namespace) -> RunDir:
     """Return the folder to train in."""
-    return RunDir(args.out or f"runs/{stage_of(args)}")
+    return RunDir(f"runs/{stage_of(args)}" if args.out is None else args.out)
 
 
 def source_folder(args: argparse.Namespace) -> RunDir:
     """Return the run that a fine-tune starts from."""
-    return RunDir(args.init_from or "runs/pretrain")
+    return RunDir("runs/pretrain" if args.init_from is None else args.init_from)
 
 
 def check(args: argparse.Namespace, world: World) -> None:

@@ -24,8 +24,14 @@ from charformer.sampling.prior import GrowingPrior
 NUMPY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+NO_CUDA = "onnxruntime finds no CUDA; it takes a GPU and `pip install 'onnxruntime-gpu[cuda,cudnn]'`"
 FATAL = 4  # the only severity that onnxruntime prints
 SHORT = 8  # characters of a run whose binding is kept; longer runs are prompts, whose lengths seldom repeat
+# A graph of one Identity node, with which a session shows whether CUDA works; only an export imports the package onnx.
+IDENTITY = (
+    b'\x08\x08:9\n\x12\n\x01x\x12\x01y"\x08Identity:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 THREADS = {"fp32": 2, "fp16": 2}  # with fewer bits, a second thread has too little work (docs/onnx.md)
 
@@ -268,22 +274,41 @@ def _pasts(session: ort.InferenceSession) -> list[Any]:
     return [entry for entry in session.get_inputs() if entry.name.startswith("past_")]
 
 
-def _session(content: bytes, threads: int | None, provider: str, precision: str) -> tuple[ort.InferenceSession, str]:
-    """Return a session and the device that it runs on. Raises UserError if none can be made."""
+def require_cuda() -> None:
+    """Raise UserError unless onnxruntime can run a graph on an NVIDIA GPU."""
+    if _cuda_session(IDENTITY, _options(1)) is None:
+        raise UserError(NO_CUDA)
+
+
+def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)  # else weights may be loaded from nearby files
-    options.intra_op_num_threads = threads or min(THREADS.get(precision, 1), _processors())
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     ort.set_default_logger_severity(FATAL)  # its messages are not meant for users; errors arrive as exceptions
-    if provider != "cpu" and precision == "fp16" and CUDA in ort.get_available_providers():
+    return options
+
+
+def _cuda_session(content: bytes, options: ort.SessionOptions) -> ort.InferenceSession | None:
+    """Return a session on an NVIDIA GPU; None if onnxruntime finds none that it can use."""
+    if CUDA in ort.get_available_providers():
         with redirect_stdout(io.StringIO()), suppress(Exception):  # it prints the libraries that it does not find
             ort.preload_dlls()
             session = ort.InferenceSession(content, options, providers=[CUDA, CPU])
             if CUDA in session.get_providers():
-                return session, "cuda"
-    if provider == "cuda" and precision == "fp16":
-        raise UserError("onnxruntime finds no CUDA; it takes a GPU and `pip install 'onnxruntime-gpu[cuda,cudnn]'`")
+                return session
+    return None
+
+
+def _session(content: bytes, threads: int | None, provider: str, precision: str) -> tuple[ort.InferenceSession, str]:
+    """Return a session and the device that it runs on. Raises UserError if none can be made."""
+    options = _options(threads or min(THREADS.get(precision, 1), _processors()))
+    if provider != "cpu" and precision == "fp16":
+        if (session := _cuda_session(content, options)) is not None:
+            return session, "cuda"
+        if provider == "cuda":
+            raise UserError(NO_CUDA)
     if provider == "cuda":
         raise UserError(f"it is for the CPU ({precision}); `charformer-export --precision fp16` makes one for CUDA")
     try:

@@ -165,6 +165,7 @@ def test_what_is_exported_is_logged_and_nothing_is_printed(
     ("call", "named"),
     [
         (lambda run: charformer.load(run / "nowhere"), "there is no run in"),
+        (lambda run: charformer.load(""), "`path` is an empty name"),
         (lambda run: charformer.load(run / "nowhere.onnx"), "cannot read"),
         (lambda run: charformer.load(run, engine="jax"), "`engine` is 'jax'; it must be one of auto, torch, onnx"),
         (lambda run: charformer.load(run, weights="worst"), "`weights` is 'worst'"),
@@ -183,6 +184,15 @@ def test_what_is_exported_is_logged_and_nothing_is_printed(
 def test_mistakes(call, named: str, folder: Path) -> None:
     with pytest.raises(UserError, match=named):
         call(folder)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_without_cuda_nothing_is_exported_for_it(trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    with pytest.raises(UserError, match="finds no CUDA"):
+        charformer.load(run, engine="onnx", provider="cuda")
+    assert not (run / "model.onnx").exists()
 
 
 def test_an_error_knows_its_arguments_and_a_command_their_flags() -> None:

@@ -87,14 +87,19 @@ def test_an_interrupt_saves_and_resume_ends_as_if_there_had_been_none(text_file:
         ({"freeze": "attention"}, "`freeze` is for fine-tuning"),
         ({"steps": 0}, "`max_steps`"),
         ({"init_from": "nowhere"}, "there is no run in nowhere"),
+        ({"init_from": ""}, "`init_from` is empty"),
+        ({"out": "", "overwrite": True}, "`out` or `init_from` is empty"),
+        ({"data": ""}, "a name in `data`"),
+        ({"data": []}, "`data` has no text"),
     ],
 )
 def test_mistakes_name_the_argument_and_leave_nothing(
-    options: dict[str, Any], message: str, text_file: Path, tmp_path: Path
+    options: dict[str, Any], message: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(charformer.UserError, match=message):
-        charformer.train(text_file, out=tmp_path / "run", **options)
-    assert not (tmp_path / "run").exists()
+        charformer.train(**{"data": text_file, "out": tmp_path / "run"} | options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_is_not_overwritten_unasked(trained_run: Path, text_file: Path) -> None:

@@ -46,6 +46,11 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--stage", "finetune"], "`charformer-train` makes runs/pretrain"),
         (["--stage", "other"], "invalid choice"),
         (["--steps", "many"], "invalid int value"),
+        (["--out", "", "--overwrite"], "argument --out: an empty name"),
+        (["--init-from", ""], "argument --init-from: an empty name"),
+        (["--data", "text.txt", ""], "argument --data: an empty name"),
+        ([""], "argument TEXT: an empty name"),
+        (["--validation="], "argument --validation: an empty name"),
         (["--ste", "5"], "unrecognized arguments: --ste; did you mean --steps?"),
         (["--resume"], "there is no run in runs/pretrain"),
         pytest.param(["--device", "mps"], "no Apple GPU here; pass --device cpu", marks=without_apple_gpu),
@@ -145,6 +150,7 @@ def spoil_config(run: Path) -> None:
         (["--prompt", "a\U0001f4a5\udc80"], "U+1F4A5"),
         (["--prompt", "a", "--prompt-file", "-"], "not allowed with"),
         (["--prompt-file", "nowhere"], "cannot read the prompt"),
+        *[([flag, ""], f"{flag}: an empty name") for flag in ("--run", "--prompt-file", "--prompts", "--score")],
     ],
 )
 def test_sampling(flags: list[str], named: str, trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
