@@ -1,6 +1,6 @@
 """The shape of a model, the course of its training, and the presets that name both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
@@ -13,9 +13,14 @@ SLIDE_AT_LEAST = 16  # slots; one run of speculative sampling fills fewer
 
 @dataclass(frozen=True)
 class _Config:
+    """Fields that are numbers, each with its least and its most; a value of another type or size is a UserError."""
+
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
+            kinds, kind = ((int, float), "number") if item.type is float else (int, "whole number")
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise UserError(f"`{item.name}` is {value!r}; it must be a {kind}")
             least, most = item.metadata["least"], item.metadata["most"]
             if not least <= value <= most:
                 raise UserError(f"`{item.name}` is {value}; it must be from {least} to {most}")
@@ -25,16 +30,12 @@ class _Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the config that ``to_dict`` wrote. Raises UserError for an unknown or mistyped field.
+        """Return the config that ``to_dict`` wrote. Raises UserError for an unknown, mistyped or impossible field.
 
         A missing field takes its default, so that a run from before the field existed can still be read.
         """
-        expected = {item.name: item.type for item in fields(cls)}
-        for name, value in values.items():
-            if name not in expected:
-                raise UserError(f"the {cls.__name__} has an unknown field {name!r}")
-            if isinstance(value, bool) or not isinstance(value, (int, float) if expected[name] is float else int):
-                raise UserError(f"{name} is {value!r}, which is not a number of the right kind")
+        if unknown := values.keys() - {item.name for item in fields(cls)}:
+            raise UserError(f"the {cls.__name__} has an unknown field {min(unknown)!r}")
         return cls(**values)
 
 
@@ -163,3 +164,9 @@ FIXED_FIELDS = [
     *(name for name in MODEL_FIELDS if name not in DROPOUTS),
     *("batch_size", "zero_init", "eval_batches", "even_windows", "ngram_folds", "ngram_min_count", "seed"),
 ]
+
+
+def require_fields(names: Iterable[str]) -> None:
+    """Raise UserError for a name that is neither a field of ModelConfig, ``vocab_size`` apart, nor of TrainConfig."""
+    if unknown := [name for name in names if name not in (*MODEL_FIELDS, *TRAIN_FIELDS)]:
+        raise UserError(f"`{unknown[0]}` is not a field of ModelConfig or TrainConfig")

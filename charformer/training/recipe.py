@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from charformer.config import DROPOUTS, MODEL_FIELDS, TRAIN_FIELDS, ModelConfig, TrainConfig
+from charformer.config import DROPOUTS, MODEL_FIELDS, TRAIN_FIELDS, ModelConfig, TrainConfig, require_fields
 from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS
 from charformer.errors import UserError
@@ -111,8 +111,7 @@ def choose_recipe(
 
     Raises UserError for a preset or values that are unknown or impossible, and for ``freeze`` without a source.
     """
-    if unknown := [name for name in values if name not in (*MODEL_FIELDS, *TRAIN_FIELDS)]:
-        raise UserError(f"`{unknown[0]}` is not a field of ModelConfig or TrainConfig")
+    require_fields(values)
     if freeze and source is None:
         raise UserError("`freeze` is for fine-tuning; pass `init_from` too")
     if preset is None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from charformer import __version__
-from charformer.config import DROPOUTS, FIXED_FIELDS, ModelConfig, TrainConfig
+from charformer.config import DROPOUTS, FIXED_FIELDS, ModelConfig, TrainConfig, require_fields
 from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS
 from charformer.data.vocab import Vocab
@@ -336,8 +336,9 @@ def prepare_resume(
 ) -> TrainingSession:
     """Return a session that continues a stopped run from its record, with ``changes`` to its TrainConfig and dropouts.
 
-    Raises UserError for a change of a fixed field, and if the text is not the one that the run was started on.
+    Raises UserError for a change that is impossible or of a fixed field, and if the run was started on another text.
     """
+    require_fields(changes)
     if fixed := [name for name in changes if name in FIXED_FIELDS]:
         raise UserError(f"`{fixed[0]}` is fixed once a run has begun; leave it out to resume")
     began_with = record.corpus.get("sha256")

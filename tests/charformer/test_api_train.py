@@ -86,6 +86,8 @@ def test_an_interrupt_saves_and_resume_ends_as_if_there_had_been_none(text_file:
         ({"preset": "tiny"}, "`preset` is 'tiny'; it can be baseline"),
         ({"freeze": "attention"}, "`freeze` is for fine-tuning"),
         ({"steps": 0}, "`max_steps`"),
+        ({"steps": 1e1}, "`max_steps` is 10.0; it must be a whole number"),
+        ({"zero_init": True}, "`zero_init` is True; it must be a whole number"),
         ({"init_from": "nowhere"}, "there is no run in nowhere"),
         ({"init_from": ""}, "`init_from` is empty"),
         ({"out": "", "overwrite": True}, "`out` or `init_from` is empty"),
@@ -100,6 +102,24 @@ def test_mistakes_name_the_argument_and_leave_nothing(
     with pytest.raises(charformer.UserError, match=message):
         charformer.train(**{"data": text_file, "out": tmp_path / "run"} | options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stepps": 3}, "`stepps` is not a field"),
+        ({"vocab_size": 3}, "`vocab_size` is not a field"),
+        ({"steps": 50.0}, "`max_steps` is 50.0; it must be a whole number"),
+        ({"dropout": "0"}, "`dropout` is '0'; it must be a number"),
+    ],
+)
+def test_mistakes_at_a_resume_name_the_argument_too(
+    options: dict[str, Any], message: str, trained_run: Path, text_file: Path
+) -> None:
+    before = (trained_run / "config.json").read_bytes()
+    with pytest.raises(charformer.UserError, match=message):
+        charformer.train(text_file, out=trained_run, resume=True, **options)
+    assert (trained_run / "config.json").read_bytes() == before
 
 
 def test_a_run_is_not_overwritten_unasked(trained_run: Path, text_file: Path) -> None:

@@ -40,6 +40,10 @@ def test_configs_survive_their_dicts() -> None:
         ({"dropout": -0.1}, "`dropout` is -0.1"),
         ({"dropout": float("nan")}, "`dropout` is nan"),
         ({"block_size": -3}, "`block_size` is -3"),
+        ({"n_layer": 2.0}, "`n_layer` is 2.0; it must be a whole number"),
+        ({"n_layer": True}, "`n_layer` is True; it must be a whole number"),
+        ({"dropout": "0.1"}, "`dropout` is '0.1'; it must be a number"),
+        ({"dropout": None}, "`dropout` is None; it must be a number"),
     ],
 )
 def test_impossible_models_are_refused(change: dict[str, float], named: str) -> None:
@@ -63,9 +67,9 @@ def test_muon_without_a_rate_to_follow_is_refused() -> None:
 @pytest.mark.parametrize(
     ("broken", "named"),
     [
-        ({"n_layer": "6"}, "right kind"),
-        ({"n_layer": 6.0}, "right kind"),
-        ({"n_layer": True}, "right kind"),
+        ({"n_layer": "6"}, "must be a whole number"),
+        ({"n_layer": 6.0}, "must be a whole number"),
+        ({"n_layer": True}, "must be a whole number"),
         ({"surprise": 1}, "unknown field 'surprise'"),
         ({"n_layer": 10**400}, "`n_layer` is 1000"),
     ],
