@@ -70,6 +70,8 @@ def load_state(run: RunDir, model: GPT) -> tuple[Counters, dict[str, torch.Tenso
         if run.weights.is_file():  # a kill between the two writes may have left it newer
             best = read_tensors(run.weights)[1]
             counters.best_step, counters.best_val_loss = int(best["step"]), float(best["val_loss"])
+        else:  # the best weights are lost; those of the next evaluation become the best
+            counters.best_val_loss = float("inf")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{run.state} cannot be resumed from: {error}") from error
     return counters, {name: torch.from_numpy(array) for name, array in _below(tensors, "optimizer.").items()}

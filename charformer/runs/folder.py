@@ -133,7 +133,7 @@ class RunDir:
 
         Raises UserError if there are none yet, or they are damaged, not finite, or not of a model of that shape.
         """
-        self._require_weights()
+        self._require_weights(which)
         if which == "last":
             state = read_tensors(self.state)[0]
             tensors = {name.removeprefix(MODEL): array for name, array in state.items() if name.startswith(MODEL)}
@@ -145,7 +145,7 @@ class RunDir:
         shapes = {name: array.shape for name, array in tensors.items()}
         if config.n_layer > len(shapes) or shapes != config.weight_shapes():  # no list for a huge n_layer
             raise UserError(f"the weights in {self.path} do not fit its config.json")
-        require_finite(tensors, self.weights)
+        require_finite(tensors, self.state if which == "last" else self.weights)
         return tensors, metadata
 
     def weights_sha256(self, which: str = "best") -> str:
@@ -154,7 +154,7 @@ class RunDir:
         Raises UserError if there is no model. The hashes of the best weights and of the table are read from their
         files' metadata, without the tensors.
         """
-        self._require_weights()
+        self._require_weights(which)
         config = ModelConfig.from_dict(self.read_section("model"))
         weights = self.read_weights(config, which)[1]["sha256"] if which == "last" else _stated_sha256(self.weights)
         has_table = config.ngram_order
@@ -179,10 +179,12 @@ class RunDir:
             raise UserError(f"{self.ngram} has longer contexts than its run's config.json says")
         return table
 
-    def _require_weights(self) -> None:
+    def _require_weights(self, which: str) -> None:
         self.read_config()  # to raise the error for a missing run first
-        if not self.weights.is_file():
+        if not (self.weights.is_file() or self.state.is_file()):
             raise UserError(f"the run in {self.path} has saved no weights yet; start again with `overwrite`")
+        if which == "best" and not self.weights.is_file():
+            raise UserError(f"there is no {self.weights}; `resume` and further steps write one")
 
     @property
     def card_is_changed(self) -> bool:

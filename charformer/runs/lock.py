@@ -49,6 +49,7 @@ def _held(run: RunDir) -> BinaryIO:
             file.close()
             raise UserError(f"{run.lock} is not a lock file of charformer; remove it")
         if not _lock(file):
+            file.seek(0)  # on Windows ``_lock`` has moved to BEYOND
             holder = file.read(20).decode("ascii", "replace") or "unknown"
             file.close()
             raise UserError(

@@ -123,7 +123,6 @@ def _revealed(record: RunRecord) -> list[str]:
         "`config.json` has the name of the text, the place where it was on the machine that trained, and its SHA-256, "
         "by which anybody who has the same text recognizes it.",
         "`last.safetensors` serves only to resume the training, so it need not be shared.",
-        "`model.onnx`, once exported, holds a table of which character follows which three in the text.",
     ]
     if order := record.model.ngram_order:
         least = record.training.ngram_min_count
@@ -131,6 +130,10 @@ def _revealed(record: RunRecord) -> list[str]:
         revealed.append(
             f"**`ngram.safetensors` holds fragments of the text** of up to {order + 1} characters, and so does "
             f"`model.onnx`. Whoever has the table can read some of the text{rare}."
+        )
+    else:
+        revealed.append(
+            "`model.onnx`, once exported, holds a table of which character follows which three in the text."
         )
     return revealed
 

@@ -63,4 +63,4 @@ class RunRecord:
 
     def write(self, run: RunDir) -> None:
         """Write the record to the config.json of ``run``. Raises WriteError if that is impossible."""
-        run.write_config(asdict(self))
+        run.write_config(asdict(self) | {"model": self.model.to_dict(), "training": self.training.to_dict()})

@@ -170,10 +170,13 @@ def test_mistakes_name_the_argument_here_and_the_flag_in_the_command(
             assert f"--{'steps' if field == 'max_steps' else field.replace('_', '-')}" in said
 
 
-def test_a_resumed_run_keeps_its_dtype(text_file: Path, tmp_path: Path) -> None:
-    charformer.train(text_file, out=tmp_path / "run", steps=2, dtype="float32", **SHAPE)
-    charformer.train(text_file, out=tmp_path / "run", steps=3, resume=True)
-    assert RunDir(tmp_path / "run").read_config()["machine"]["dtype"] == "float32"
+def test_a_resumed_run_keeps_its_dtype_and_replaces_lost_weights(text_file: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    charformer.train(text_file, out=run.path, steps=2, dtype="float32", muon_learning_rate=0, **SHAPE)
+    run.weights.unlink()
+    again = charformer.train(text_file, out=run.path, steps=3, resume=True, learning_rate=0)  # no better than before
+    assert again.best_step == 3
+    assert run.read_config()["machine"]["dtype"] == "float32"
 
 
 def test_an_unknown_device_is_refused(text_file: Path, tmp_path: Path) -> None:

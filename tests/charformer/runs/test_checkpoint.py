@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def test_a_training_continues_as_if_it_had_never_stopped(muon_learning_rate: flo
         step(number, *first)
     counters = Counters(step=3, characters=96, best_val_loss=1.5, best_step=2)
     checkpoint.save_state(run, checkpoint.state_tensors(first[0], first[1].state()), counters)
+    checkpoint.save_weights(run, first[0].state_dict(), counters.best_step, counters.best_val_loss)
     for number in range(3, 6):
         step(number, *first)
     second = build(1)
@@ -83,6 +85,31 @@ def test_what_does_not_fit_is_refused(run: RunDir) -> None:
     run.write_config({})
     with pytest.raises(UserError, match="no 'model'"):
         checkpoint.load_model(run)
+
+
+def test_without_the_best_weights_the_last_ones_serve_and_the_next_become_the_best(run: RunDir) -> None:
+    model = GPT(CONFIG)
+    checkpoint.save_state(run, checkpoint.state_tensors(model, []), Counters(step=3, best_val_loss=1.5, best_step=2))
+    assert checkpoint.load_state(run, model)[0].best_val_loss == float("inf")
+    with pytest.raises(UserError, match=r"there is no .*model\.safetensors; `resume` and further steps"):
+        checkpoint.load_model(run)
+    last, _ = checkpoint.load_model(run, "last")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in last.state_dict().items())
+    assert len(run.weights_sha256("last")) == 64
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_weights_that_are_not_finite_are_refused_with_their_file(which: str, run: RunDir) -> None:
+    model = GPT(CONFIG)
+    checkpoint.save_weights(run, model.state_dict(), 0, 4.0)
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    checkpoint.save_state(run, checkpoint.state_tensors(model, []), Counters())
+    if which == "best":
+        checkpoint.save_weights(run, model.state_dict(), 0, 4.0)
+    file = run.weights if which == "best" else run.state
+    with pytest.raises(UserError, match=f"head.bias in {re.escape(str(file))} holds values that are not finite"):
+        checkpoint.load_model(run, which)
 
 
 @pytest.mark.parametrize("wrong", ["shape", "dtype", "scalar", "missing", "part missing"])

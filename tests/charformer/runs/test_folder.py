@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from charformer.config import ModelConfig, TrainConfig
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.files import atomic_path, write_text
 from charformer.runs.folder import RunDir
+from charformer.runs.record import RunRecord
 from charformer.runs.tensors import read_tensors, write_tensors
 
 
@@ -144,6 +146,15 @@ def test_configs_vocabularies_and_metrics_survive(tmp_path: Path) -> None:
     assert run.read_config() == {"format": 1, "stage": "pretrain"}
     assert run.read_vocab().characters == "a\né😀"
     assert run.read_metrics() == rows
+
+
+@pytest.mark.parametrize("ngram_order", [0, 3])
+def test_only_a_model_with_a_prior_has_a_field_that_earlier_versions_lack(ngram_order: int, tmp_path: Path) -> None:
+    run, model = RunDir(tmp_path), ModelConfig(vocab_size=65, ngram_order=ngram_order)
+    record = RunRecord("pretrain", "nano", "none", model, TrainConfig(), {"name": "a"})
+    record.write(run)
+    assert ("ngram_order" in run.read_section("model")) == (ngram_order > 0)
+    assert RunRecord.read(run) == record
 
 
 def test_broken_json_is_a_clear_error(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
-from charformer.runs.lock import locked
+from charformer.runs.lock import BEYOND, locked
 
 HOLD = """
 import sys, time
@@ -41,6 +42,21 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> N
         assert run.lock.read_text("utf-8") == str(os.getpid())
     assert not run.lock.exists()
     run.check_free(overwrite=False)
+
+
+def test_the_holder_is_named_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows locks a byte after the content, so the file is at that byte when the lock is refused."""
+
+    def refuse(descriptor: int, mode: int, size: int) -> None:
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == BEYOND
+        raise PermissionError
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=refuse))
+    monkeypatch.setattr(sys, "platform", "win32")
+    run = RunDir(tmp_path)
+    run.lock.write_text("4711", encoding="utf-8")
+    with pytest.raises(UserError, match="another training, process 4711; wait"), locked(run):
+        pass
 
 
 def test_it_is_given_back_after_an_error_too(tmp_path: Path) -> None:

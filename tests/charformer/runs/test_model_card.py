@@ -43,6 +43,7 @@ def test_it_says_what_the_run_says() -> None:
     assert "step 20 of the 40 taken, after 400 characters" in card
     assert "12,345 characters, SHA-256 `" in card
     assert "ngram.safetensors" not in card
+    assert "which character follows which three" in card
     assert [token.content for token in tokens(card) if token.info == "text"] == ["ROMEO:\n```\n"]
 
 
@@ -62,6 +63,7 @@ def test_a_prior_and_a_source_are_named(tmp_path: Path) -> None:
     assert "with `attention` frozen" in card
     assert "holds fragments of the text** of up to 8 characters" in card
     assert "fewer than 5 times" in card
+    assert "which character follows which three" not in card, "only a model without a prior has that table"
     assert "run `gone`, with" in model_card(replace(tuned, init_from="gone"), [])
 
 
