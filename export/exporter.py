@@ -39,6 +39,7 @@ class Export:
     bytes: int
     precision: str
     portable: bool
+    weights: str
     text: str
     on_text: bool
     comparison: Comparison
@@ -111,7 +112,7 @@ def export(
             )
         size = temporary.stat().st_size
     text = f"characters of {corpus.name}'s validation split" if corpus is not None else "random characters"
-    done = Export(out, size, precision, portable, text, corpus is not None, comparison)
+    done = Export(out, size, precision, portable, which, text, corpus is not None, comparison)
     if done.costs_too_much:
         lost, better = comparison.loss - comparison.checkpoint_loss, "fp32" if precision == "int8" else "int8"
         log.warning("%s costs %.4f nats a character, more than %s; %s costs less", precision, lost, MAX_LOSS, better)

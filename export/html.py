@@ -24,6 +24,7 @@ from charformer.data.ngram import ARRAYS
 from charformer.errors import UserError
 from charformer.files import atomic_path
 from charformer.runs.folder import RunDir
+from charformer.runs.tensors import read_metadata
 from charformer.sampling.onnx_format import Description, padded_width, unsealed
 from charformer.sampling.speculation import ORDER, PROPOSALS, STEPS_PER_NAT
 from export import runtime
@@ -33,6 +34,7 @@ ASSETS = Path(__file__).with_name("page")
 # Each comes after those that it imports from, since together they are one script.
 MODULES = ("noise", "sampler", "draft", "ngram", "engine", "stop", "writer", "vocab", "text", "chart", "app")
 LOSSES = {"step": "step", "characters": "characters", "train": "train_loss", "validation": "val_loss"}
+MARK = b'<p class="kicker">charformer</p>'  # in page.html, after the style
 FROZEN = {"none": "", "attention": ", attention frozen", "trunk": ", trunk frozen", "all": ", nothing trained"}
 
 
@@ -46,8 +48,8 @@ class Page:
     runtime_bytes: int
 
 
-def check_page(out: Path, precision: str, portable: bool) -> None:
-    """Raise UserError for a page that cannot be written, so that the error comes before the export."""
+def check_page(out: Path, file: Path, precision: str, portable: bool) -> None:
+    """Raise UserError, before the export to ``file``, if its page cannot be written to ``out``."""
     if precision == "fp16":
         raise UserError("`html` does not go with `precision` fp16, which is for CUDA; take int8, int4 or fp32")
     if portable:
@@ -56,13 +58,15 @@ def check_page(out: Path, precision: str, portable: bool) -> None:
         raise UserError(f"{out} is not a file; `html` needs the name of one")
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for the page")
-    if out.exists() and not _is_html(out):
+    if out.resolve() == file.resolve():
+        raise UserError(f"{out} is the name of the .onnx file; choose another `html`")
+    if out.exists() and not _is_page(out):
         raise UserError(f"{out} exists and is not a page of ours; choose another `html`")
 
 
-def _is_html(path: Path) -> bool:
+def _is_page(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(100).lower().startswith(b"<!doctype html")
+        return MARK in file.read(1 << 14)  # the style is half as long
 
 
 def write_page(run: RunDir, done: Export, out: Path) -> Page:
@@ -146,6 +150,14 @@ def _evaluations(run: RunDir) -> list[dict[str, Any]]:
     return [row for row in run.read_metrics() if all(math.isfinite(row[name]) for name in LOSSES.values())]
 
 
+def _last_step(run: RunDir) -> object:
+    """Return the step of the last weights, which may lie between two evaluations; None if their file does not say."""
+    try:
+        return json.loads(read_metadata(run.state)["counters"])["step"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
 def _parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in config.weight_shapes().values())
 
@@ -174,10 +186,13 @@ def _facts(run: RunDir, description: Description, done: Export) -> str:
     if description.ngram is not None:
         facts["Counts"] = f"{len(description.ngram):,} n-grams of up to {description.ngram.order + 1} characters"
     facts["Parameters"] = f"{_parameters(config):,}"
-    if rows := _evaluations(run):
-        best = min(rows, key=lambda row: row["val_loss"])
-        facts["Trained"] = f"{best['step']:,} steps, {best['characters']:,} characters"
-        facts["Validation"] = f"{best['val_loss']:.3f} nats a character, estimated"
+    rows = _evaluations(run)
+    if done.weights == "last":
+        rows = [row for row in rows if row["step"] == _last_step(run)]
+    if rows:
+        row = min(rows, key=lambda row: row["val_loss"])
+        facts["Trained"] = f"{row['step']:,} steps, {row['characters']:,} characters"
+        facts["Validation"] = f"{row['val_loss']:.3f} nats a character, estimated"
     facts["Precision"] = (
         f"{done.precision}, KL divergence from the checkpoint {done.comparison.kl:.1e} nats a character"
     )

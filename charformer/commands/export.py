@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     if page is not None:
         from export.html import check_page
 
-        check_page(page, args.precision, args.portable)
+        check_page(page, out, args.precision, args.portable)
     console = PlainConsole()
     from export.exporter import export, find_text  # importing onnx takes a while
 

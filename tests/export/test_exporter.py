@@ -124,7 +124,7 @@ def test_what_costs_more_than_a_hundredth_is_warned_of(tmp_path: Path) -> None:
     figures = {"characters": 100, "max_logit_error": 0.5, "kl": 0.02, "checkpoint_loss": 1.5, "chars_per_second": 1.0}
     for loss, on_text, wanted in ((1.509, True, False), (1.511, True, True), (1.6, False, False), (1.4, True, False)):
         comparison = Comparison(loss=loss, **figures)
-        assert Export(tmp_path, 1, "int4", False, "text", on_text, comparison).costs_too_much == wanted
+        assert Export(tmp_path, 1, "int4", False, "best", "text", on_text, comparison).costs_too_much == wanted
 
 
 def test_a_text_of_a_few_characters_is_refused(trained_run: Path, tmp_path: Path) -> None:

@@ -110,10 +110,38 @@ def test_what_cannot_be_made_is_said_before_the_work(
         assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / "m.html"), *flags]) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "letter.txt").write_text("Dear", encoding="utf-8")
-    assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / "letter.txt")]) == 2
-    assert "exists and is not a page of ours" in capsys.readouterr().err
-    assert (tmp_path / "letter.txt").read_text("utf-8") == "Dear"
+    for name, text in (
+        ("letter.txt", "Dear"),
+        ("index.html", "<!doctype html>\n<title>Trains and charformers</title>"),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert command.main(["--run", str(trained_run), "--out", out, "--html", str(tmp_path / name)]) == 2
+        assert "exists and is not a page of ours" in capsys.readouterr().err
+        assert (tmp_path / name).read_text("utf-8") == text
+
+
+def test_a_page_and_its_file_have_two_names(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    for flags in (["--out", str(tmp_path / "m"), "--html", f"{run}/../m"], ["--html", str(run / "model.onnx")]):
+        assert command.main(["--run", str(run), *flags]) == 2
+        assert "is the name of the .onnx file; choose another --html" in capsys.readouterr().err
+        assert not Path(flags[-1]).exists()
+
+
+def test_a_page_of_the_last_weights_says_what_they_were(trained_run: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(trained_run, run.path)
+    rows = run.read_metrics()
+    rows[1]["val_loss"] = 0.5
+    for kept, weights, wanted in ((3, "best", "20"), (3, "last", "40"), (2, "last", None)):
+        run.write_metrics(rows[:kept])
+        assert command.main(["--run", str(run.path), "--weights", weights, "--html", str(tmp_path / "m.html")]) == 0
+        facts = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", (tmp_path / "m.html").read_text("utf-8")))
+        assert facts.get("Trained", "").partition(" ")[0] == (wanted or "")
+        assert ("Validation" in facts) == (wanted is not None)
 
 
 def test_a_run_that_diverged_or_says_little(trained_run: Path, tmp_path: Path) -> None:
