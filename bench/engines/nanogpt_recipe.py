@@ -107,7 +107,8 @@ def _build(corpus: Corpus, checkout: Path) -> PlainEngine:
 def _step(engine: PlainEngine, rate: float) -> float:
     """Train on one batch with the learning rate ``rate``; return the seconds."""
     began = time.perf_counter()
-    engine.set_learning_rate(rate)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
     engine.loss(engine.batch()).backward()  # type: ignore[no-untyped-call]
     engine.update()
     return time.perf_counter() - began

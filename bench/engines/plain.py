@@ -32,23 +32,23 @@ class PlainEngine:
         self._ids = torch.from_numpy(self.corpus.train.astype("int64"))
 
     def batch(self) -> tuple[Tensor, ...]:
+        """Return the next batch on the device, (x, y)."""
         return baseline.batch(self._ids, self.variant.batch_size, self.variant.model.block_size, self.device)
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss of a batch."""
         return self.loss_of(*batch)
 
     def update(self) -> None:
+        """Clip the gradients, take the optimizer's step, and clear the gradients."""
         if self.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def set_learning_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
     @torch.no_grad()
     def evaluate(self) -> None:
+        """Compute the loss of one batch without dropout."""
         self.model.eval()
         self.loss(self.batch()).item()
         self.model.train()

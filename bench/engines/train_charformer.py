@@ -37,9 +37,11 @@ class CharformerEngine:
         train_mode(model)
 
     def batch(self) -> tuple[Tensor, ...]:
+        """Return the next batch on the device: windows, (B, T + 1), and with an n-gram prior also its rows."""
         return self._next_batch()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss of a batch."""
         return self._trainer.loss(*batch)
 
     def fill(self, batch: tuple[Tensor, ...]) -> None:
@@ -51,9 +53,11 @@ class CharformerEngine:
         return self._trainer.forward_backward_update(*batch)
 
     def update(self) -> None:
+        """Clip the gradients, take the optimizer's step, and clear the gradients."""
         self._trainer.update()
 
     def evaluate(self) -> None:
+        """Compute the loss of one batch as the trainer's evaluation does."""
         self._trainer.subset_loss("validation")
 
     def _next_batch(self, out: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:

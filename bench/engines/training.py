@@ -19,11 +19,11 @@ from bench.engines import baseline, train_nanogpt, train_transformers
 from bench.engines.matmuls import MatMuls
 from bench.engines.plain import PlainEngine
 from bench.engines.train_charformer import CharformerEngine
-from bench.engines.variant import Engine, Variant
-from bench.harness.timing import between, marker, seconds_of, wait
+from bench.engines.variant import Variant
+from bench.harness.timing import between, marker, seconds_of
 from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
-from charformer.device import choose_device, memory_bytes
+from charformer.device import choose_device, memory_bytes, synchronize
 
 CHECK_STEPS = 20
 CHECK_BATCH, CHECK_CONTEXT = 4, 64  # small, since a whole step of the largest model takes seconds on a small machine
@@ -31,6 +31,7 @@ CHECK_DROP = 0.1  # nats; from random weights the loss falls far more in the fir
 MIN_STEPS, MAX_STEPS = 2, 400  # in a turn
 WARM_SECONDS = 0.5
 
+Engine = CharformerEngine | PlainEngine
 Answer = dict[str, Any]
 Handler = Callable[..., Answer]
 Step = Callable[[Callable[[], None]], object]  # calls its argument after each of its parts
@@ -137,7 +138,7 @@ def _timed(step: Step, device: torch.device, count: int) -> list[list[float]]:
     marks = [marker(device)]
     for _ in range(count):
         step(lambda: marks.append(marker(device)))
-    wait(device)
+    synchronize(device)
     laps = [between(*pair) for pair in pairwise(marks)]
     parts = len(laps) // count
     return [laps[first : first + parts] for first in range(0, len(laps), parts)]

@@ -1,10 +1,9 @@
-"""The variants of a training bench, and the protocol of the engines that train them."""
+"""The variants of a training bench."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
 
 from charformer.config import ModelConfig
 
@@ -44,22 +43,3 @@ class Variant:
         """Return the variant that dataclasses.asdict turned into ``values``, which may have passed through JSON."""
         model, differs = ModelConfig.from_dict(values["model"]), tuple(values["differs"])
         return cls(**values | {"model": model, "differs": differs})
-
-
-class Engine(Protocol):
-    """A model in training; a worker calls the parts of a step one by one to time them."""
-
-    @property
-    def model(self) -> nn.Module: ...
-
-    def batch(self) -> tuple[Tensor, ...]:
-        """Return the next batch, on the engine's device; every tensor is (B, about T)."""
-
-    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean loss of ``batch``."""
-
-    def update(self) -> None:
-        """Take the optimizer's step, and clear the gradients."""
-
-    def evaluate(self) -> None:
-        """Compute the loss of one batch as the engine's own evaluation does."""

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu_stages.visit import PRESETS_TIMED, Stage, Visit
+from bench.gpu_stages.visit import PRESETS_TIMED, VOCABULARY, Stage, Visit
 from charformer.presets import PRESETS
 from kernels.checks.cases import Case, cases, step_cases
-
-VOCABULARY = 65  # the distinct characters of Tiny Shakespeare
 
 
 def run(visit: Visit) -> Stage:

@@ -22,13 +22,7 @@ def run(visit: Visit) -> Stage:
         yield {"part": "memcheck", "note": "compute-sanitizer is not installed"}
         return "compute-sanitizer is not installed"
     command = [*(TOOL if visit.on_gpu else ()), sys.executable, "-m", "bench.gpu_stages.memcheck"]
-    done = visit.run(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["silent"]
-    summary = next((line for line in reversed(lines) if "ERROR SUMMARY" in line), lines[-1])
-    yield {"part": "memcheck", "tool": visit.on_gpu, "exit_code": done.returncode, "said": lines[-40:]}
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {summary}")
-    return summary.strip("= ")
+    return (yield from visit.report("memcheck", command, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.gpu_stages.visit import TINY, Stage, Visit
+from bench.gpu_stages.visit import TINY, VOCABULARY, Stage, Visit
 from bench.harness.results import percentiles
 from bench.harness.timing import as_graph, cold_seconds
 from charformer.presets import PRESETS
@@ -17,7 +17,6 @@ from kernels.checks.cases import Case, Op, make_gradients, make_inputs, op, plai
 
 ROUNDS = {"cuda": 50, "cpu": 2}
 DROPOUTS = (0.0, 0.2)
-VOCABULARY = 65
 
 
 def run(visit: Visit) -> Stage:

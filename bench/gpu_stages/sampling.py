@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from bench.gpu_stages.visit import TINY, Stage, Visit
+from bench.gpu_stages.visit import TINY, VOCABULARY, Stage, Visit
 from bench.harness.results import percentiles
 from charformer.config import ModelConfig
 from charformer.data.vocab import Vocab
@@ -16,7 +16,6 @@ from charformer.sampling.sampler import SamplingConfig, encode_prompt
 
 TEXTS = (1, 64)
 ROUNDS = 3
-VOCABULARY = 65
 
 
 def run(visit: Visit) -> Stage:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -15,9 +15,10 @@ from bench.engines.variant import Variant
 from bench.gpu_stages.visit import PRESETS_TIMED, Row, Stage, Visit
 from bench.harness import flops
 from bench.harness.results import percentiles
-from bench.harness.timing import between, marker, wait
+from bench.harness.timing import between, marker
 from charformer.data import corpus as corpora
 from charformer.data.corpus import Corpus
+from charformer.device import synchronize
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
 from kernels import backend
 
@@ -33,12 +34,18 @@ LONGEST = 12
 
 def run(visit: Visit) -> Stage:
     """Yield a row for each preset and engine, eager and, on a GPU, captured."""
+    return rows(visit, PRESETS_TIMED, ("eager", "captured") if visit.on_gpu else ("eager",))
+
+
+def rows(visit: Visit, presets: Sequence[str], ways: Sequence[str]) -> Stage:
+    """Yield a row for each preset, engine and way, and return them in short."""
     corpus = corpora.load(visit.data)
     shown = []
-    for preset, name, way in product(PRESETS_TIMED, SUBJECTS, ("eager", "captured") if visit.on_gpu else ("eager",)):
+    for preset, name, way in product(presets, SUBJECTS, ways):
         row = timed(visit, corpus, preset, name, way)
         yield row
-        shown.append(in_short(row))
+        found = f"{1e3 * row['step_seconds']['p50']:.2f} ms" if "step_seconds" in row else row["error"]
+        shown.append(f"{preset} {name} {way} {found}")
     return "; ".join(shown)
 
 
@@ -59,12 +66,6 @@ def timed(visit: Visit, corpus: Corpus, preset: str, name: str, way: str) -> Row
             return row | measure(engine, way, variant, visit)
     except RuntimeError as error:
         return row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
-
-
-def in_short(row: Row) -> str:
-    """Return a row's preset, engine, way and milliseconds, or its error."""
-    found = f"{1e3 * row['step_seconds']['p50']:.2f} ms" if "step_seconds" in row else row["error"]
-    return f"{row['preset']} {row['engine']} {row['way']} {found}"
 
 
 def captured_step(engine: Any) -> Callable[[], Tensor]:
@@ -93,11 +94,11 @@ def measure(engine: Any, way: str, variant: Variant, visit: Visit) -> Row:
     step = captured_step(engine) if way == "captured" else lambda: engine.step(*engine.batch())
     with side_stream() if visit.on_gpu else torch.enable_grad():
         step()
-        wait(device)
+        synchronize(device)
         first = time.perf_counter() - began
         for _ in range(EAGER_STEPS):
             step()
-        wait(device)
+        synchronize(device)
         laps, enqueued = [marker(device)], []
         began = time.perf_counter()
         for _ in range(count):
@@ -105,7 +106,7 @@ def measure(engine: Any, way: str, variant: Variant, visit: Visit) -> Row:
             loss = step()
             enqueued.append(time.perf_counter() - start)
             laps.append(marker(device))
-        wait(device)
+        synchronize(device)
         wall = (time.perf_counter() - began) / count
         profiled = profile(step) if visit.on_gpu else {}
     seconds = [between(*pair) for pair in pairwise(laps)]

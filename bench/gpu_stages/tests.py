@@ -13,9 +13,4 @@ def run(visit: Visit) -> Stage:
         return "pytest is not installed"
     chosen = ["tests"] if visit.on_gpu else ["--collect-only", "tests/kernels/checks"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *chosen]
-    done = visit.run(command, TRITON_INTERPRET="0" if visit.on_gpu else "1")
-    lines = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
-    yield {"part": "tests", "exit_code": done.returncode, "said": lines[-40:]}
-    if done.returncode:
-        raise RuntimeError(lines[-1])
-    return lines[-1]
+    return (yield from visit.report("tests", command, TRITON_INTERPRET="0" if visit.on_gpu else "1"))

@@ -25,6 +25,8 @@ Stage = Generator[Row, None, str]
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32}  # the models of a rehearsal
 PRESETS_TIMED = ("baseline", "fast")
+VOCABULARY = 65  # the distinct characters of Tiny Shakespeare
+LAST_LINES = 40  # of a command's output, which a row keeps
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ class Visit:
             return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, **limits)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"{' '.join(command[:4])} took longer than the stage's time") from error
+
+    def report(self, part: str, command: list[str], **environment: str) -> Stage:
+        """Run a command, yield its last lines, and return the last one. Raise RuntimeError if it fails."""
+        done = self.run(command, **environment)
+        lines = (done.stderr + done.stdout).strip().splitlines() or ["it printed nothing"]
+        yield {"part": part, "exit_code": done.returncode, "said": lines[-LAST_LINES:]}
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {lines[-1]}")
+        return lines[-1]
 
     def found(self, stage: str, part: str) -> Row:
         """Return the first row of a part of an earlier stage, or an empty row if there is none."""

@@ -12,7 +12,7 @@ import torch
 
 from bench.gpu_stages.visit import Row, Visit
 from bench.harness import results
-from bench.harness.timing import wait
+from charformer.device import synchronize
 from kernels import backend
 
 ABOUT_TRITON = ("accuracy", "compiling", "memcheck", "block_sizes")  # the stages that need it
@@ -52,7 +52,7 @@ def handler(device: str, out: str, data: str) -> Callable[..., dict[str, Any]]:
         write()
         try:
             line = collect()
-            wait(visit.device)  # so that a GPU fault counts against this stage, not the next
+            synchronize(visit.device)  # so that a GPU fault counts against this stage, not the next
             facts = {"status": "done", "line": line}
         except Exception as error:
             facts = {"status": "failed", "line": str(error), "traceback": traceback.format_exc().splitlines()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from charformer.device import synchronize
 from charformer.training.cuda_graph import side_stream
 
 FLUSH_BYTES = 2**28  # more than any level-2 cache
@@ -22,14 +23,8 @@ def marker(device: torch.device) -> Any:
 
 
 def between(start: Any, end: Any) -> float:
-    """Return the seconds between two markers; ``wait`` must have been called since the second."""
+    """Return the seconds between two markers; the device must have been awaited since the second."""
     return end - start if isinstance(start, float) else float(start.elapsed_time(end)) / 1e3
-
-
-def wait(device: torch.device) -> None:
-    """Wait until the device has finished everything that is enqueued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -37,7 +32,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     start = marker(device)
     work()
     end = marker(device)
-    wait(device)
+    synchronize(device)
     return between(start, end)
 
 
@@ -65,5 +60,5 @@ def cold_seconds(work: Callable[[], object], rounds: int, device: torch.device) 
         start = marker(device)
         work()
         pairs.append((start, marker(device)))
-    wait(device)
+    synchronize(device)
     return [between(*pair) for pair in pairs]
