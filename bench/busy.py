@@ -20,6 +20,7 @@ from statistics import median
 
 from bench.harness import results
 from bench.harness.program import BenchParser, execute, keep, print_table
+from bench.harness.runs import run_process, speeds
 from bench.harness.sampling import SamplingEntry, measure_alone
 from charformer.data.cached import find_cached
 from charformer.runs.folder import RunDir
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     trainings = [("training", threads) for threads in args.threads]
     settings = trainings + [("sampling, fp32", threads) for threads in args.threads if threads != CHOSEN]
-    speeds: Speeds = {(*setting, busy): [] for setting, busy in product(settings, (False, True))}
+    turns: Speeds = {(*setting, busy): [] for setting, busy in product(settings, (False, True))}
     with tempfile.TemporaryDirectory() as folder:
         run, file = RunDir(Path(folder) / "run"), Path(folder) / "fp32.onnx"
         _train(args, run, CHOSEN)
@@ -55,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         options = {"path": str(file), "characters": CHARACTERS}
         sampler = SamplingEntry("charformer-onnx", "fp32", "bench.engines.sample_charformer", options)
         for _ in range(args.rounds):
-            for (work, threads, busy), found in speeds.items():
+            for (work, threads, busy), found in turns.items():
                 with busy_process() if busy else nullcontext():
                     if work == "training":
                         found.append(_train(args, run, threads))
@@ -73,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
             samples=len(found),
             turns=found,
         )
-        for (work, threads, busy), found in speeds.items()
+        for (work, threads, busy), found in turns.items()
     ]
     pairs = zip(rows[0::2], rows[1::2], strict=True)  # alone, and beside a busy process
     shown = [{"alone": alone, "beside": beside, "share": results.ratio(beside, alone)} for alone, beside in pairs]
@@ -100,8 +101,8 @@ def _train(args: argparse.Namespace, run: RunDir, threads: str) -> float:
     flags = ["--preset", args.preset, "--steps", str(args.steps), "--data", args.data, "--dtype", args.dtype]
     flags += ["--device", "cpu", "--eval-interval", str(max(1, args.steps // 4)), "--eval-batches", "1"]
     flags += ["--out", str(run.path), "--overwrite", *([] if threads == CHOSEN else ["--threads", threads])]
-    results.run_process(["charformer.commands.train", *flags, "--json"])
-    return results.training_speed(run)
+    run_process(["charformer.commands.train", *flags, "--json"])
+    return median(speeds(run))
 
 
 if __name__ == "__main__":

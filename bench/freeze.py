@@ -2,8 +2,7 @@
 
     python -m bench.freeze --json bench/results/freeze.json
 
-Each variant is a `charformer-train` in a process of its own. Runs that already exist are resumed, so that a bench that
-was stopped continues where it was.
+Each variant is a `charformer-train` of its own, and a bench that was stopped continues where it was.
 """
 
 import argparse
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines import baseline
-from bench.harness import results
-from bench.harness.program import BenchParser, execute, keep, print_table, text_config
+from bench.harness.program import BenchParser, execute, keep, print_table
+from bench.harness.runs import train
 from charformer.data import corpus
-from charformer.errors import UserError
 from charformer.model.freeze import FREEZES
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
@@ -46,41 +44,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
-    pretrain = RunDir(args.runs / "pretrain")
-    rows = [_train(args, pretrain, args.pretrain_data, args.steps, [])]
+    pretrain, every = RunDir(args.runs / "pretrain"), ["--eval-interval", str(args.eval_interval)]
+    rows = [train(pretrain, args.preset, ["--data", args.pretrain_data, "--steps", str(args.steps), *every])]
     for freeze in FREEZES if PRESETS[args.preset].model.ngram_order else FREEZES[:-1]:  # the last counts and no more
-        flags = ["--stage", "finetune", "--init-from", str(pretrain.path)]
-        flags += ["--freeze", freeze] if freeze != "none" else []
-        rows.append(_train(args, RunDir(args.runs / freeze), args.finetune_data, args.finetune_steps, flags))
+        flags = ["--stage", "finetune", "--init-from", str(pretrain.path), "--data", args.finetune_data]
+        flags += ["--steps", str(args.finetune_steps), *every, *(["--freeze", freeze] if freeze != "none" else [])]
+        rows.append(train(RunDir(args.runs / freeze), args.preset, flags))
     return rows
-
-
-def _train(args: argparse.Namespace, run: RunDir, data: str, steps: int, flags: list[str]) -> dict[str, Any]:
-    """Train one variant, or finish its training, and return its row.
-
-    Raise UserError if the folder holds a run that was trained with other settings.
-    """
-    began = run.state.is_file()
-    command = ["charformer.commands.train", "--json", "--out", str(run.path), "--data", data]
-    if began:
-        config = run.read_config()
-        training = config["training"]
-        is_there = (config["preset"], config["corpus"]["name"], training["max_steps"], training["eval_interval"])
-        if is_there != (args.preset, Path(data).name, steps, args.eval_interval):
-            raise UserError(f"the run in {run.path} was trained with other settings; choose another folder with --runs")
-        command.append("--resume")
-    else:
-        given = ["--preset", args.preset, "--steps", str(steps), "--eval-interval", str(args.eval_interval)]
-        command += [*flags, *given, "--overwrite"]
-    summary = results.run_process(command)
-    summary["corpus"] = text_config(summary["corpus"])
-    del summary["out"]
-    return results.training_row(
-        run,
-        peak_memory_bytes=None if began else summary["peak_memory_bytes"],  # a resumed process saw only its own part
-        learning_rate=run.read_section("training")["learning_rate"],
-        summary=summary,
-    )
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 from rich.console import Console
 
-from bench.harness import results
 from bench.harness.program import BenchParser, execute, keep, print_table
+from bench.harness.runs import training_row
 from bench.harness.stopwatch import Stopwatch
 from charformer.commands import train
 from charformer.data import corpus
@@ -91,7 +91,7 @@ def _measure(folder: Path, flags: list[str]) -> dict[str, Any]:
     seconds = {part: watch.seconds[part] for part in TRAINING_PARTS}
     outside = sum(seconds[part] for part in OUTSIDE)
     share = outside / (outside + seconds["steps"] + seconds["saves"])
-    return results.training_row(RunDir(folder), seconds=seconds, share=share)
+    return training_row(RunDir(folder), seconds=seconds, share=share)
 
 
 if __name__ == "__main__":

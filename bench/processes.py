@@ -14,6 +14,7 @@ from statistics import median
 
 from bench.harness import results
 from bench.harness.program import BenchParser, execute, keep, print_table
+from bench.harness.runs import run_process, speeds
 from charformer.data import corpus
 from charformer.runs.folder import RunDir
 
@@ -35,18 +36,18 @@ def _run(args: argparse.Namespace) -> int:
         flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data]
         turns: dict[int, list[float]] = {1: [], args.processes: []}
         for _ in range(args.rounds):
-            for processes, speeds in turns.items():
-                speeds.append(_speed(flags, processes, args.processes // processes))
-        for processes, speeds in turns.items():
+            for processes, found in turns.items():
+                found.append(_speed(flags, processes, args.processes // processes))
+        for processes, found in turns.items():
             row = results.row(
                 engine="charformer",
                 preset=preset,
                 threads=args.processes // processes,
                 processes=processes,
-                chars_per_second=results.percentiles(speeds),
-                samples=len(speeds),
-                turns=speeds,
-                ratio=median(many / one for many, one in zip(speeds, turns[1], strict=True)),
+                chars_per_second=results.percentiles(found),
+                samples=len(found),
+                turns=found,
+                ratio=median(many / one for many, one in zip(found, turns[1], strict=True)),
             )
             rows.append(row)
     columns = {"preset": "{preset}", "processes": "{processes:}", "threads each": "{threads:}"}
@@ -56,13 +57,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _speed(flags: list[str], processes: int, threads: int) -> float:
-    """Return the characters a second of a training by ``processes`` of ``threads`` each."""
+    """Return the median speed of a training by ``processes`` of ``threads`` each."""
     launch = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         flags = [*flags, "--eval-interval", "20", "--eval-batches", "1", "--out", str(run.path)]
-        results.run_process([*launch, "charformer.commands.train", *flags, "--json"], OMP_NUM_THREADS=str(threads))
-        return results.training_speed(run)
+        run_process([*launch, "charformer.commands.train", *flags, "--json"], OMP_NUM_THREADS=str(threads))
+        return median(speeds(run))
 
 
 if __name__ == "__main__":

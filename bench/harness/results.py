@@ -6,10 +6,8 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,7 +16,6 @@ import torch
 from charformer.device import total_memory
 from charformer.errors import UserError
 from charformer.files import make_folder, write_text
-from charformer.runs.folder import RunDir
 
 SCHEMA = 1
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # variables that limit the instructions of PyTorch and oneDNN
@@ -104,34 +101,6 @@ def ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
     return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
-def run_process(arguments: list[str], **environment: str) -> dict[str, Any]:
-    """Run ``python -m ...`` in a process of its own, and print its output on stderr as it arrives.
-
-    Returns:
-        The JSON document in the last line of its stdout.
-
-    Raises:
-        UserError: if it fails, which it has then explained on stderr.
-    """
-    command = [sys.executable, "-m", *arguments]
-    last = ""
-    environment = os.environ | environment
-    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(last, end="", file=sys.stderr, flush=True)
-            last = line
-    if process.returncode:
-        raise UserError(f"{arguments[0]} ended with exit code {process.returncode}")
-    return json.loads(last)
-
-
-def training_speed(run: RunDir) -> float:
-    """Return the median of a training's speeds between evaluations, without the first, in which steps warm up."""
-    speeds = [row["chars_per_second"] for row in run.read_metrics() if row["chars_per_second"]]
-    return median(speeds[1:] or speeds)
-
-
 def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the content of a result file."""
     return {
@@ -148,26 +117,6 @@ def result(bench: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> di
 def row(**given: Any) -> dict[str, Any]:
     """Return a row of a result file: the values ``given``, and null for the other keys of ``ROW``."""
     return dict.fromkeys(ROW) | given
-
-
-def training_row(run: RunDir, **more: Any) -> dict[str, Any]:
-    """Return the row of one of our trainings, with ``more``; each sample is the speed between two evaluations."""
-    config, curve = run.read_config(), run.read_metrics()
-    speeds = [point["chars_per_second"] for point in curve if point["chars_per_second"]]
-    given = {
-        "engine": "charformer",
-        "stage": config["stage"],
-        "preset": config["preset"],
-        "precision": config["machine"]["dtype"],
-        "batch": config["training"]["batch_size"],
-        "context": config["model"]["block_size"],
-        "threads": config["machine"]["threads"],
-        "freeze": config["freeze"],
-        "chars_per_second": percentiles(speeds) if speeds else None,
-        "samples": len(speeds),
-        "curve": curve,
-    }
-    return row(**given | more)
 
 
 def read_result(path: Path) -> dict[str, Any]:

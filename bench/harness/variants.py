@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import results
+from bench.harness.runs import training_row
 from charformer.config import ModelConfig, TrainConfig
 from charformer.data.corpus import Corpus
 from charformer.device import choose_device, choose_dtype
@@ -53,7 +53,7 @@ def train_variant(
     for step in trainer.steps():
         on_progress(name, step.step, preset.pretrain.max_steps)
     counters, prior = trainer.counters, trainer.prior
-    return trainer.run, results.training_row(
+    return trainer.run, training_row(
         trainer.run,
         variant=name,
         val_loss=trainer.whole_validation_loss(),
