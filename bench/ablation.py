@@ -4,10 +4,7 @@
     python -m bench.ablation --of prior --steps 150          each part of its n-gram prior, and other orders and folds
     python -m bench.ablation --of length --data short.txt novel.txt   steps and dropout on texts of several lengths
 
-Every variant runs the preset's whole pretraining with the same seed and the same batches. Its loss is that of the best
-weights over the whole validation split, with the prior's context cut at the start of each window; the table alone is
-scored in the same way. Without --steps, a short text takes as many as in charformer-train. The sampling speed, which is
-measured for ingredients, is that of the exported 8-bit model, with all variants taking turns.
+Losses are those of the best weights over the whole validation split, and of the n-gram table alone.
 """
 
 import argparse
@@ -15,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,18 @@ from torch import Tensor
 
 from bench.engines import baseline
 from bench.harness.program import BenchParser, execute, keep, load_text, print_table, text_config
-from bench.harness.sampling import SamplingEntry, interleave_samplers
-from bench.harness.variants import train_variant, with_changes
+from bench.harness.runs import reached, training_row
+from charformer.data.corpus import Corpus
 from charformer.device import keep_freed_memory
 from charformer.errors import UserError
 from charformer.presets import PRESETS, Preset
-from charformer.training.recipe import steps_for
+from charformer.runs.folder import RunDir
+from charformer.training.recipe import Recipe
+from charformer.training.session import Place
 from charformer.training.trainer import Trainer
 from charformer.ui.console import PlainConsole, progress_bar
-from export.exporter import export
 
-CHARACTERS = 200  # of each text that is sampled
-EVALUATIONS = 5  # in a training
+EVALUATIONS = 5  # in a training of a given number of steps
 
 
 def _replaced(**methods: Callable[..., Tensor]) -> Callable[[Trainer], None]:
@@ -97,9 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_count("--steps", None, "steps of each run, unless a variant has its own; fewer on a short text")
     texts = "texts to train on, one by one (default: tiny-shakespeare)"
     parser.add_argument("--data", metavar="FILE|NAME", nargs="+", default=[None], help=texts)
-    parser.add_device()
     parser.add_dtype()
-    parser.add_count("--rounds", 7, "texts that are sampled from each variant")
     return execute(parser, argv, _run)
 
 
@@ -109,30 +105,53 @@ def _run(args: argparse.Namespace) -> int:
     corpora = [load_text(data) for data in args.data]
     keep_freed_memory()
     config = {"preset": args.preset, "model": preset.model.to_dict(), "training": preset.pretrain.to_dict()}
-    config |= {"characters": CHARACTERS, "rounds": args.rounds}
     config["corpora"] = [text_config(corpus.summary()) for corpus in corpora]
-    per_step = preset.pretrain.batch_size * preset.model.block_size
     rows: list[dict[str, Any]] = []
-    entries = []
     with tempfile.TemporaryDirectory() as folder, progress_bar(PlainConsole(stderr=True)) as on_progress:
         for corpus, (name, change) in product(corpora, chosen.items()):
-            changes, patch = ({}, change) if callable(change) else (change, lambda _: None)
-            steps = changes.get("max_steps") or args.steps or steps_for(preset.pretrain, per_step, len(corpus.train))
-            common = {"max_steps": steps, "eval_interval": max(1, round(steps / EVALUATIONS)), "patience": 0}
-            changed = with_changes(preset, common | changes)
-            run, row = train_variant(args, changed, name, corpus, Path(folder) / str(len(rows)), on_progress, patch)
-            rows.append(row | {"text": corpus.name, "steps": steps, "changes": changes})
+            run = RunDir(Path(folder) / str(len(rows)))
+            rows.append(_train(args, run, corpus, change, partial(on_progress, name)) | {"variant": name})
             keep(args, config, rows)
-            if args.of == "ingredients":
-                export(run, run.onnx, "int8", portable=False, corpus=corpus)
-                options = {"path": str(run.onnx), "characters": CHARACTERS}
-                entries.append(SamplingEntry("charformer-onnx", "int8", "bench.engines.sample_charformer", options))
-        for row, entry in zip(rows, interleave_samplers(entries, args.rounds, on_progress), strict=False):
-            found = entry.row("sampling", args.preset, preset.model.block_size)
-            row["sampling"] = {key: found[key] for key in ("chars_per_second", "samples", "threads")}
-    keep(args, config, rows)
     _print(args.of, rows)
     return 0
+
+
+def _train(
+    args: argparse.Namespace, run: RunDir, corpus: Corpus, change: Change, on_step: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Pretrain the preset with ``change`` to its last step, and return its row.
+
+    Without --steps, a short text takes as many as in charformer-train. The table alone is scored by the model before
+    its first step, if it starts from zero.
+    """
+    changes, patch = ({}, change) if callable(change) else (change, None)
+    values = {"patience": 0} | ({"max_steps": args.steps} if args.steps else {}) | changes
+    if steps := values.get("max_steps"):
+        values["eval_interval"] = max(1, round(steps / EVALUATIONS))
+    session = Recipe(args.preset, None, "none", values).session(run, corpus, Place.choose("auto", args.dtype))
+    session.open()
+    trainer = session.trainer
+    config, counters, prior = trainer.config, trainer.counters, trainer.prior
+    table_loss = trainer.score() if prior and config.zero_init else None
+    if patch:
+        patch(trainer)
+    for step in trainer.steps():
+        on_step(step.step, config.max_steps)
+    return training_row(
+        run,
+        val_loss=trainer.whole_validation_loss(),
+        table_loss=table_loss,
+        ngrams=len(prior.tables.whole) if prior else None,
+        table_bytes=run.ngram.stat().st_size if prior else None,
+        counting_seconds=prior.tables.seconds if prior else None,
+        best_step=counters.best_step,
+        characters=counters.characters,
+        passes=counters.characters / len(corpus.train),
+        seconds=counters.train_seconds,
+        text=corpus.name,
+        steps=config.max_steps,
+        changes=changes,
+    )
 
 
 def variants(preset: Preset, of: str, names: list[str] | None = None) -> dict[str, Change]:
@@ -162,9 +181,7 @@ def _print(of: str, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
         first = next(other for other in rows if other["text"] == row["text"])
-        there = next((point for point in row["curve"] if point["val_loss"] <= baseline.ITS_LOSS), None)
-        at = f"{there['characters'] / 1e6:.2f} M, {there['seconds']:.0f} s" if there else "never"
-        shown.append(row | {"change": row["val_loss"] - first["val_loss"], "there": at})
+        shown.append(row | {"change": row["val_loss"] - first["val_loss"], "after": reached(row, baseline.ITS_LOSS)})
     columns = {
         "text": "{text}",
         "variant": "{variant}",
@@ -173,10 +190,9 @@ def _print(of: str, rows: list[dict[str, Any]]) -> None:
         "best step": "{best_step:,}",
         "validation loss": "{val_loss:.4f}",
         "change": "{change:+.4f}",
-        f"{baseline.ITS_LOSS:g} after": "{there:}",
+        f"estimated {baseline.ITS_LOSS:g} after": "{after:}",
         "seconds": "{seconds:.0f}",
         "chars/s": "{chars_per_second[p50]:,.0f}",
-        "int8 chars/s": "{sampling[chars_per_second][p50]:,.0f}",
         "table alone": "{table_loss:.4f}",
         "n-grams": "{ngrams:,}",
         "counting, s": "{counting_seconds:.1f}",

@@ -7,12 +7,11 @@ import pytest
 
 from bench import ablation
 from bench.harness import results
-from bench.harness.variants import with_changes
 from charformer.presets import PRESETS
 
 
 def run(of: str, text_file: Path, folder: Path, *flags: str) -> list[dict[str, Any]]:
-    given = ["--of", of, "--data", str(text_file), "--rounds", "1", "--dtype", "float32", *flags]
+    given = ["--of", of, "--data", str(text_file), "--dtype", "float32", *flags]
     assert ablation.main([*given, "--json", str(folder / "r.json")]) == 0
     return results.read_result(folder / "r.json")["rows"]
 
@@ -20,13 +19,12 @@ def run(of: str, text_file: Path, folder: Path, *flags: str) -> list[dict[str, A
 def test_each_ingredient_is_left_out_with_the_same_settings(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "CHARACTERS", 5)
     three = dict(list(ablation.VARIANTS["ingredients"].items())[:3])
     monkeypatch.setitem(ablation.VARIANTS, "ingredients", three)
     rows = run("ingredients", text_file, tmp_path, "--steps", "4")
     assert [row["changes"] for row in rows] == [{}, {"rope_base": 0.0}, {"relu_power": 1}]
     assert len({row["curve"][-1]["val_loss"] for row in rows}) == 3
-    assert all(row["characters"] == 4 * 8 * 256 and row["sampling"]["chars_per_second"]["p50"] > 0 for row in rows)
+    assert all(row["characters"] == 4 * 8 * 256 for row in rows)
     assert "ingredients" in capsys.readouterr().out
 
 
@@ -56,14 +54,10 @@ def test_texts_of_several_lengths_take_the_steps_of_a_training_or_of_the_variant
     assert rows[0]["steps"] == 16, "six passes over 5,400 characters"
 
 
-def test_changes_are_the_preset_s_and_nothing_else() -> None:
+def test_only_variants_that_differ_from_the_preset_are_trained() -> None:
     nano = PRESETS["nano"]
     assert set(ablation.variants(nano, "ingredients")) == set(ablation.VARIANTS["ingredients"])
     assert "order 7" not in ablation.variants(nano, "prior")
-    assert with_changes(nano, {}) == nano
-    changed = with_changes(nano, {"rope_base": 0.0, "zero_init": 0})
-    assert (changed.model.rope_base, changed.pretrain.zero_init) == (0.0, 0)
-    assert changed.finetune == nano.finetune
 
 
 @pytest.mark.parametrize(
