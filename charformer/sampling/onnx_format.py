@@ -26,24 +26,22 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")
 # A file ends with this metadata entry of a serialized ModelProto and 64 hexadecimal digits, the SHA-256 of all before.
 HASH_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
-GRAPH, METADATA = 7, 14  # fields of a ModelProto
-NODE = 1  # of a GraphProto
-OPERATOR = 4  # of a NodeProto
-OPERATORS = frozenset(
-    (
-        *("Add", "Cast", "Concat", "DequantizeLinear", "DynamicQuantizeMatMul", "Exp", "Gather", "Greater", "Log"),
-        *(
-            "GroupQueryAttention",
-            "LayerNormalization",
-            "MatMul",
-            "MatMulNBits",
-            "Mul",
-            "Range",
-        ),
-        *("Or", "Relu", "Reshape", "Sub"),
-        *("SkipSimplifiedLayerNormalization", "Softmax", "Split", "Sqrt", "Squeeze", "Transpose", "Unsqueeze", "Where"),
-    )
-)
+# Numbers of fields: those of a ModelProto that are messages or texts and that charformer-export writes, ...
+PRODUCER, GRAPH, OPSETS, METADATA = 2, 7, 8, 14
+NODE = 1  # ... of a GraphProto, ...
+OPERATOR, DOMAIN = 4, 7  # ... and of a NodeProto
+OPERATORS = {
+    "": frozenset(
+        (
+            *("Add", "Cast", "Concat", "DequantizeLinear", "Exp", "Gather", "Greater", "LayerNormalization", "Log"),
+            *("MatMul", "Mul", "Or", "Range", "Relu", "Reshape", "Softmax", "Split", "Sqrt", "Squeeze", "Sub"),
+            *("Transpose", "Unsqueeze", "Where"),
+        )
+    ),
+    "com.microsoft": frozenset(
+        ("DynamicQuantizeMatMul", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization")
+    ),
+}
 
 
 def padded_width(config: ModelConfig) -> int:
@@ -76,20 +74,28 @@ def read_metadata(content: bytes) -> dict[str, str]:
     """Return the metadata of a serialized ModelProto.
 
     In protocol buffers, a message is a sequence of fields, each with a key, which is 8 x its number + its type, and a
-    value. Raises ValueError for other bytes, and for a graph with an operator that charformer-export does not use: some
-    operators run forever or take any amount of memory.
+    value. Raises ValueError for other bytes, and for a model that could loop forever: one with an operator that
+    charformer-export does not use, or with functions, training steps or other parts that it does not write.
     """
     found = {}
     for number, entry in _fields(memoryview(content)):
+        if number not in (PRODUCER, GRAPH, OPSETS, METADATA):
+            raise ValueError(f"it has a part that is not ours: field {number} of the model")
         if number == METADATA:
             pair = {part: bytes(text).decode() for part, text in _fields(entry)}
             found[pair.get(1, "")] = pair.get(2, "")
         elif number == GRAPH:
-            nodes = [node for part, node in _fields(entry) if part == NODE]
-            operators = {bytes(text).decode() for node in nodes for part, text in _fields(node) if part == OPERATOR}
-            if strangers := operators - OPERATORS:
-                raise ValueError(f"it has operators that are not ours: {', '.join(sorted(strangers))[:100]}")
+            operators = {_operator(node) for part, node in _fields(entry) if part == NODE}
+            strangers = [f"{domain} {name}" for domain, name in operators if name not in OPERATORS.get(domain, ())]
+            if strangers:
+                raise ValueError(f"it has operators that are not ours: {', '.join(sorted(strangers))[:100].strip()}")
     return found
+
+
+def _operator(node: memoryview) -> tuple[str, str]:
+    """Return a node's domain, which is empty for a standard operator, and its operator; of repeated fields the last."""
+    texts = {part: bytes(text).decode() for part, text in _fields(node) if part in (OPERATOR, DOMAIN)}
+    return texts.get(DOMAIN, ""), texts.get(OPERATOR, "")
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -97,6 +103,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
+        if key >> 32:  # other readers drop the higher bits, and so find another field
+            raise ValueError("it is not an ONNX model")
         kind, length = key & 7, {1: 8, 5: 4}.get(key & 7, 0)
         if kind == 0:
             _, place = _varint(message, place)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,50 @@ def test_a_graph_that_could_run_forever_is_refused(files: dict[str, Path], tmp_p
     model.graph.node.append(onnx.helper.make_node("Loop", [], []))
     (tmp_path / "m.onnx").write_bytes(sealed(model.SerializeToString()))
     with pytest.raises(UserError, match="operators that are not ours: Loop"):
+        OnnxEngine(tmp_path / "m.onnx")
+
+
+def renamed(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.domain = domain
+    return model
+
+
+def with_function(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
+    """Give the model a function of its own for its Relu."""
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    body = [onnx.helper.make_node("Identity", ["x"], ["y"])]
+    model.functions.append(onnx.helper.make_function(domain, "Relu", ["x"], ["y"], body, opsets))
+    if domain:
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    return renamed(model, domain)
+
+
+def with_training(model: onnx.ModelProto) -> onnx.ModelProto:
+    model.training_info.add().algorithm.name = "train"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: with_function(model, "own").SerializeToString(), "not ours: field 25|not ours: own Relu"),
+        (lambda model: with_function(model, "").SerializeToString(), "not ours: field 25"),
+        (lambda model: with_training(model).SerializeToString(), "not ours: field 20"),
+        (lambda model: renamed(model, "com.microsoft").SerializeToString(), "not ours: com.microsoft Relu"),
+        (lambda model: renamed(model, "ai.onnx").SerializeToString(), "not ours: ai.onnx Relu"),
+        # an empty field 25, under a key that is 2**32 larger
+        (lambda model: model.SerializeToString() + b"\xca\x81\x80\x80\x10\0", "not an ONNX model"),
+    ],
+    ids=["function", "function for a standard operator", "training", "unknown", "other name", "long key"],
+)
+def test_parts_that_are_not_ours_are_refused(
+    change: Callable[[onnx.ModelProto], bytes], message: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    content = change(onnx.load_from_string(unsealed(files["fused"].read_bytes())))
+    (tmp_path / "m.onnx").write_bytes(sealed(content))
+    with pytest.raises(UserError, match=message):
         OnnxEngine(tmp_path / "m.onnx")
 
 
