@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from charformer.api import DEFAULT_PRECISION
-from charformer.commands.common import Parser, choose_run, execute, logs_to
+from charformer.commands.common import Parser, choose_run, execute, logs_to, nonempty
 from charformer.runs.folder import WEIGHTS
 from charformer.sampling.onnx_format import PRECISIONS
 from charformer.ui.console import PlainConsole, progress_bar
@@ -29,7 +29,10 @@ def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser("charformer-export", "Write a run's model as one .onnx file, which is enough to sample.", EXAMPLES)
     parser.add_argument(
-        "--run", metavar="DIR", help="the run to export (default: the one under runs/ that was written last)"
+        "--run",
+        type=nonempty,
+        metavar="DIR",
+        help="the run to export (default: the one under runs/ that was written last)",
     )
     parser.add_argument(
         "--weights",
@@ -37,7 +40,7 @@ def build_parser() -> Parser:
         default="best",
         help="weights that were best on validation, or that the training saved last (default: best)",
     )
-    parser.add_argument("--out", metavar="FILE", help="where to write (default: model.onnx in the run)")
+    parser.add_argument("--out", type=nonempty, metavar="FILE", help="where to write (default: model.onnx in the run)")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -51,11 +54,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--html",
+        type=nonempty,
         metavar="FILE",
         help="write a page as well, one file that holds the model and samples it in a browser",
     )
     parser.add_argument(
         "--data",
+        type=nonempty,
         metavar="FILE|NAME",
         help="the text to check the file on and, for a model without an n-gram prior, to make the draft of speculation "
         "from (default: the run's own)",

@@ -128,6 +128,7 @@ def test_portable_files_sample_too(folder: Path, precision: str) -> None:
         ("charformer-sample --onnx --threads 99999999999", "--threads"),
         ("charformer-sample --onnx --num-samples 99999999999999999999", "--num-samples"),
         ("charformer-sample --onnx=", "empty name"),
+        ("charformer-export --out=", "empty name"),
         ("charformer-export --data nowhere.txt", "there is no file"),
         ("charformer-sample --onnx nowhere.onnx", "cannot read nowhere.onnx"),
         ("charformer-sample --onnx runs/pretrain/vocab.json", "was not written by charformer-export"),
