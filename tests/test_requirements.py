@@ -1,10 +1,13 @@
 """The lists of packages in requirements/ agree with pyproject.toml and constraints.txt."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 ONLY_WITH_A_GPU = ("onnxruntime-gpu", "triton")
@@ -45,12 +48,8 @@ def test_what_is_installed_is_pinned() -> None:
     assert ort[0] == ort[1]
 
 
-def test_sampling_imports_nothing_else(trained_run: Path, tmp_path: Path) -> None:
-    """Sample a .onnx file with every package blocked that requirements/sampling.txt does not bring."""
-    import charformer
-
-    file = tmp_path / "model.onnx"
-    charformer.load(trained_run).export(file)
+def run_for_sampling(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a subcommand with every package blocked that requirements/sampling.txt does not bring."""
     script = f"""
 import sys
 class Without:
@@ -60,9 +59,41 @@ class Without:
         if name.partition(".")[0] not in {sorted(ABSENT)!r}:
             return self.finder.find_spec(name, path, target)
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
-from charformer.commands import sample
-sys.exit(sample.main(["--onnx", {str(file)!r}, "--max-new-tokens", "5", "--seed", "1"]))
+from charformer.commands import main
+sys.exit(main.main(sys.argv[1:]))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, command)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+def test_sampling_imports_nothing_else(trained_run: Path, tmp_path: Path) -> None:
+    import charformer
+
+    charformer.load(trained_run).export(tmp_path / "model.onnx")
+    done = run_for_sampling("sample", "--onnx", "model.onnx", "--max-new-tokens", "5", "--seed", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) == 6
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["sample", "--run", "RUN"], "PyTorch is not installed; --onnx samples without it"),
+        (["sample", "--run", "RUN", "--onnx"], "package onnx, which is not installed; `pip install onnx`"),
+        (["export", "--run", "RUN"], "the package onnx"),
+        (["train"], "the package psutil"),
+        (["completion", "bash"], "the package shtab"),
+    ],
+)
+def test_what_else_is_missing_is_one_line(command: list[str], message: str, trained_run: Path, tmp_path: Path) -> None:
+    words = [str(trained_run) if word == "RUN" else word for word in command]
+    done = run_for_sampling(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

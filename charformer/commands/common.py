@@ -17,6 +17,8 @@ from charformer.runs.folder import RunDir
 from charformer.runs.listing import RUNS, find_runs
 from charformer.ui.console import PlainConsole, printable
 
+OURS = ("bench", "charformer", "export", "kernels")
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that keeps the layout of its epilog, and whose errors are one line."""
@@ -85,6 +87,9 @@ def execute(parser: Parser, argv: list[str] | None, action: Callable[[argparse.N
             raise
         if isinstance(error, UserError):
             return _end(parser, error.with_flags(parser.flag_of), 2)
+        if isinstance(error, ModuleNotFoundError) and (package := _missing_package(error)):
+            advice = f"`pip install {package}` adds it, and `pip install -r requirements/cpu.txt` all packages"
+            return _end(parser, f"this needs the package {package}, which is not installed; {advice}", 2)
         if _out_of_memory(error):
             advice = "take a smaller batch, context or model, or fewer samples at once"
             return _end(parser, f"out of memory; {advice}", 2)
@@ -127,6 +132,12 @@ def choose_run(given: str | None) -> RunDir:
 def _end(parser: Parser, message: str, code: int) -> int:
     print(f"{parser.prog}: {printable(message.replace(chr(10), ' '))}", file=sys.stderr)
     return code
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """Return the package that is not installed; an empty string for a module of Python's or of our own."""
+    name = (error.name or "").partition(".")[0]
+    return "" if name in sys.stdlib_module_names or name in OURS else name
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -3,13 +3,11 @@
 import argparse
 from importlib import import_module
 
-import shtab
-
 from charformer.commands.common import Parser, execute
 from charformer.commands.main import COMMANDS
 
 PROGRAMS = ("train", "sample", "export")  # the subcommands that are also programs, such as charformer-train
-KINDS = {"FILE": shtab.FILE, "FILE|NAME": shtab.FILE, "DIR": shtab.DIRECTORY}
+SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")
 
 EXAMPLES = """\
 examples:
@@ -26,11 +24,13 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser("charformer completion", "Print a script that completes the commands in a shell.", EXAMPLES)
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="the shell to print it for")
+    parser.add_argument("shell", choices=SHELLS, help="the shell to print it for")
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    import shtab  # sampling alone does not need it, and the error for a missing package is main's
+
     parsers = {name: _parser_of(name) for name in COMMANDS}
     front = argparse.ArgumentParser("charformer")
     front.add_argument("--version", action="store_true", help="print the version")
@@ -44,11 +44,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _parser_of(name: str) -> Parser:
     """Return the parser of a subcommand, with the kind of file that completes each argument."""
+    import shtab
+
+    kinds = {"FILE": shtab.FILE, "FILE|NAME": shtab.FILE, "DIR": shtab.DIRECTORY}
     parser: Parser = import_module(
         f"charformer.commands.{'train_arguments' if name == 'train' else name}"
     ).build_parser()
     for action in parser._actions:
-        kind = shtab.FILE if action.dest == "texts" else KINDS.get(str(action.metavar))
+        kind = shtab.FILE if action.dest == "texts" else kinds.get(str(action.metavar))
         if kind is not None:
             action.complete = kind  # type: ignore[attr-defined]
     return parser

@@ -3,18 +3,19 @@
 import argparse
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from charformer.commands.common import Parser, execute, nonempty
+from charformer.commands.common import Parser, execute, logs_to, nonempty
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
 from charformer.runs.listing import RUNS, find_runs
 from charformer.runs.tensors import read_metadata
-from charformer.ui.console import age, printable
+from charformer.ui.console import PlainConsole, age, printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +31,8 @@ def build_parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    found = [_describe(run) for run in find_runs(args.folder)]
+    with logs_to(PlainConsole(stderr=True)):
+        found = [_describe(run) for run in find_runs(args.folder)]
     if args.json:
         print(json.dumps(found))
         return 0
@@ -43,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         loss = "" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
         figures = (row["best_step"], row["max_steps"], loss, age(time.time() - row["written"]))
         texts = (printable(str(row[key])) for key in ("folder", "stage", "text"))  # of whoever made the run
-        table.add_row(*texts, *(str(figure) for figure in figures))
+        table.add_row(*texts, *("" if figure is None else str(figure) for figure in figures))
     width = None if Console().is_terminal else 150
     Console(width=width, markup=False, emoji=False, highlight=False).print(table)
     return 0
@@ -53,12 +55,15 @@ def _describe(run: RunDir) -> dict[str, Any]:
     """Return what is known of a run: its best step and the estimate of its loss, in nats a character."""
     values, about = run.read_config(), read_metadata(run.weights)
     corpus, training = values.get("corpus"), values.get("training")
+    loss = None
+    with suppress(KeyError, ValueError):  # another program may have written the weights
+        loss = float(about["val_loss"])
     return {
         "folder": str(run.path),
         "stage": values.get("stage"),
         "text": corpus.get("name") if isinstance(corpus, dict) else None,
-        "best_step": int(about["step"]) if about.get("step", "").isdigit() else None,
+        "best_step": int(about["step"]) if about.get("step", "").isdecimal() else None,
         "max_steps": training.get("max_steps") if isinstance(training, dict) else None,
-        "val_loss": float(about["val_loss"]) if "val_loss" in about else None,
+        "val_loss": loss,
         "written": run.written,
     }

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,8 @@ def _text(args: argparse.Namespace) -> str:
 
 
 def _load(args: argparse.Namespace) -> api.Model:
+    if args.onnx is None and find_spec("torch") is None:
+        raise UserError("PyTorch is not installed; --onnx samples without it")
     path = args.onnx if args.onnx not in (None, RUNS_OWN) else choose_run(args.run).path
     return api.load(
         path,

@@ -4,7 +4,6 @@ import argparse
 
 from charformer.commands.common import execute
 from charformer.commands.train_arguments import build_parser, check
-from charformer.threads import LoadProbe
 from charformer.training.distributed import ProcessLostError, connected_world
 
 
@@ -16,6 +15,8 @@ def _run(args: argparse.Namespace) -> int:
     with connected_world() as world:
         try:
             world.main_first(lambda: check(args, world))
+            from charformer.threads import LoadProbe  # psutil is not needed to sample, and may be missing
+
             load = LoadProbe()
             from charformer.commands.train_run import run_training  # PyTorch takes seconds: report mistakes first
 

@@ -2,6 +2,8 @@
 
 import math
 import shlex
+import subprocess
+import sys
 from typing import Any
 
 from charformer.data.division import tail_differs
@@ -38,7 +40,7 @@ def announce(session: TrainingSession, console: PlainConsole, notices: PlainCons
 
 def continue_command(stage: str, run: RunDir) -> str:
     """Return the command that continues a run."""
-    return shlex.join(["charformer-train", "--stage", stage, "--resume", "--out", str(run.path)])
+    return _line("charformer-train", "--stage", stage, "--resume", "--out", str(run.path))
 
 
 def print_summary(summary: dict[str, Any], session: TrainingSession, console: PlainConsole) -> None:
@@ -57,7 +59,12 @@ def print_summary(summary: dict[str, Any], session: TrainingSession, console: Pl
         f"{summary['eval_seconds']:.1f} s of evaluation on the way",
         "curves": str(run.plot),
         "run": str(run.path),
-        "next": shlex.join(["charformer-sample", "--run", str(run.path)]),
+        "next": _line("charformer-sample", "--run", str(run.path)),
     }
     for name, value in lines.items():
         console.print(f"{name:>16}  {value}")
+
+
+def _line(*words: str) -> str:
+    """Return a command as one types it, for cmd.exe and PowerShell on Windows, and elsewhere for a POSIX shell."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

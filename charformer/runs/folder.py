@@ -182,9 +182,11 @@ class RunDir:
     def _require_weights(self, which: str) -> None:
         self.read_config()  # to raise the error for a missing run first
         if not (self.weights.is_file() or self.state.is_file()):
-            raise UserError(f"the run in {self.path} has saved no weights yet; start again with `overwrite`")
+            raise UserError(
+                f"the run in {self.path} has saved no weights yet; `charformer-train --overwrite` starts it again"
+            )
         if which == "best" and not self.weights.is_file():
-            raise UserError(f"there is no {self.weights}; `resume` and further steps write one")
+            raise UserError(f"there is no {self.weights}; `charformer-train --resume` with more steps writes one")
 
     @property
     def card_is_changed(self) -> bool:

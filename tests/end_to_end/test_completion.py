@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import shtab
 
 from charformer.commands import completion
 from charformer.commands import main as front
@@ -64,6 +65,10 @@ def test_other_shells_get_a_script_for_every_command(shell: str, capsys: pytest.
     assert {"charformer", "charformer-train", "charformer-sample", "charformer-export"} <= set(
         re.findall(r"charformer(?:-[a-z]+)?", script)
     )
+
+
+def test_every_shell_is_one_that_shtab_knows() -> None:
+    assert list(completion.SHELLS) == shtab.SUPPORTED_SHELLS
 
 
 def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import charformer
 from charformer.commands import main as front
+from charformer.commands.train_report import continue_command
 from charformer.runs.folder import RunDir
 from tests.conftest import TINY
 
@@ -49,6 +50,31 @@ def test_train_fine_tune_list_and_sample(here: Path, text_file: Path, capsys: py
 
     assert front.main(["sample", "--max-new-tokens", "5", "--seed", "1"]) == 0
     assert len(capsys.readouterr().out.rstrip("\n")) >= 5
+
+
+def test_other_models_and_damaged_runs_are_skipped(
+    here: Path, trained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "other", "damaged"):
+        shutil.copytree(trained_run, Path("runs", name))
+    Path("runs/other/config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    weights = Path("runs/damaged/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert front.main(["runs", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [row["folder"] for row in json.loads(shown.out)] == ["runs/good"]
+    assert len(shown.err.splitlines()) == 2
+    for name in ("other/config.json is not a run's", "damaged/model.safetensors: "):
+        assert name in shown.err
+    assert front.main(["sample", "--max-new-tokens", "5"]) == 0
+    assert "\nruns/good (" in capsys.readouterr().err
+
+
+def test_commands_are_printed_as_the_shell_of_the_system_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(Path("my runs\\novel"))
+    for platform, out in (("win32", '"my runs\\novel"'), ("linux", "'my runs\\novel'")):
+        monkeypatch.setattr("sys.platform", platform)
+        assert continue_command("pretrain", run) == f"charformer-train --stage pretrain --resume --out {out}"
 
 
 def test_a_folder_without_runs_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,10 +163,14 @@ def test_sampling(flags: list[str], named: str, trained_run: Path, capsys: pytes
         (spoil_config, "do not fit"),
         (lambda run: (run / "config.json").write_text("{}", encoding="utf-8"), "is not a run's, or"),
         (lambda run: (run / "vocab.json").unlink(), "cannot read"),
-        (lambda run: (run / "model.safetensors").unlink(), "--resume and further steps write one"),
+        (lambda run: (run / "model.safetensors").unlink(), "`charformer-train --resume` with more steps writes one"),
+        (
+            lambda run: [path.unlink() for path in run.glob("*.safetensors")],
+            "`charformer-train --overwrite` starts it again",
+        ),
         (lambda run: (run / "model.safetensors").write_bytes(b"\x80\x04pickle"), "cannot read"),
     ],
-    ids=["shape", "format", "vocabulary", "no weights", "no safetensors"],
+    ids=["shape", "format", "vocabulary", "no best weights", "no weights", "no safetensors"],
 )
 def test_sampling_from_a_damaged_run(
     spoil, named: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
