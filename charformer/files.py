@@ -13,25 +13,34 @@ from charformer.errors import UserError, WriteError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on exit, flush its file to disk and rename it to ``path``.
 
-    Raises WriteError if the folder cannot be written to; the previous file stays intact.
+    Raises WriteError if the folder cannot be written to; the previous file stays intact. Every OSError of the body
+    counts as such, so what the body reads must raise errors of its own.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        _replace(temporary, path)
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            yield temporary
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+            _replace(temporary, path)
+            if os.name == "posix":
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     finally:
         with suppress(OSError):  # the reason for the first error may prevent this too
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """Turn an OSError of the body, which only writes ``what``, into a WriteError."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {what}: {error.strerror or error}") from error
 
 
 def _replace(temporary: Path, path: Path) -> None:

@@ -14,7 +14,10 @@ from charformer.errors import UserError
 def find_cached(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
     """Return the text that config.json describes, if it is in the cache or unchanged in its old place; else None."""
     corpus = _undivided(summary, on_progress)
-    return divided_like(corpus, summary, on_progress) if corpus else None
+    try:
+        return divided_like(corpus, summary, on_progress) if corpus else None
+    except UserError:  # a division that the cache does not have and cannot take
+        return None
 
 
 def divided_like(corpus: Corpus, summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:

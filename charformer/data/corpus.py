@@ -1,7 +1,7 @@
 """The conversion of a named corpus or the user's files into ids to train on and ids to validate on.
 
-A text is never in memory as a whole: it is decoded in pieces, and its ids are in a memory-mapped file in the user's
-cache folder, with the text's hash as the key.
+A text is decoded in pieces, and its ids are in a memory-mapped file in the user's cache folder, with the text's hash as
+the key. So it is never in memory as a whole, unless it validates another text (charformer/data/division.py).
 """
 
 import io
@@ -183,7 +183,7 @@ def _files(place: str, on_progress: OnProgress, encoding: str, notice: Callable[
             f"there is no file {place}; `data` takes files, folders, - (standard input), or one of: {', '.join(NAMES)}"
         ) from None
     except OSError as error:
-        raise UserError(f"cannot read {place}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {error.filename or place}: {error.strerror or error}") from error
 
 
 def stand_in_file(name: str) -> TextFile:
@@ -246,11 +246,19 @@ def cached(sha256: str) -> tuple[str, Ids | None]:
     try:
         header = json.loads(ids_path(sha256).with_suffix(".json").read_text("utf-8"))
         alphabet = Vocab.from_dict(header).characters
-        ids = np.load(ids_path(sha256), mmap_mode="r")
-    except (OSError, EOFError, ValueError, UserError):
+    except (OSError, ValueError, UserError):
         return "", None
-    fits = ids.shape == (header.get("characters"),) and ids.dtype == np.min_scalar_type(max(0, len(alphabet) - 1))
-    return (alphabet, ids) if fits and ids.max(initial=0) < len(alphabet) else ("", None)
+    return alphabet, read_ids(ids_path(sha256), header.get("characters"), alphabet)
+
+
+def read_ids(path: Path, characters: int | None, alphabet: str) -> Ids | None:
+    """Return the ids in ``path``, (characters,); None if they are missing, damaged or not of ``alphabet``."""
+    try:
+        ids = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError):
+        return None
+    fits = ids.shape == (characters,) and ids.dtype == np.min_scalar_type(max(0, len(alphabet) - 1))
+    return ids if fits and ids.max(initial=0) < len(alphabet) else None
 
 
 def _survey(pieces: Iterator[str]) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from charformer.data.corpus import Corpus, Ids, Split, ids_path
+from charformer.data.corpus import Corpus, Ids, Split, ids_path, read_ids
 from charformer.data.vocab import Vocab
 from charformer.errors import UserError
 from charformer.files import atomic_path
@@ -29,7 +29,7 @@ def divided(corpus: Corpus, share: float, split: Split) -> Corpus:
 
 
 def validated_on(corpus: Corpus, other: Corpus) -> Corpus:
-    """Return ``corpus`` with all of it for training and ``other`` for validation."""
+    """Return ``corpus`` with all of it for training and ``other``, whose ids are copied in memory, for validation."""
     alphabet = corpus.alphabet + "".join(sorted(set(other.alphabet) - set(corpus.alphabet)))
     table = Vocab(alphabet).encode(other.alphabet).astype(np.min_scalar_type(len(alphabet) - 1))
     same = replace(other, alphabet=alphabet, ids=table[other.ids])
@@ -58,7 +58,7 @@ def tail_differs(corpus: Corpus) -> float | None:
 
 
 def _blocks_last(corpus: Corpus, share: float) -> Ids:
-    """Return the ids of ``corpus`` with the blocks for validation moved to the end, (len(ids),).
+    """Return the ids of ``corpus`` with the blocks for validation moved to the end, (len(ids),), from the cache.
 
     The text is cut into stretches, and the end of each stretch is such a block.
     """
@@ -69,7 +69,9 @@ def _blocks_last(corpus: Corpus, share: float) -> Ids:
     sizes = np.diff(np.linspace(0, held, count + 1).astype(int))
     starts = np.concatenate([[0], ends[:-1]])
     parts = [*zip(starts, ends - sizes, strict=True), *zip(ends - sizes, ends, strict=True)]
-    path = ids_path(f"{corpus.sha256}-blocks-{share!r}")
+    path = ids_path(f"{corpus.sha256}-blocks-{share!r}")  # another way to divide would need another name
+    if (ids := read_ids(path, characters, corpus.alphabet)) is not None:
+        return ids
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         header = {"descr": corpus.ids.dtype.str, "fortran_order": False, "shape": (characters,)}
         np.lib.format.write_array_header_2_0(file, header)

@@ -5,18 +5,17 @@ import encodings
 import hashlib
 import io
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from charformer.errors import UserError
-from charformer.files import make_folder
+from charformer.files import make_folder, writing
 
 PIECE_BYTES = 1 << 18  # small enough that its 32-bit code points stay in the cache
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -52,9 +51,12 @@ class Text:
         self.size = sum(file.size for file in files)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the whole as UTF-8; for a single UTF-8 file, this is the file's own."""
+        """Return the SHA-256 of the whole as UTF-8; for a single UTF-8 file, this is the file's own.
+
+        Raises UserError if a file cannot be read.
+        """
         digest = hashlib.sha256()
-        for _, block in self._blocks():
+        for _, block, _ in self._blocks():
             digest.update(block)
         return digest.hexdigest()
 
@@ -62,13 +64,13 @@ class Text:
         """Decode the whole, a piece at a time, with \\n for every newline.
 
         Newlines are Python's universal ones: a text saved on Windows has the same vocabulary, and so trains the same
-        model, as it does elsewhere. Raises UserError, which names the file and the offset of the first byte that is
-        not UTF-8. ``on_bytes`` is called with the number of bytes read so far.
+        model, as it does elsewhere. ``on_bytes`` is called with the number of bytes of the files that are read so far.
+
+        Raises UserError if a file cannot be read, or with the offset of the first byte that is not UTF-8.
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        done = 0
         offset, rest = 0, b""
-        for file, block in self._blocks():
+        for file, block, done in self._blocks():
             if self.encoding == "utf-8" and offset == 0 and (likely := likely_encoding(block)):
                 raise UserError(f"{file.name} is not UTF-8 but {likely}, it seems; pass `encoding` {likely}")
             try:
@@ -83,35 +85,42 @@ class Text:
                 text = text.removeprefix("\ufeff")
             rest = (rest + block)[used:]
             offset = offset + used if block else 0
-            done += len(block)
             on_bytes(min(done, self.size))
             yield newlines.decode(text, final=not block)
 
-    def _blocks(self) -> Iterator[tuple[TextFile, bytes]]:
-        """Yield each file's blocks of UTF-8; the last block of a file is empty."""
+    def _blocks(self) -> Iterator[tuple[TextFile, bytes, int]]:
+        """Yield each file's blocks of UTF-8, and how many bytes of the files are read; a file's last block is empty."""
         last = b"\n"
+        before = 0  # bytes of earlier files
         for number, file in enumerate(self.files):
-            with file.open() as stream:
-                blocks = _read(stream) if self.encoding == "utf-8" else _transcoded(stream, file.name, self.encoding)
+            with _reading(file.name):
+                stream = file.open()
+            with stream:
+                blocks = (
+                    _read(stream, file.name)
+                    if self.encoding == "utf-8"
+                    else _transcoded(stream, file.name, self.encoding)
+                )
                 first = next(blocks, b"")
                 if number:
                     first = first.removeprefix(BYTE_ORDER_MARK)
                 if first and last not in (b"\n", b"\r"):
-                    yield file, b"\n"
-                    yield file, b""
+                    yield file, b"\n", before
+                    yield file, b"", before
                 for block in chain((first,), blocks):
                     if block:  # an empty block would end the file
                         last = block[-1:]
-                        yield file, block
-            yield file, b""
+                        yield file, block, before + stream.tell()
+                before += stream.tell()
+            yield file, b"", before
 
 
 def find(place: str, copies: Path, encoding: str, notice: Callable[[str], None]) -> list[TextFile]:
     """Return the file at ``place``, the text files of that folder, or the content of that pipe ("-" is stdin).
 
     A pipe can be read only once, so it is copied to a file without a name in the folder ``copies``. ``notice`` is
-    called with a message about which files of a folder were used. Raises UserError for a folder without text files,
-    and OSError for a place that cannot be read.
+    called with a message about which files of a folder were used. Raises UserError for a folder without text files or
+    with one that cannot be read, WriteError if a pipe cannot be copied, and OSError for a place that cannot be read.
     """
     if place == "-":
         if sys.stdin is None:
@@ -167,9 +176,10 @@ def _in_folder(folder: Path, encoding: str, notice: Callable[[str], None]) -> li
     texts = [path for path in paths if _is_text(path, encoding)]
     if not texts:
         raise UserError(f"the folder {folder} has no text file in {encoding} in it")
-    skipped = [path for path in paths if path not in set(texts)]
-    taken = f"{folder}: {len(texts):,} text files, {_listed(folder, texts)}"
-    notice(taken + (f"; left out: {_listed(folder, skipped)}" if skipped else ""))
+    taken = set(texts)
+    skipped = [path for path in paths if path not in taken]
+    listed = f"{folder}: {len(texts):,} text files, {_listed(folder, texts)}"
+    notice(listed + (f"; left out: {_listed(folder, skipped)}" if skipped else ""))
     return [TextFile.of(path) for path in texts]
 
 
@@ -180,7 +190,7 @@ def _listed(folder: Path, paths: list[Path]) -> str:
 
 def _is_text(path: Path, encoding: str) -> bool:
     """Return whether the file begins with characters of ``encoding``, none of them NUL."""
-    with open(path, "rb") as file:
+    with _reading(str(path)), open(path, "rb") as file:
         start = file.read(PIECE_BYTES)
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < PIECE_BYTES)
@@ -191,10 +201,17 @@ def _is_text(path: Path, encoding: str) -> bool:
 
 def _copied(name: str, source: str, stream: BinaryIO, folder: Path) -> TextFile:
     make_folder(folder)
-    copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    shutil.copyfileobj(stream, copy)
+    with writing(f"a copy of {name} in {folder}"):
+        copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        try:
+            for block in _read(stream, name):
+                copy.write(block)
+            copy.flush()
+        except OSError:
+            with suppress(OSError):  # else the garbage collector closes it, which reports the error a second time
+                copy.close()
+            raise
     size = copy.tell()
-    copy.flush()
 
     def rewound() -> BinaryIO:
         copy.seek(0)
@@ -203,16 +220,26 @@ def _copied(name: str, source: str, stream: BinaryIO, folder: Path) -> TextFile:
     return TextFile(name, source, size, rewound)
 
 
-def _read(stream: BinaryIO) -> Iterator[bytes]:
-    while block := stream.read(PIECE_BYTES):
-        yield block
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn an OSError of the body, which reads the file ``name``, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or name}: {error.strerror or error}") from error
+
+
+def _read(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    with _reading(name):
+        while block := stream.read(PIECE_BYTES):
+            yield block
 
 
 def _transcoded(stream: BinaryIO, name: str, encoding: str) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(encoding)()
     offset = 0
     try:
-        for block in _read(stream):
+        for block in _read(stream, name):
             text = decoder.decode(block)
             offset += len(block)
             if text:

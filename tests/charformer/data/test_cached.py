@@ -71,6 +71,15 @@ def test_several_files_in_another_encoding_come_back_with_their_division(tmp_pat
     assert find_cached(summary) is None
 
 
+def test_a_division_that_the_cache_cannot_take_is_not_found(tmp_path: Path, cache_folder: Path) -> None:
+    (tmp_path / "a").write_text("abc" * 200, encoding="utf-8")
+    summary = divided(corpus.load(str(tmp_path / "a")), 0.25, "blocks").summary()
+    (blocks,) = cache_folder.glob("*-blocks-*")
+    blocks.unlink()
+    (blocks / "in the way").mkdir(parents=True)
+    assert find_cached(summary) is None
+
+
 def test_a_text_that_validates_comes_back_too(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("abc" * 200, encoding="utf-8")
     (tmp_path / "b").write_text("abx" * 100, encoding="utf-8")

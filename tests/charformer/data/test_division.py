@@ -1,3 +1,4 @@
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_blocks_lie_all_over_the_text_and_nothing_is_lost(characters: int, tmp_p
         breaks = np.flatnonzero(np.diff(blocks.validation.astype(int)) != 1)
         assert len(breaks) in range(1, 20 + characters // 50_000)
     assert blocks.ids[-1] == text.ids[-1]
+
+
+def test_blocks_are_written_once_and_again_if_they_are_damaged(tmp_path: Path, cache_folder: Path) -> None:
+    text = loaded(tmp_path, "0123456789" * 30)
+    blocks = np.array(divided(text, 0.1, "blocks").ids)
+    (path,) = cache_folder.glob("*-blocks-*")
+    written = path.stat()
+    np.testing.assert_array_equal(divided(text, 0.1, "blocks").ids, blocks)
+    assert os.path.samestat(path.stat(), written)
+    assert path.stat().st_mtime_ns == written.st_mtime_ns
+    np.save(path, np.full(300, 10, np.uint8))  # ids that the alphabet does not have
+    np.testing.assert_array_equal(divided(text, 0.1, "blocks").ids, blocks)
 
 
 def test_another_text_validates(tmp_path: Path) -> None:

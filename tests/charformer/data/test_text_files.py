@@ -1,18 +1,21 @@
+import errno
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
 from charformer.data import corpus
-from charformer.data.text_files import likely_encoding
+from charformer.data.text_files import Text, TextFile, likely_encoding
 from charformer.data.vocab import Vocab
-from charformer.errors import UserError
+from charformer.errors import UserError, WriteError
 
 
 def decoded(loaded: corpus.Corpus) -> str:
@@ -85,6 +88,47 @@ def test_standard_input_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         corpus.load("-")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files")
+def test_a_pipe_that_cannot_be_copied_is_not_called_unreadable(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n" * 100_000)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(
+            WriteError, match=f"^cannot write a copy of standard input in {re.escape(str(cache_folder))}"
+        ):
+            corpus.load("-")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 3], ids=["hash", "survey", "encoding"])
+def test_a_file_that_can_no_longer_be_read_is_not_called_unwritable(attempt: int) -> None:
+    opened = []
+
+    def open_again() -> BinaryIO:
+        opened.append("a")
+        if len(opened) == attempt:
+            raise OSError(errno.EIO, "Input/output error")
+        return io.BytesIO(b"some text")
+
+    file = TextFile("a", "a", 9, open_again)
+    with pytest.raises(UserError, match=r"^cannot read a: Input/output error$"):
+        corpus.encoded(Text("a", [file]), lambda *_: None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose first byte cannot be read")
+def test_the_file_of_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    written(tmp_path, a=b"first")
+    (tmp_path / "b").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=f"^cannot read {re.escape(str(tmp_path / 'b'))}: "):
+        corpus.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize(
     "text", ["Plain English.\n", "Всё смешалось в доме Облонских.\n", "道可道非常道\n名可名非常名\n"]
@@ -93,7 +137,11 @@ def test_wide_encodings_are_recognised_and_read(name: str, text: str, tmp_path: 
     (place,) = written(tmp_path, a=(text * 20).encode(name))
     with pytest.raises(UserError, match=f"a is not UTF-8 but {name}, it seems; pass `encoding` {name}"):
         corpus.load(place)
-    assert decoded(corpus.load(place, encoding=name)) == text * 20
+    reported: list[tuple[str, int, int | None]] = []
+    assert decoded(corpus.load(place, lambda *report: reported.append(report), encoding=name)) == text * 20
+    size = Path(place).stat().st_size
+    assert ("reading a", size, size) in reported
+    assert reported[-1] == ("encoding a", size, size), "progress counts the bytes of the file, not those of UTF-8"
 
 
 def test_texts_with_some_nul_characters_are_not_taken_for_utf_16(tmp_path: Path) -> None:
