@@ -77,7 +77,7 @@ def label(row: dict[str, Any]) -> str:
     words = ["matrix products alone" if row["engine"] == "matmuls" else row["engine"]]
     words += [SHORT.get(row["precision"], row["precision"])] if row["precision"] else []
     words += ["compiled"] if row.get("compiled") else []
-    words += [f"--freeze {row['freeze']}"] if row["freeze"] in ("attention", "trunk") else []
+    words += [f"--freeze {row['freeze']}"] if row["freeze"] not in (None, "none") else []
     words += ["speculative"] if row.get("speculative") else []
     details = [f"temperature {row['temperature']:g}"] if row.get("temperature", 1) != 1 else []
     details += [f"batch {row['batch']}, threads {row['threads']}"] if row.get("part") == "grid" else []
@@ -120,17 +120,14 @@ def row(**given: Any) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Return the content of a file that ``write_result`` wrote. Raise UserError for any other file."""
+    """Return the content of a file that ``write_result`` wrote. Raise UserError for another, OSError for none."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON") from error
-    fine = isinstance(content, dict) and content.get("schema") == SCHEMA and isinstance(content.get("rows"), list)
-    if not fine or not all(isinstance(row, dict) and set(ROW) <= set(row) for row in content["rows"]):
-        raise UserError(f"{path} is not the result of a bench of schema {SCHEMA}; measure again")
-    return content
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if content["schema"] == SCHEMA and all(set(ROW) <= set(row) for row in content["rows"]):
+            return content
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is not the result of a bench of schema {SCHEMA}; measure again")
 
 
 def write_result(path: Path, content: dict[str, Any]) -> None:

@@ -82,8 +82,8 @@ def test_parts_of_steps_are_drawn_as_stacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot read"),
-        ("{", "is not JSON"),
+        (None, "x.json: No such file"),
+        ("{", "not the result of a bench"),
         ("[]", "not the result of a bench"),
         ('{"schema": 2, "rows": []}', "not the result of a bench"),
         ('{"schema": 1, "rows": [{"engine": "x"}]}', "not the result of a bench"),

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 from bench.harness import results
+from charformer.model.freeze import FREEZES
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
@@ -17,3 +18,9 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
 
 def test_percentiles_interpolate() -> None:
     assert results.percentiles([10.0, 20.0, 30.0]) == {"p20": 14.0, "p50": 20.0, "p80": 26.0}
+
+
+def test_every_freeze_has_a_label() -> None:
+    row = results.row(engine="charformer", precision="bfloat16")
+    labels = [results.label(row | {"freeze": freeze}) for freeze in (None, *FREEZES)]
+    assert labels == ["charformer bf16"] * 2 + [f"charformer bf16 --freeze {freeze}" for freeze in FREEZES[1:]]
