@@ -39,7 +39,7 @@ class TrainingEntry(Entry):
         return max((answer.get("flops_per_second", 0.0) for answer in self.answers), default=0.0)
 
     def row(self, part: str, peaks: dict[str, float], **more: Any) -> dict[str, Any]:
-        """Return a row of the result; ``peaks`` are the FLOP/s of matrix products by dtype."""
+        """Return a row of the result, whose MFU is relative to ``peaks``, the FLOP/s of matrix products by dtype."""
         variant, facts = self.variant, ChainMap(*reversed(self.answers))
         speeds = [variant.characters / sum(parts) for parts in self.steps]
         mfu = parts = None
@@ -56,6 +56,7 @@ class TrainingEntry(Entry):
             samples=len(speeds),
             turns=[variant.characters / median(map(sum, turn["steps"])) for turn in self.turns],
             mfu=mfu,
+            flops_per_second=self.flops_per_second or None,
             parts=parts,
             error=self.error,
             threads=facts.get("threads"),
