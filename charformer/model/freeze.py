@@ -13,7 +13,8 @@ def freeze(model: GPT, what: str) -> None:
     ``attention`` freezes everything under ``attn.``. ``trunk`` freezes all but the head, the final layer norm and the
     gate of an n-gram prior, so that no gradient is computed below them. This includes the embedding of new characters
     and the prior's input map: to train them, the backward pass would have to run through every block, which freezing
-    the trunk avoids. ``all`` freezes everything, so that a fine-tune can only count a new n-gram table.
+    the trunk avoids. ``all`` freezes everything, so that a fine-tune can only count a new n-gram table, and scale the
+    head and the gate by the one factor that is chosen at its start (charformer/training/correction.py).
     """
     for name, parameter in model.named_parameters():
         frozen = {

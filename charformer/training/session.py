@@ -341,6 +341,12 @@ def prepare_resume(
     require_fields(changes)
     if fixed := [name for name in changes if name in FIXED_FIELDS]:
         raise UserError(f"`{fixed[0]}` is fixed once a run has begun; leave it out to resume")
+    muon = record.training.muon_learning_rate
+    if bool(changes.get("muon_learning_rate", muon)) != bool(muon):
+        raise UserError(
+            f"`muon_learning_rate` is {muon} in this run: whether Muon trains is fixed once a run has begun; "
+            "leave it out to resume"
+        )
     began_with = record.corpus.get("sha256")
     if corpus.sha256 != began_with:
         raise UserError(f"{corpus.source} is not the text that the run began with, whose SHA-256 was {began_with}")

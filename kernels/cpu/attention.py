@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from kernels.backend import runs_eagerly_on_cpu
 from kernels.cpu.dropout import Masks, as_integers
 
-MAX_SCORES = 2**26  # B x H x T x T: two bytes each are kept for the backward pass, in every layer
+MAX_SCORES = 2**26  # B x H x T x T: each is kept for the backward pass, in every layer, in the dtype of q
 ROWS = 64  # queries in a tile
 TILE = 3 * 2**18  # scores in a tile, at most
 

@@ -109,6 +109,7 @@ def test_fine_tuning(
         (["--n-layer", "3"], "--n-layer is fixed once a run has begun"),
         (["--batch-size", "3"], "--batch-size is fixed"),
         (["--ngram-folds", "4"], "--ngram-folds is fixed"),
+        (["--muon-learning-rate", "0"], "--muon-learning-rate is 0.02 in this run: whether Muon trains is fixed"),
         (["--sample-interval", "-1"], "--sample-interval is -1"),
         (["--overwrite"], "choose one"),
         (["--data", "changed.txt"], "is not the text that the run began with"),
