@@ -70,7 +70,7 @@ export class Engine {
   async extend(ids) {
     if (this.length + ids.length > this.cacheSize) {
       if (!this.model.rope_base) {
-        const kept = this.text.splice(-Math.floor(this.model.block_size / 2));
+        const kept = this.text.splice(this.text.length - Math.floor(this.model.block_size / 2));
         this.length = 0;
         return (await this.append([...kept, ...ids])).slice(-ids.length);
       }

@@ -70,11 +70,14 @@ export class TextView {
     this.onInspect(index);
   }
 
-  /** Inspect the character `by` places further on, and scroll it into the window's upper half if it is not there. */
+  /**
+   * Inspect the character `by` places further on, at first counted from before or after the text, and scroll it into the
+   * window's upper half if it is not there.
+   */
   step(by) {
     if (!this.starts.length) return;
-    const last = this.starts.length - 1;
-    this.inspect(this.inspected === null ? (by < 0 ? last : 0) : Math.min(last, Math.max(0, this.inspected + by)));
+    const last = this.starts.length - 1, from = this.inspected ?? (by < 0 ? last + 1 : -1);
+    this.inspect(Math.min(last, Math.max(0, from + by)));
     const box = this.boxes(this.inspected)[0];
     if (box && (box.top < 0 || box.bottom > innerHeight / 2)) scrollBy(0, box.top - innerHeight / 3);
   }

@@ -37,6 +37,12 @@ def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_character_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run whose context is a single character, of which nothing is kept when it is full."""
+    return random_run(tmp_path_factory.mktemp("one"), ModelConfig(1, 2, 32, block_size=1, vocab_size=9))
+
+
+@pytest.fixture(scope="module")
 def ngram_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with an n-gram prior and a context that slides."""
     config = ModelConfig(2, 2, 32, block_size=16, vocab_size=9, rope_base=100.0, relu_power=2, ngram_order=4)
@@ -141,6 +147,7 @@ def test_a_server_gives_the_same(made: Path, tab: Tab, capsys: pytest.CaptureFix
         ("trained_run", "int4", 40),
         ("learned_run", "fp32", 300),
         ("learned_run", "int8", 20),
+        ("one_character_run", "fp32", 100),
         ("ngram_run", "fp32", 300),
         ("ngram_run", "int8", 20),
     ],
@@ -258,6 +265,14 @@ def test_what_a_character_might_have_been_by_keyboard(page: Tab) -> None:
     press(page, "End")
     assert page.run("document.getElementById('place').textContent") == "Character 30 of 30"
     assert " of " in page.run("document.getElementById('heard').textContent")
+
+
+@pytest.mark.parametrize(("key", "wanted"), [("Home", 1), ("End", 30), ("ArrowRight", 1), ("ArrowLeft", 30)])
+def test_the_first_key_on_a_text(key: str, wanted: int, page: Tab) -> None:
+    write(page, seed=2, length=30)
+    page.run("document.getElementById('text').focus()")
+    press(page, key)
+    assert page.run("document.getElementById('place').textContent") == f"Character {wanted} of 30"
 
 
 def test_what_a_character_might_have_been_by_pointer(page: Tab) -> None:
