@@ -1,6 +1,8 @@
 """Measure what fewer bits cost and save: loss over the whole validation split against characters a second.
 
-python -m bench.precision --run runs/pretrain --json bench/results/precision.json
+    python -m bench.precision --run runs/pretrain --json bench/results/precision.json
+
+Each precision is that of an exported .onnx file.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from bench.harness.program import BenchParser, execute, keep, load_text, print_t
 from bench.harness.stopwatch import Stopwatch
 from charformer.data.corpus import Corpus
 from charformer.device import choose_dtype
+from charformer.model.gpt import MLP
 from charformer.presets import PRESETS
 from charformer.ui.console import PlainConsole, progress_bar
 from kernels import ops
@@ -41,7 +42,6 @@ BACKWARD = {
     "_Linear": "matmuls",
     "_Attention": "attention",
     "_AddNorm": "add_norm",
-    "_Dropout": "add_norm",
     "NativeLayerNorm": "add_norm",
     "Relu": "activation",
     "_SquaredReLU": "activation",
@@ -80,13 +80,13 @@ def _measure(
     for step in range(WARM_STEPS + steps):
         on_progress(preset, step, WARM_STEPS + steps)
         watch = Stopwatch()
+        with _forward_timed(engine.model, watch), watch.part("rest"):
+            loss = engine.loss(engine.batch())
+        _time_backward(loss, watch)
         with watch.part("rest"):
-            with _forward_timed(engine.model, watch):
-                loss = engine.loss(engine.batch())
-            _time_backward(loss, watch)
             loss.backward()  # type: ignore[no-untyped-call]
-            with watch.part("optimizer"):
-                engine.update()
+        with watch.part("optimizer"):
+            engine.update()
         timed.append(watch.seconds)
         began = time.perf_counter()
         matmuls.step(lambda: None)
@@ -109,14 +109,16 @@ def _measure(
 
 @contextmanager
 def _forward_timed(model: torch.nn.Module, watch: Stopwatch) -> Iterator[None]:
-    """Count linear layers and ops as parts within the context."""
+    """Count linear layers, activations and ops as parts within the context."""
     handles = []
     for linear in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
         handles.append(linear.register_forward_pre_hook(lambda *_: watch.begin("matmuls")))
         handles.append(linear.register_forward_hook(lambda *_: watch.end()))
-    attention = watch.part("attention")(ops.attention)
-    add_norm = watch.part("add_norm")(ops.add_dropout_layer_norm)
-    with patch.multiple(ops, attention=attention, add_dropout_layer_norm=add_norm):
+    for mlp in (module for module in model.modules() if isinstance(module, MLP)):  # the activation is what lies between
+        handles.append(mlp.fc.register_forward_hook(lambda *_: watch.begin("activation")))
+        handles.append(mlp.proj.register_forward_pre_hook(lambda *_: watch.end(), prepend=True))
+    parts = {"attention": "attention", "add_dropout_layer_norm": "add_norm", "layer_norm": "add_norm"}
+    with patch.multiple(ops, **{name: watch.part(part)(getattr(ops, name)) for name, part in parts.items()}):
         yield
     for handle in handles:
         handle.remove()

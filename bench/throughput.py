@@ -1,9 +1,11 @@
 """Measure how fast this machine trains, against the baseline, other libraries, and matrix products alone.
 
-python -m bench.throughput                            the baseline's two shapes
-python -m bench.throughput --preset nano              another preset's shape
-python -m bench.throughput --nanogpt ../nanoGPT       with nanoGPT from your own checkout, some minutes more
-python -m bench.throughput --scaling                  with growth by context, batch and width, longer still
+    python -m bench.throughput                            the baseline's two shapes
+    python -m bench.throughput --preset nano              another preset's shape
+    python -m bench.throughput --nanogpt ../nanoGPT       with nanoGPT from your own checkout, some minutes more
+    python -m bench.throughput --scaling                  with growth by context, batch and width, longer still
+
+transformers takes part if it is installed: pip install -c constraints.txt -e ".[peers]".
 """
 
 import argparse

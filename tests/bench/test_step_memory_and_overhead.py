@@ -2,11 +2,35 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench import memory, step
+from bench.harness.stopwatch import Stopwatch
+from charformer.config import ModelConfig
+from charformer.data import corpus as corpora
+from charformer.device import choose_dtype
+from charformer.model.gpt import GPT
+from charformer.presets import PRESETS
+from charformer.training import estimate
 from tests.commands import call
+
+CPU = torch.device("cpu")
+
+
+class Listing(Stopwatch):
+    """A stopwatch that lists the parts in the order in which they began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[str] = []
+
+    def begin(self, part: str) -> None:
+        self.begun.append(part)
+        super().begin(part)
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +70,36 @@ def test_the_parts_of_a_step_are_all_of_it(bench: Callable[..., str], tmp_path: 
     assert min(parts["attention"], parts["add_norm"], parts["activation"], parts["optimizer"]) > 0
 
 
-def test_memory_is_counted_and_measured(bench: Callable[..., str], tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize("relu_power", [1, 2])
+def test_each_part_of_a_forward_pass_is_timed(relu_power: int) -> None:
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=7, relu_power=relu_power))
+    watch = Listing()
+    with step._forward_timed(model, watch), watch.part("rest"):
+        model(torch.zeros(1, 8, dtype=torch.int64))
+    block = ["matmuls", "attention", "matmuls", "add_norm", "matmuls", "activation", "matmuls", "add_norm"]
+    assert watch.begun == ["rest", "add_norm", *block, *block, "matmuls"]
+    assert set(watch.seconds) == {"rest", *block}
+    model(torch.zeros(1, 8, dtype=torch.int64))
+    assert len(watch.begun) == 19, "nothing is timed outside the context"
+
+
+def test_memory_is_counted_and_measured(
+    bench: Callable[..., str], tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = tmp_path / "memory.json"
-    printed = bench(
-        "memory", "--preset", "nano", "--batch", "2", "8", "--context", "64", "--data", str(text), "--json", str(found)
-    )
+    monkeypatch.setattr(memory, "BATCHES", (2, 8))
+    monkeypatch.setattr(memory, "CONTEXTS", (64,))
+    printed = bench("memory", "--preset", "nano", "--data", str(text), "--json", str(found))
     assert "counted on a GPU" in printed
     rows = json.loads(found.read_text("utf-8"))["rows"]
     assert [(row["batch"], row["context"]) for row in rows] == [(2, 64), (8, 64)]
     for row in rows:
         assert 0 < row["counted_on_gpu_bytes"] < row["peak_memory_bytes"]
     assert rows[0]["counted_bytes"] < rows[1]["counted_bytes"]
+    corpus, preset = corpora.load(str(text)), PRESETS["nano"]
+    model = GPT(replace(preset.model, block_size=64, vocab_size=len(corpus.alphabet)))
+    network = estimate.memory(model, preset.pretrain, choose_dtype("auto", CPU), fused=False, sequences=2).of(2)
+    assert rows[0]["counted_bytes"] - network > 2 * len(corpus.train)  # the prior's tables
 
 
 def test_time_outside_the_steps_is_measured(bench: Callable[..., str], tmp_path: Path, text: Path) -> None:
