@@ -2,9 +2,7 @@
 
     python -m bench.busy --json bench/results/busy.json
 
-The threads of an operation wait for one another, so a thread that has no processor delays all of them. Each number of
-threads takes turns, alone and beside one process that never pauses, for several rounds. The first is the one that
-charformer-train chooses by the load. A training's speed is the median over its evaluations except the first.
+Each number of threads takes turns, alone and beside one process that never pauses, for several rounds.
 """
 
 import argparse
@@ -25,7 +23,9 @@ from bench.harness.sampling import SamplingEntry, measure_alone
 from charformer.data.cached import find_cached
 from charformer.runs.folder import RunDir
 from export.exporter import export
+from kernels.checks.cli import positive
 
+PRESET = "nano"
 CHARACTERS = 250  # of a sampled text
 TEXTS = 5  # in a round
 CHOSEN = "chosen"
@@ -34,13 +34,11 @@ Speeds = dict[tuple[str, str, bool], list[float]]
 
 def main(argv: list[str] | None = None) -> int:
     parser = BenchParser("busy", __doc__)
-    parser.add_presets("nano", several=False)
     parser.add_count("--steps", 40, "steps of a training")
     parser.add_count("--rounds", 3, "rounds")
     threads = list(dict.fromkeys([CHOSEN, str(os.cpu_count() or 1), "1"]))
     shown = "numbers of threads; chosen leaves it to charformer-train (default: chosen, all, 1)"
-    parser.add_argument("--threads", nargs="+", default=threads, metavar="N", help=shown)
-    parser.add_dtype()
+    parser.add_argument("--threads", nargs="+", default=threads, metavar="N", type=_threads, help=shown)
     parser.add_data("--data", "tiny-shakespeare")
     return execute(parser, argv, _run)
 
@@ -52,6 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         run, file = RunDir(Path(folder) / "run"), Path(folder) / "fp32.onnx"
         _train(args, run, CHOSEN)
+        dtype = run.read_section("machine")["dtype"]
         export(run, file, "fp32", portable=False, corpus=find_cached(run.read_section("corpus")))
         options = {"path": str(file), "characters": CHARACTERS}
         sampler = SamplingEntry("charformer-onnx", "fp32", "bench.engines.sample_charformer", options)
@@ -65,8 +64,8 @@ def _run(args: argparse.Namespace) -> int:
     rows = [
         results.row(
             engine="charformer" if work == "training" else "charformer-onnx",
-            preset=args.preset,
-            precision=args.dtype if work == "training" else "fp32",
+            preset=PRESET,
+            precision=dtype if work == "training" else "fp32",
             work=work,
             threads=threads,
             busy=busy,
@@ -81,8 +80,8 @@ def _run(args: argparse.Namespace) -> int:
     columns = {"work": "{alone[work]}", "threads": "{alone[threads]}"}
     columns |= {way: f"{{{way}[chars_per_second][p50]:,.0f}}" for way in ("alone", "beside")}
     print_table("characters a second", shown, columns | {"share": "{share:.2f}"})
-    config = {name: getattr(args, name) for name in ("preset", "steps", "rounds", "dtype")}
-    keep(args, config | {"data": Path(args.data).name}, rows)
+    config = {name: getattr(args, name) for name in ("steps", "rounds")}
+    keep(args, config | {"preset": PRESET, "data": Path(args.data).name}, rows)
     return 0
 
 
@@ -96,9 +95,13 @@ def busy_process() -> Iterator[None]:
             process.kill()
 
 
+def _threads(text: str) -> str:
+    return text if text == CHOSEN else str(positive(text))
+
+
 def _train(args: argparse.Namespace, run: RunDir, threads: str) -> float:
-    """Return the characters a second of one training in ``run``. Raise UserError if it fails."""
-    flags = ["--preset", args.preset, "--steps", str(args.steps), "--data", args.data, "--dtype", args.dtype]
+    """Return the median speed of one training in ``run``. Raise UserError if it fails."""
+    flags = ["--preset", PRESET, "--steps", str(args.steps), "--data", args.data]
     flags += ["--device", "cpu", "--eval-interval", str(max(1, args.steps // 4)), "--eval-batches", "1"]
     flags += ["--out", str(run.path), "--overwrite", *([] if threads == CHOSEN else ["--threads", threads])]
     run_process(["charformer.commands.train", *flags, "--json"])

@@ -2,8 +2,7 @@
 
     python -m bench.processes --processes 2 --json bench/results/processes.json
 
-`charformer-train` runs by itself and through torchrun, in turn, for several rounds. A round's speed is the median over
-its evaluations except the first, whose steps warm up.
+`charformer-train` runs by itself and through torchrun, in turn, for several rounds, on the CPU.
 """
 
 import argparse
@@ -33,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
     corpus.load(args.data)  # a mistake is reported now, and only the first training has to encode the text
     rows = []
     for preset in args.preset:
-        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data]
+        flags = ["--preset", preset, "--steps", str(args.steps), "--data", args.data, "--device", "cpu"]
         turns: dict[int, list[float]] = {1: [], args.processes: []}
         for _ in range(args.rounds):
             for processes, found in turns.items():
@@ -52,7 +51,8 @@ def _run(args: argparse.Namespace) -> int:
             rows.append(row)
     columns = {"preset": "{preset}", "processes": "{processes:}", "threads each": "{threads:}"}
     print_table(None, rows, columns | {"characters/s": "{chars_per_second[p50]:,.0f}", "x one process": "{ratio:.2f}"})
-    keep(args, {name: getattr(args, name) for name in ("processes", "preset", "steps", "rounds", "data")}, rows)
+    config = {name: getattr(args, name) for name in ("processes", "preset", "steps", "rounds")}
+    keep(args, config | {"data": Path(args.data).name}, rows)
     return 0
 
 

@@ -11,7 +11,9 @@ from bench.harness import results
 def test_it_times_one_process_and_two(text_file: Path, tmp_path: Path) -> None:
     flags = ["--preset", "nano", "--steps", "4", "--rounds", "1", "--data", str(text_file)]
     assert processes.main([*flags, "--json", str(tmp_path / "r.json")]) == 0
-    rows = results.read_result(tmp_path / "r.json")["rows"]
+    result = results.read_result(tmp_path / "r.json")
+    assert result["config"]["data"] == text_file.name
+    rows = result["rows"]
     assert [(row["processes"], row["threads"]) for row in rows] == [(1, 2), (2, 1)]
     assert all(row["chars_per_second"]["p50"] > 0 for row in rows)
 
