@@ -71,8 +71,8 @@ export class TextView {
   }
 
   /**
-   * Inspect the character `by` places further on, at first counted from before or after the text, and scroll it into the
-   * window's upper half if it is not there.
+   * Inspect the character `by` places further on, at first counted from before or after the text, and scroll it into
+   * the window's upper half if it is not there.
    */
   step(by) {
     if (!this.starts.length) return;
