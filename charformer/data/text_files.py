@@ -66,7 +66,7 @@ class Text:
         Newlines are Python's universal ones: a text saved on Windows has the same vocabulary, and so trains the same
         model, as it does elsewhere. ``on_bytes`` is called with the number of bytes of the files that are read so far.
 
-        Raises UserError if a file cannot be read, or with the offset of the first byte that is not UTF-8.
+        Raises UserError if a file cannot be read or is not UTF-8, with the name of the file and the offset of the byte.
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         offset, rest = 0, b""
