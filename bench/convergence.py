@@ -40,13 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_data()
     parser.add_device()
     parser.add_dtype()
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs/convergence"),
-        metavar="DIR",
-        help="the runs' folder (default: %(default)s)",
-    )
+    parser.add_runs()
     parser.add_argument(
         "--nanogpt",
         type=Path,

@@ -2,9 +2,7 @@
 
     python -m bench.copied --run runs/pretrain runs/plain --characters 20000
 
-At each place of a sample, the match is the longest piece of the sample from there on that the training text contains
-(Chang & Lawler 1994 call these lengths the matching statistics). The validation part, which no model has seen, is
-measured in the same way: that much of a text of this kind stands in another part of it anyway.
+The validation part, which no model has seen, shows how much of such a text stands in another part of it anyway.
 """
 
 import argparse
@@ -59,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
 def matches(sample: str, text: str, on_progress: Callable[[str, int, int], None]) -> NDArray[np.int64]:
     """Return, for each place of ``sample``, the length of the longest piece from there on that ``text`` contains.
 
-    A piece without its first character still occurs, so that the next length is at most one less.
+    These are the matching statistics of Chang & Lawler 1994. A piece without its first character still occurs, so that
+    the next length is at most one less.
     """
     lengths = np.zeros(len(sample), np.int64)
     length = 0

@@ -26,9 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_count("--steps", 1000, "steps of pretraining")
     parser.add_count("--finetune-steps", 500, "steps of each fine-tune")
     parser.add_count("--eval-interval", 100, "steps between evaluations")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/freeze"), metavar="DIR", help="the runs' folder (default: %(default)s)"
-    )
+    parser.add_runs()
     return execute(parser, argv, _run)
 
 

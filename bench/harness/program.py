@@ -5,10 +5,6 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
-
 from bench.harness import results
 from charformer.commands.common import Parser
 from charformer.commands.common import execute as execute
@@ -49,10 +45,12 @@ class BenchParser(Parser):
         shown = f"{what} (default: {'the preset' + chr(39) + 's' if default is None else default})"
         self.add_argument(flag, type=positive, default=default, metavar="N", help=shown)
 
-    def add_counts(self, flag: str, default: list[int], what: str) -> None:
-        """Add an option that takes one or more positive integers."""
-        shown = f"{what} (default: {' '.join(map(str, default))})"
-        self.add_argument(flag, type=positive, nargs="+", default=default, metavar="N", help=shown)
+    def add_runs(self) -> None:
+        """Add --runs, the folder of the bench's runs."""
+        folder = Path("runs") / self.get_default("bench")
+        self.add_argument(
+            "--runs", type=Path, default=folder, metavar="DIR", help=f"the runs' folder (default: {folder})"
+        )
 
     def add_data(self, flag: str = "--data", default: str | None = None) -> None:
         """Add an option that names a text, whose value ``load_text`` takes."""
@@ -109,28 +107,20 @@ def keep(args: Any, config: dict[str, Any], rows: list[dict[str, Any]], **facts:
 
 
 def print_table(title: str | None, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> None:
-    """Print a table in Markdown, which is wrapped only in a terminal.
+    """Print a table in Markdown.
 
     Args:
         columns: by header, how to format a row's values, as in ``"{bytes:,} of {batch}"``. A format with a colon is
             that of a figure, which is aligned to the right. A cell is empty where a value is missing or None.
     """
-    found = Table(title=title, box=MARKDOWN, title_justify="left", title_style="none")
-    for header, form in columns.items():
-        found.add_column(header, justify="right" if ":" in form else "left")
-    for row in rows:
-        found.add_row(*(_cell(form, row) for form in columns.values()))
-    console = Console(width=None if Console().is_terminal else 1000, markup=False, highlight=False)
-    if console.is_terminal:
-        console.print(found)
-        return
-    with console.capture() as captured:
-        console.print(found)
-    for line in captured.get().splitlines():
-        if line.startswith("|-"):  # rich writes no alignment
-            rules = zip(line.split("|")[1:-1], columns.values(), strict=True)
-            line = f"|{'|'.join(f'{rule[:-1]}:' if ':' in form else rule for rule, form in rules)}|"
-        print(line.rstrip())
+    body = [[_cell(form, row) for form in columns.values()] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip([*columns], *body, strict=True)]
+    sides = [">" if ":" in form else "<" for form in columns.values()]
+    rule = [f"{'-' * (width - 1)}{':' if side == '>' else '-'}" for side, width in zip(sides, widths, strict=True)]
+    print(f"\n{title}\n" if title else "")
+    for cells in ([*columns], rule, *body):
+        padded = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True))
+        print(f"| {' | '.join(padded)} |")
 
 
 class _Formatter(Formatter):

@@ -15,12 +15,14 @@ def test_a_table_is_markdown_with_empty_cells_where_values_are_missing(capsys: p
     ]
     columns = {"name": "{name}", "a second": "{speed[p50]:,.0f}", "share": "{share:.0%}", "n": "{count:}"}
     print_table("title", rows, columns | {"never": "{nothing:.1f}"})
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "title"
-    assert lines[-4:-1] == [
-        "|--------|---------:|------:|--:|------:|",
-        "| [bold] |    1,234 |   25% | 3 |       |",
-        "| b      |          |       |   |       |",
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "title",
+        "",
+        "| name   | a second | share |   n | never |",
+        "| ------ | -------: | ----: | --: | ----: |",
+        "| [bold] |    1,234 |   25% |   3 |       |",
+        "| b      |          |       |     |       |",
     ]
 
 
