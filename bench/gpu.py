@@ -3,10 +3,7 @@
     python -m bench.gpu --out bench/results/gpu --data input.txt
     python -m bench.gpu --out visit --data input.txt --stages facts steps --budget 100
 
-It needs no network and no pytest. Each stage has a time limit and a result file of its own, and an error or a GPU fault
-ends only that stage. Without a GPU, or with --device cpu, it rehearses: every stage runs on small shapes. To save time
-on the GPU, compile beforehand with python -m kernels.checks.compile --card sm_90 --cache DIR, and set
-TRITON_CACHE_DIR=DIR on its machine.
+Without a GPU, or with --device cpu, it rehearses every stage on small shapes (docs/kernels.md).
 """
 
 import argparse

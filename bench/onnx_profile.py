@@ -18,6 +18,7 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from bench.harness import results
 from bench.harness.program import BenchParser, execute, keep, print_table
 from charformer.errors import UserError
 from charformer.sampling.onnx_engine import SharedCache
@@ -70,13 +71,16 @@ def _profile(content: bytes, description: Description, time: int) -> list[dict[s
             spent[event["args"]["op_name"]].append(event["dur"])
     total = sum(map(sum, spent.values()))
     rows = [
-        {
-            "characters_a_run": time,
-            "operator": operator,
-            "nodes": round(len(durations) / runs),
-            "microseconds": sum(durations) / runs,
-            "share": sum(durations) / total,
-        }
+        results.row(
+            engine="charformer-onnx",
+            precision=description.precision,
+            threads=1,
+            characters_a_run=time,
+            operator=operator,
+            nodes=round(len(durations) / runs),
+            microseconds=sum(durations) / runs,
+            share=sum(durations) / total,
+        )
         for operator, durations in spent.items()
     ]
     return sorted(rows, key=lambda row: -row["share"])

@@ -3,8 +3,7 @@
     python -m bench.sampling                      random weights of the baseline's size
     python -m bench.sampling --run runs/pretrain  a trained model, with speculative sampling
 
-Each sampler runs in a process of its own. They take turns of one text each, so that ratios hold when the machine's
-speed drifts. CTranslate2 and onnxruntime-genai live in an environment of their own, which `make peers` creates.
+CTranslate2 and onnxruntime-genai live in an environment of their own, which `make peers` creates.
 """
 
 import argparse
@@ -82,13 +81,14 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
         options |= {"temperature": temperature, "speculative": speculative}
         return SamplingEntry("charformer-onnx", precision, "bench.engines.sample_charformer", options, batch)
 
+    versions = _versions(args.peers)
     torch = {"path": str(run.path), "characters": args.characters}
     naive = {"model": config.to_dict(), "characters": args.characters}
     entries = [
         SamplingEntry("charformer-torch", "fp32", "bench.engines.sample_charformer", torch),
         SamplingEntry("baseline", "fp32", "bench.engines.sample_baseline", naive),
         *map(ours, SHOWN),
-        *_peers(args, run, folder),
+        *_peers(args, versions, run, folder),
     ]
     if corpus is not None:
         entries += [ours(precision, speculative=True) for precision in SHOWN]
@@ -104,18 +104,18 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
         "greedy_characters_like_pytorch": _agreement(measured),
         "first_character_seconds": _first_character(folder / "int8.onnx", args.rounds),
         "floor": [_floor(folder / f"{precision}.onnx", rows, threads) for precision in SHOWN for threads in THREADS],
-        "peers": _versions(args.peers),
+        "peers": versions,
     }
     return rows, facts
 
 
-def _peers(args: argparse.Namespace, run: RunDir, folder: Path) -> list[SamplingEntry]:
-    """Return the peers that are installed and can take the run's weights; print what is missing and why."""
+def _peers(args: argparse.Namespace, found: dict[str, str], run: RunDir, folder: Path) -> list[SamplingEntry]:
+    """Return the peers in ``found`` that can take the run's weights; print what is missing and why."""
     config, _ = run.read_shape()
-    if config.rope_base or config.relu_power != 1:
-        print("the peers' rows are missing: they need learned positions and a plain ReLU, as in the preset baseline")
+    if config.rope_base or config.relu_power != 1 or config.ngram_order:
+        needed = "learned positions, a plain ReLU and no n-gram prior"
+        print(f"the peers' rows are missing: they need {needed}, as in the preset baseline")
         return []
-    found = _versions(args.peers)
     missing = [name for name in PEERS if name not in found]
     if missing:
         print(f"{' and '.join(missing)}: missing, and so are the rows; `make peers` installs both")

@@ -3,9 +3,8 @@
     python -m bench.step --preset baseline nano --json bench/results/step.json
     python -m bench.report bench/results/step-before.json bench/results/step.json --chart docs/step.png
 
-A step is timed part by part: the forward pass by module and op, the backward pass by the nodes of autograd's graph,
-each of which finishes on a CPU before the next begins. Beside it stands the time of the matrix products alone, both
-those with weights and attention's own.
+The forward pass is timed by module and op, the backward pass by the nodes of autograd's graph, each of which finishes
+on a CPU before the next begins.
 """
 
 import argparse

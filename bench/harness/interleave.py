@@ -21,12 +21,9 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A running worker process, which ends with the context that it manages, or when it is closed.
+    """A process of ``bench.harness.worker``, which ends with the context that it manages, or when it is closed.
 
-    Args:
-        module: the module that ``bench.harness.worker`` loads.
-        options: keyword arguments of the module's ``handler``.
-        python: the interpreter to run, which for a peer is that of another environment.
+    ``python`` is its interpreter, which for a peer is that of another environment.
     """
 
     def __init__(self, module: str, options: dict[str, Any], python: str = sys.executable) -> None:
@@ -62,9 +59,10 @@ class Worker:
         """Return the answer to ``request``. Raise WorkerError if there is none, or none within ``seconds``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, self._kill)
+        timer = threading.Timer(seconds or 0.0, self._kill)
         timer.daemon = True
-        timer.start()
+        if seconds is not None:
+            timer.start()
         with suppress(BrokenPipeError):  # what the process wrote before it ended can still be read
             self._process.stdin.write(f"{request}\n")
             self._process.stdin.flush()
@@ -84,25 +82,16 @@ class Worker:
 
 @dataclass
 class Entry:
-    """An engine that takes turns with others, and its answers so far.
-
-    Attributes:
-        label: its name in a progress bar.
-        module, options, python: as for ``Worker``.
-        first: the request before its first turn.
-        request: the request of a turn.
-        answers: the answer to ``first``, and one for each turn.
-        error: the reason why it stopped, if it did.
-    """
+    """An engine that takes turns with others, and its answers so far."""
 
     label: str
     module: str
     options: dict[str, Any]
-    first: str
-    request: str
+    first: str  # the request before its first turn
+    request: str  # that of a turn
     python: str = sys.executable
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    error: str | None = None
+    answers: list[dict[str, Any]] = field(default_factory=list)  # to ``first``, then one for each turn
+    error: str | None = None  # the reason why it stopped
 
     @property
     def turns(self) -> list[dict[str, Any]]:

@@ -106,6 +106,7 @@ def test_the_first_half_second_of_a_turn_does_not_count_unless_a_text_takes_long
         ({}, "ctranslate2 and onnxruntime-genai: missing"),
         ({"rope_base": 1e4}, "learned positions"),
         ({"relu_power": 2}, "plain ReLU"),
+        ({"ngram_order": 3}, "no n-gram prior"),
     ],
 )
 def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
@@ -114,7 +115,7 @@ def test_peers_that_are_missing_or_cannot_have_the_run_are_left_out(
     config = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, **changes)
     run = random_run(tmp_path / "run", config)
     args = argparse.Namespace(peers=Path("nowhere/bin/python"), characters=4)
-    assert sampling._peers(args, run, tmp_path) == []
+    assert sampling._peers(args, sampling._versions(args.peers), run, tmp_path) == []
     assert words in capsys.readouterr().out
 
 
