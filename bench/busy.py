@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
         dtype = run.read_section("machine")["dtype"]
         export(run, file, "fp32", portable=False, corpus=find_cached(run.read_section("corpus")))
         options = {"path": str(file), "characters": CHARACTERS}
-        sampler = SamplingEntry("charformer-onnx", "fp32", "bench.engines.sample_charformer", options)
+        sampler = SamplingEntry("bench.engines.sample_charformer", options, "charformer-onnx", "fp32")
         for _ in range(args.rounds):
             for (work, threads, busy), found in turns.items():
                 with busy_process() if busy else nullcontext():

@@ -66,7 +66,7 @@ def _measure(run: RunDir, rounds: int) -> list[dict[str, Any]]:
             file.write_bytes(file_content(description, tensors, precision))
             losses.append(asdict(compare(OnnxEngine(file), ids, wanted)) | {"bytes": file.stat().st_size})
             options = {"path": str(file), "characters": CHARACTERS}
-            entries.append(SamplingEntry("charformer-onnx", name, "bench.engines.sample_charformer", options))
+            entries.append(SamplingEntry("bench.engines.sample_charformer", options, "charformer-onnx", name))
         measured = interleave_samplers(entries, rounds, on_progress)
     preset = str(run.read_config().get("preset"))
     return [

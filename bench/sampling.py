@@ -79,14 +79,14 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[st
     def ours(precision: str, batch: int = 1, temperature: float = 1.0, speculative: bool = False) -> SamplingEntry:
         options = {"path": str(folder / f"{precision}.onnx"), "characters": args.characters}
         options |= {"temperature": temperature, "speculative": speculative}
-        return SamplingEntry("charformer-onnx", precision, "bench.engines.sample_charformer", options, batch)
+        return SamplingEntry("bench.engines.sample_charformer", options, "charformer-onnx", precision, batch)
 
     versions = _versions(args.peers)
     torch = {"path": str(run.path), "characters": args.characters}
     naive = {"model": config.to_dict(), "characters": args.characters}
     entries = [
-        SamplingEntry("charformer-torch", "fp32", "bench.engines.sample_charformer", torch),
-        SamplingEntry("baseline", "fp32", "bench.engines.sample_baseline", naive),
+        SamplingEntry("bench.engines.sample_charformer", torch, "charformer-torch", "fp32"),
+        SamplingEntry("bench.engines.sample_baseline", naive, "baseline", "fp32"),
         *map(ours, SHOWN),
         *_peers(args, versions, run, folder),
     ]
@@ -126,9 +126,8 @@ def _peers(args: argparse.Namespace, found: dict[str, str], run: RunDir, folder:
 
     def peer(engine: str, precision: str, **options: str) -> SamplingEntry:
         given: dict[str, Any] = options | {"characters": args.characters}
-        return SamplingEntry(
-            engine, precision, f"bench.engines.sample_{engine}", given, python=str(args.peers.absolute())
-        )
+        module, python = f"bench.engines.sample_{engine}", str(args.peers.absolute())
+        return SamplingEntry(module, given, engine, precision, python=python)
 
     entries = [
         peer("ctranslate2", precision, folder=str(models), weights=precision)

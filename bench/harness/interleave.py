@@ -84,14 +84,14 @@ class Worker:
 class Entry:
     """An engine that takes turns with others, and its answers so far."""
 
-    label: str
     module: str
     options: dict[str, Any]
-    first: str  # the request before its first turn
-    request: str  # that of a turn
-    python: str = sys.executable
-    answers: list[dict[str, Any]] = field(default_factory=list)  # to ``first``, then one for each turn
-    error: str | None = None  # the reason why it stopped
+    python: str = field(default=sys.executable, kw_only=True)
+    label: str = field(init=False)
+    first: str = field(init=False)  # the request before its first turn
+    request: str = field(init=False)  # that of a turn
+    answers: list[dict[str, Any]] = field(default_factory=list, kw_only=True)  # to ``first``, then one for each turn
+    error: str | None = field(default=None, kw_only=True)  # the reason why it stopped
 
     @property
     def turns(self) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Samplers as entries that take turns of one text each, and the rows of their results."""
 
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -13,33 +13,20 @@ THREADS = (1, 2)
 PROBES = 5  # texts that are timed for each number of threads, to choose the faster
 
 
+@dataclass
 class SamplingEntry(Entry):
-    """A sampler of ``batch`` texts at once.
+    """A sampler of ``batch`` texts at once; the handler of its module takes ``options``, ``threads`` and ``batch``."""
 
-    Args:
-        module: the module that the worker loads; its handler takes ``options``, ``threads`` and ``batch``.
-        texts: the texts of a turn that are timed.
-    """
+    engine: str
+    precision: str
+    batch: int = 1
+    threads: int = 1
+    texts: int = 1  # that are timed in a turn
 
-    def __init__(
-        self,
-        engine: str,
-        precision: str,
-        module: str,
-        options: dict[str, Any],
-        batch: int = 1,
-        python: str = sys.executable,
-        threads: int = 1,
-        texts: int = 1,
-    ) -> None:
-        self.engine, self.precision, self.batch, self.threads = engine, precision, batch, threads
-        self._given = (engine, precision, module, options, batch, python)
-        given = options | {"threads": threads, "batch": batch}
-        super().__init__(f"{engine} {precision}", module, given, "greedy", f"sample {texts}", python)
-
-    def with_threads(self, threads: int, texts: int = 1) -> "SamplingEntry":
-        """Return the same sampler with other threads and texts, and without results."""
-        return SamplingEntry(*self._given, threads, texts)
+    def __post_init__(self) -> None:
+        self.label = f"{self.engine} {self.precision}"
+        self.options = self.options | {"threads": self.threads, "batch": self.batch}
+        self.first, self.request = "greedy", f"sample {self.texts}"
 
     @property
     def greedy(self) -> list[int]:
@@ -78,14 +65,15 @@ def interleave_samplers(
     for number, entry in enumerate(entries):
         on_progress(f"threads of {entry.label}", number, len(entries))
         trials = [measure_alone(entry, threads, PROBES) for threads in THREADS]
-        best.append(entry.with_threads(max(trials, key=lambda trial: median(trial.samples)).threads))
+        fastest = max(trials, key=lambda trial: median(trial.samples))
+        best.append(replace(fastest, texts=1, answers=[]))
     _measure(best, rounds, on_progress)
     return best
 
 
 def measure_alone(entry: SamplingEntry, threads: int, texts: int) -> SamplingEntry:
     """Return the entry after ``texts`` texts while nothing else runs. Raise UserError if it fails."""
-    found = entry.with_threads(threads, texts)
+    found = replace(entry, threads=threads, texts=texts, answers=[])
     _measure([found], 1)
     return found
 

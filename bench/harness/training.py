@@ -22,11 +22,10 @@ class TrainingEntry(Entry):
     """
 
     def __init__(self, variant: Variant, options: dict[str, Any], seconds: float) -> None:
-        self.variant = variant
         given = asdict(variant)
-        super().__init__(
-            results.label(given), "bench.engines.training", {"variant": given} | options, "check", f"steps {seconds}"
-        )
+        super().__init__("bench.engines.training", {"variant": given} | options)
+        self.variant, self.label = variant, results.label(given)
+        self.first, self.request = "check", f"steps {seconds}"
 
     @property
     def steps(self) -> list[list[float]]:

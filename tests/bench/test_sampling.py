@@ -45,7 +45,7 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Samp
     (tmp_path / "some_texts.py").write_text(TEXTS, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return lambda engine="a", precision="x", batch=1, **options: SamplingEntry(
-        engine, precision, "some_texts", options, batch
+        "some_texts", options, engine, precision, batch
     )
 
 
