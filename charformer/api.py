@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, Unpack
 
 import numpy as np
 
-from charformer.config import DEVICES, Device, ModelConfig
+from charformer.config import DEVICES, Device, ModelConfig, check_threads
 from charformer.data.vocab import Vocab, universal_newlines
 from charformer.errors import UserError
 from charformer.runs.folder import WEIGHTS, RunDir
@@ -52,7 +52,8 @@ class SamplingOptions(TypedDict):
         top_k: pick among this many of the likeliest characters; None or 0 picks among all (default).
         top_p: pick among the likeliest that together have this probability; None or 1 picks among all (default).
         seed: the same seed gives the same text; None takes a new one (default).
-        stop: one or more texts that end a sample; they are not part of it (default: none).
+        stop: one or more texts that end a sample; they are not part of it (default: none). Their newlines, and a
+            prompt's, are read as \\n.
     """
 
     max_new_tokens: NotRequired[int]
@@ -66,7 +67,7 @@ class SamplingOptions(TypedDict):
 def check(options: SamplingOptions) -> tuple[SamplingConfig, list[str]]:
     """Return how to pick characters, and the texts to stop at. Raises UserError for options that make no sense."""
     stop = options.get("stop", ())
-    stops = [stop] if isinstance(stop, str) else list(stop)
+    stops = [universal_newlines(text) for text in ([stop] if isinstance(stop, str) else stop)]
     if "" in stops:
         raise UserError("`stop` is an empty text, which is everywhere; leave it out")
     given: dict[str, Any] = {name: value for name, value in options.items() if name != "stop" and value is not None}
@@ -205,7 +206,8 @@ def load(
             bits a seed gives a different text without this option.
 
     Raises:
-        UserError: when there is no model, its files are damaged, or an engine or a device is not available.
+        UserError: when there is no model, its files are damaged, an engine or a device is not available, or an
+            option asks for what the engine does not have, such as bfloat16 on onnxruntime.
     """
     if path == "":
         raise UserError("`path` is an empty name")
@@ -215,17 +217,21 @@ def load(
     _require("device", device, DEVICES)
     _require("dtype", dtype, ("float32", "bfloat16"))
     _require("provider", provider, ("auto", "cpu", "cuda"))
+    check_threads(threads)
     is_file = path.suffix == ".onnx" or path.is_file()
+    if is_file and (engine == "torch" or weights == "last"):
+        raise UserError(f"{path} is one file for onnxruntime; `engine` torch and `weights` last are for a run")
     has_torch = importlib.util.find_spec("torch") is not None
-    if is_file:
-        if engine == "torch" or weights == "last":
-            raise UserError(f"{path} is one file for onnxruntime; `engine` torch and `weights` last are for a run")
-        return _onnx_model(path, None, _open(path, threads, provider), weights, speculative)
-    if engine == "onnx" or (engine == "auto" and not has_torch):
-        run = RunDir(path)
-        return _onnx_model(path, run, _up_to_date(run, weights, threads, provider), weights, speculative)
+    if is_file or engine == "onnx" or (engine == "auto" and not has_torch):
+        if device not in ("auto", "cpu") or dtype != "float32":
+            raise UserError("`device` and `dtype` are for PyTorch; onnxruntime has `provider` and the file's precision")
+        run = None if is_file else RunDir(path)
+        found = _open(path, threads, provider) if run is None else _up_to_date(run, weights, threads, provider)
+        return _onnx_model(path, run, found, weights, speculative)
     if not has_torch:
         raise UserError("`engine` torch needs PyTorch, which is not installed; `engine` onnx does without")
+    if provider == "cuda":
+        raise UserError("`provider` is for onnxruntime; PyTorch takes `device`")
     return _torch_model(path, weights, device, dtype, threads)
 
 

@@ -8,6 +8,7 @@ from charformer.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEVICES: tuple[Device, ...] = get_args(Device)
+MAX_THREADS = 1024
 SLIDE_AT_LEAST = 16  # slots; one run of speculative sampling fills fewer
 
 
@@ -170,3 +171,9 @@ def require_fields(names: Iterable[str]) -> None:
     """Raise UserError for a name that is neither a field of ModelConfig, ``vocab_size`` apart, nor of TrainConfig."""
     if unknown := [name for name in names if name not in (*MODEL_FIELDS, *TRAIN_FIELDS)]:
         raise UserError(f"`{unknown[0]}` is not a field of ModelConfig or TrainConfig")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UserError unless ``threads`` is a number of threads, or None for the default."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UserError(f"`threads` is {threads}; it must be from 1 to {MAX_THREADS}")

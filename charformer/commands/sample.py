@@ -1,6 +1,7 @@
 """charformer-sample: continue a prompt with a trained model."""
 
 import argparse
+import io
 import json
 import secrets
 import sys
@@ -23,8 +24,8 @@ from charformer.ui.console import PlainConsole, age, printable
 
 BETWEEN_SAMPLES = "\n---\n"
 RUNS_OWN = "\0"  # the value of --onnx without a file; no file can have this name
-MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed", "num_samples")
 
 EXAMPLES = """\
 examples:
@@ -139,10 +140,10 @@ def build_parser() -> Parser:
 def _run(args: argparse.Namespace) -> int:
     if not 1 <= args.num_samples <= MAX_SAMPLES:
         raise UserError(f"`num_samples` is {args.num_samples}; it must be from 1 to {MAX_SAMPLES:,}")
-    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
-        raise UserError(f"`threads` is {args.threads}; it must be from 1 to {MAX_THREADS}")
     if args.interactive and (args.json or args.num_samples > 1):
         raise UserError("`interactive` makes one text at a time; leave out --json and --num-samples")
+    if args.score is not None:
+        _check_score(args)
     _check_group(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     options = api.SamplingOptions(
@@ -158,18 +159,26 @@ def _run(args: argparse.Namespace) -> int:
     notices = PlainConsole(stderr=True)
     with logs_to(notices):
         model = _load(args)
-    text = _known(model.vocab, text, args)
+    texts = [_known(model.vocab, each, args) for each in ([text] if args.prompts is None else _split(text))]
     notices.print(_source(model, args, None if args.score else seed))
     if args.score is not None:
-        return _score(model, text, args)
+        return _score(model, texts[0], args)
     if args.interactive:
         return _converse(model, options, args)
     if args.prompts is not None:
-        for prompt in text.removesuffix("\n").split("\n"):
-            texts = model.generate_batch(prompt, args.num_samples, **options)
-            _write(_document(model, prompt, seed, texts, args) + "\n")
+        for prompt in texts:
+            samples = model.generate_batch(prompt, args.num_samples, **options)
+            _write(_document(model, prompt, seed, samples, args) + "\n")
         return 0
-    return _sample(model, text, options, args)
+    return _sample(model, texts[0], options, args)
+
+
+def _check_score(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag that decides how to sample."""
+    defaults = build_parser()
+    for name in SAMPLING:
+        if getattr(args, name) != defaults.get_default(name):
+            raise UserError(f"`{name}` is for sampling, and `score` samples nothing; leave one out")
 
 
 def _check_group(args: argparse.Namespace) -> None:
@@ -190,17 +199,22 @@ def _check_group(args: argparse.Namespace) -> None:
 
 def _text(args: argparse.Namespace) -> str:
     """Return the prompt, the prompts or the text to score."""
-    path = args.prompt_file or args.prompts or args.score
+    path = next((path for path in (args.prompt_file, args.prompts, args.score) if path is not None), None)
+    if sys.stdin is None and (args.interactive or path == "-"):
+        raise UserError(f"{'--interactive' if args.interactive else '-'} reads standard input, and there is none")
     if path is None:
         return universal_newlines(args.prompt or "")
-    if path == "-" and sys.stdin is None:
-        raise UserError("- reads standard input, and there is none")
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return universal_newlines(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         what = "the text" if args.score else "the prompt"
         raise UserError(f"cannot read {what} from {path}: {error}") from error
+
+
+def _split(text: str) -> list[str]:
+    """Return the lines of ``text``, without their newlines."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _load(args: argparse.Namespace) -> api.Model:
@@ -243,7 +257,7 @@ def _known(vocab: Vocab, text: str, args: argparse.Namespace) -> str:
 
 def _sample(model: api.Model, prompt: str, options: api.SamplingOptions, args: argparse.Namespace) -> int:
     """Write the sampled texts, the first one as it is made; return the exit code."""
-    opening = model.vocab.decode(encode_prompt(model.vocab, prompt))
+    opening = _opening(model, prompt)
     if not args.json:
         _write(opening)
     made: list[tuple[str, ...]] = []
@@ -254,7 +268,7 @@ def _sample(model: api.Model, prompt: str, options: api.SamplingOptions, args: a
             _write(pieces[0])
     texts = ["".join(pieces) for pieces in zip(*made, strict=True)] or [""] * args.num_samples
     if args.json:
-        print(_document(model, opening, options["seed"], texts, args))
+        print(_document(model, prompt, options["seed"], texts, args))
         return 0
     for text in texts[1:]:
         _write(BETWEEN_SAMPLES + opening + text)
@@ -286,7 +300,10 @@ def _converse(model: api.Model, options: api.SamplingOptions, args: argparse.Nam
 
 def _lines() -> Iterator[str]:
     """Yield the lines that the user types, or that come from a pipe."""
-    if not sys.stdin.isatty():
+    is_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a byte that is no text must not end the conversation
+        sys.stdin.reconfigure(encoding=None if is_terminal else "utf-8-sig", errors="replace")
+    if not is_terminal:
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
     with suppress(ImportError):
@@ -317,7 +334,12 @@ def _named(model: api.Model, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _document(model: api.Model, prompt: str, seed: int | None, texts: list[str], args: argparse.Namespace) -> str:
-    return json.dumps(_named(model, args) | {"prompt": prompt, "seed": seed, "samples": texts})
+    return json.dumps(_named(model, args) | {"prompt": _opening(model, prompt), "seed": seed, "samples": texts})
+
+
+def _opening(model: api.Model, prompt: str) -> str:
+    """Return what the samples continue, which is a newline for an empty prompt."""
+    return model.vocab.decode(encode_prompt(model.vocab, prompt))
 
 
 def _write(text: str) -> None:

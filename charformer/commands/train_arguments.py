@@ -5,8 +5,18 @@ from dataclasses import fields
 from typing import Any
 
 from charformer.commands.common import Parser, nonempty
-from charformer.config import DEVICES, DROPOUTS, FIXED_FIELDS, MODEL_FIELDS, SCORE_CHARACTERS, ModelConfig, TrainConfig
+from charformer.config import (
+    DEVICES,
+    DROPOUTS,
+    FIXED_FIELDS,
+    MODEL_FIELDS,
+    SCORE_CHARACTERS,
+    ModelConfig,
+    TrainConfig,
+    check_threads,
+)
 from charformer.data import corpus as corpora
+from charformer.data.text_files import checked_encoding
 from charformer.errors import UserError
 from charformer.presets import PRESETS
 from charformer.runs.folder import RunDir
@@ -14,7 +24,6 @@ from charformer.training.distributed import World
 from charformer.ui.tensorboard import require_tensorboard
 
 DEFAULT_DATA = {"pretrain": "tiny-shakespeare", "finetune": "ace-attorney"}
-MAX_THREADS = 1024
 
 EXAMPLES = """\
 presets:
@@ -180,8 +189,11 @@ def source_folder(args: argparse.Namespace) -> RunDir:
 def check(args: argparse.Namespace, world: World) -> None:
     """Raise UserError for arguments that cannot work, before any slow step; gather the texts in ``args.data``."""
     args.data = [*args.texts, *(args.data or [])] or None
-    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
-        raise UserError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    check_threads(args.threads)
+    if args.encoding is not None:
+        checked_encoding(args.encoding)
+        if args.data is None and args.validation is None:
+            raise UserError("--encoding is for files; name them with --data, or leave it out")
     if args.plan and (args.resume or world.is_launched):
         raise UserError("--plan is for a training that has not begun, by one process; leave out --resume and torchrun")
     if args.validation is not None and (args.validation_share is not None or args.validation_split):

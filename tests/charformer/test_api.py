@@ -66,7 +66,7 @@ def test_every_engine_writes_the_same_text(folder: Path) -> None:
 def test_a_text_ends_before_a_stop(model: charformer.Model) -> None:
     options = {"max_new_tokens": 300, "seed": 2}
     whole = model.generate("The ", **options)
-    stopped = model.generate("The ", **options, stop=["\n", "zq"])
+    stopped = model.generate("The ", **options, stop=["\r\n", "zq"])
     assert stopped == whole.partition("\n")[0] != whole
     assert model.generate_batch("The ", 2, **options, stop="\n")[0] == stopped
 
@@ -170,6 +170,11 @@ def test_what_is_exported_is_logged_and_nothing_is_printed(
         (lambda run: charformer.load(run, engine="jax"), "`engine` is 'jax'; it must be one of auto, torch, onnx"),
         (lambda run: charformer.load(run, weights="worst"), "`weights` is 'worst'"),
         (lambda run: charformer.load(run, dtype="int3"), "`dtype` is 'int3'"),
+        (lambda run: charformer.load(run, threads=0), "`threads` is 0"),
+        (lambda run: charformer.load(run / "model.onnx", threads=-1), "`threads` is -1"),
+        (lambda run: charformer.load(run, engine="onnx", device="cuda"), "`device` and `dtype` are for PyTorch"),
+        (lambda run: charformer.load(run / "model.onnx", dtype="bfloat16"), "`device` and `dtype` are for PyTorch"),
+        (lambda run: charformer.load(run, provider="cuda"), "`provider` is for onnxruntime"),
         (lambda run: charformer.load(run / "model.onnx", engine="torch"), "one file for onnxruntime"),
         (lambda run: charformer.load(run / "model.onnx", weights="last"), "one file for onnxruntime"),
         (lambda run: charformer.load(run).stream(temperature=-1), "`temperature` is -1"),  # before the first piece

@@ -68,6 +68,8 @@ def refused(main, flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "gone.txt", "--steps", "0"], "--steps is 0"),  # before a text is loaded
         (["--data", "gone.txt", "--block-size", "0"], "--block-size is 0"),
         (["--data", "text.txt", "--encoding", "none-such"], "not an encoding that Python knows"),
+        (["--encoding", "none-such"], "not an encoding that Python knows"),
+        (["--encoding", "cp1252"], "--encoding is for files"),
         (["--data", "text.txt", "--validation-share", "1"], "must lie between 0 and 1"),
         (["--data", "text.txt", "--validation", "text.txt", "--validation-split", "tail"], "a text of its own"),
     ],
@@ -115,6 +117,7 @@ def test_fine_tuning(
         (["--data", "changed.txt"], "is not the text that the run began with"),
         (["--data", "gone.txt"], "no file gone.txt"),
         (["--validation-share", "0.2"], "--validation-share is fixed"),
+        (["--encoding", "none-such"], "not an encoding that Python knows"),
     ],
 )
 def test_resuming(
@@ -151,6 +154,10 @@ def spoil_config(run: Path) -> None:
         (["--prompt", "a\U0001f4a5\udc80"], "U+1F4A5"),
         (["--prompt", "a", "--prompt-file", "-"], "not allowed with"),
         (["--prompt-file", "nowhere"], "cannot read the prompt"),
+        (["--score", "text.txt", "--stop", "x"], "--stop is for sampling, and --score samples nothing"),
+        (["--score", "text.txt", "--seed", "4"], "--seed is for sampling"),
+        (["--score", "text.txt", "--num-samples", "3"], "--num-samples is for sampling"),
+        (["--score", "text.txt", "--temperature", "0.1"], "--temperature is for sampling"),
         *[([flag, ""], f"{flag}: an empty name") for flag in ("--run", "--prompt-file", "--prompts", "--score")],
     ],
 )
@@ -197,6 +204,11 @@ def test_one_distinct_character_is_allowed_with_a_warning(tmp_path: Path, capsys
     assert "one distinct character" in capsys.readouterr().err
     assert sample.main(["--run", out, "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out == "aaaaaa"
+    text.write_text("a\nba\n\naa\n", encoding="utf-8")  # the vocabulary has no newline
+    flags = ["--run", out, "--prompts", str(text), "--max-new-tokens", "5"]
+    assert sample.main([*flags, "--on-unknown", "skip"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["a", "a", "a", "aa"]
 
 
 def test_strange_names_are_only_names(english: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Test what users ask of a sampler: stop texts, a conversation, many prompts, a score."""
 
+import io
 import json
 import math
 import os
@@ -41,11 +42,13 @@ def test_prompts_are_answered_a_line_each(
     flags = ["--run", str(trained_run), "--max-new-tokens", "30", "--num-samples", "2"]
     lines = sampled([*flags, "--prompts", str(tmp_path / "prompts.txt")], capsys).splitlines()
     documents = [json.loads(line) for line in lines]
-    assert [document["prompt"] for document in documents] == ["The ", "", "An "]
+    assert [document["prompt"] for document in documents] == ["The ", "\n", "An "]
     for document in documents:
         alone = json.loads(sampled([*flags, "--prompt", document["prompt"], "--json"], capsys))
-        assert document["samples"] == alone["samples"]
+        assert document == alone
         assert document["run"] == str(trained_run)
+    (tmp_path / "prompts.txt").write_bytes(b"")
+    assert sampled([*flags, "--prompts", str(tmp_path / "prompts.txt")], capsys) == ""
 
 
 def test_a_conversation(trained_run: Path) -> None:
@@ -58,6 +61,20 @@ def test_a_conversation(trained_run: Path) -> None:
     more = model.generate(first, max_new_tokens=40, seed=4)
     other = "An " + model.generate("An ", max_new_tokens=40, seed=5)
     assert shown.stdout == f"{first}\n{more}\n{other}\n"
+
+
+def test_a_conversation_survives_bytes_that_are_no_text(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--run", str(trained_run), "--interactive", "--max-new-tokens", "5", "--seed", "3"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\nThe \n"), encoding="ascii"))
+    assert sample.main(flags) == 0
+    shown = capsys.readouterr()
+    assert "U+FFFD" in shown.err
+    assert shown.out == "The " + charformer.load(trained_run).generate("The ", max_new_tokens=5, seed=3) + "\n"
+    monkeypatch.setattr("sys.stdin", None)
+    assert sample.main(flags) == 2
+    assert "--interactive reads standard input, and there is none" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
@@ -85,13 +102,15 @@ def test_a_score(trained_run: Path, text_file: Path, tmp_path: Path, capsys: pyt
     text = text_file.read_text("utf-8")[-3000:]
     (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="\r\n")
     flags = ["--run", str(trained_run), "--score", str(tmp_path / "text.txt")]
-    found = json.loads(sampled([*flags, "--json"], capsys))
+    assert sample.main([*flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["characters"] == len(text) == len(found["per_character"])
     assert found["nats"] == pytest.approx(sum(found["per_character"]) / len(text))
     assert found["perplexity"] == pytest.approx(2 ** found["bits"])
     config = json.loads((trained_run / "config.json").read_text("utf-8"))
     assert 1.5 < found["nats"] < math.log(config["model"]["vocab_size"])
-    lines = sampled(flags, capsys).splitlines()
+    assert sample.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["nats", f"{found['nats']:.4f}"]
     assert lines[-1].split() == ["characters", "3,000"]
 
