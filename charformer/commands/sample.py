@@ -25,7 +25,7 @@ from charformer.ui.console import PlainConsole, age, printable
 BETWEEN_SAMPLES = "\n---\n"
 RUNS_OWN = "\0"  # the value of --onnx without a file; no file can have this name
 MAX_SAMPLES = 1_000_000
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed", "num_samples")
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed", "num_samples", "no_speculative")
 
 EXAMPLES = """\
 examples:

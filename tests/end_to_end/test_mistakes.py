@@ -156,6 +156,7 @@ def spoil_config(run: Path) -> None:
         (["--prompt-file", "nowhere"], "cannot read the prompt"),
         (["--score", "text.txt", "--stop", "x"], "--stop is for sampling, and --score samples nothing"),
         (["--score", "text.txt", "--seed", "4"], "--seed is for sampling"),
+        (["--score", "text.txt", "--no-speculative"], "--no-speculative is for sampling"),
         (["--score", "text.txt", "--num-samples", "3"], "--num-samples is for sampling"),
         (["--score", "text.txt", "--temperature", "0.1"], "--temperature is for sampling"),
         *[([flag, ""], f"{flag}: an empty name") for flag in ("--run", "--prompt-file", "--prompts", "--score")],
