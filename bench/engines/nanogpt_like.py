@@ -12,7 +12,7 @@ from bench.engines.train_nanogpt import BETAS, GRAD_CLIP, LEARNING_RATE, WEIGHT_
 from bench.engines.variant import Variant
 from charformer.config import ModelConfig
 from charformer.data.corpus import Corpus
-from charformer.device import autocast
+from charformer.device import autocast, copy_to_device
 
 
 class Attention(nn.Module):
@@ -82,20 +82,12 @@ class NanogptLikeEngine:
         is_cuda = device.type == "cuda"
         self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=is_cuda)
 
-    def batch(self) -> tuple[Tensor, ...]:
-        """Return the next batch's windows, (B, T + 1)."""
-        return (self._windows().to(self._device, non_blocking=True),)
-
-    def fill(self, batch: tuple[Tensor, ...]) -> None:
-        """Write the next batch into ``batch``."""
-        (windows,) = batch
-        windows.copy_(self._windows(), non_blocking=True)
-
-    def _windows(self) -> Tensor:
+    def batch(self, out: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """Return the next batch's windows on the device, (B, T + 1), written to ``out`` if that is given."""
         length = self._variant.model.block_size + 1
         starts = torch.randint(len(self._ids) - length + 1, (self._variant.batch_size, 1))
         windows = self._ids[starts + torch.arange(length)]
-        return windows.pin_memory() if self._device.type == "cuda" else windows
+        return (copy_to_device(windows, self._device, out[0] if out else None),)
 
     def step(self, windows: Tensor) -> Tensor:
         """Train on one batch and return its loss, without waiting for the device."""

@@ -36,17 +36,18 @@ class CharformerEngine:
         self.model: nn.Module = model
         train_mode(model)
 
-    def batch(self) -> tuple[Tensor, ...]:
-        """Return the next batch on the device: windows, (B, T + 1), and with an n-gram prior also its rows."""
-        return self._next_batch()
+    def batch(self, out: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """Return the next batch on the device: windows, (B, T + 1), and with an n-gram prior also its rows.
+
+        It is written to ``out`` if that is given.
+        """
+        found = self._trainer.next_batch(out)
+        self._trainer.counters.step += 1  # which determines the batch
+        return found
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss of a batch."""
         return self._trainer.loss(*batch)
-
-    def fill(self, batch: tuple[Tensor, ...]) -> None:
-        """Write the next batch into ``batch``."""
-        self._next_batch(batch)
 
     def step(self, *batch: Tensor) -> Tensor:
         """Do all work of a step on a batch and return the loss, without waiting for the device."""
@@ -59,8 +60,3 @@ class CharformerEngine:
     def evaluate(self) -> None:
         """Compute the loss of one batch as the trainer's evaluation does."""
         self._trainer.subset_loss("validation")
-
-    def _next_batch(self, out: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        found = self._trainer.next_batch(out)
-        self._trainer.counters.step += 1  # which determines the batch
-        return found

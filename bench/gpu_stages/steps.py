@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ from charformer.data.corpus import Corpus
 from charformer.device import synchronize
 from charformer.training.cuda_graph import EAGER_STEPS, CapturedStep, side_stream
 from kernels import backend
+
+Engine = CharformerEngine | NanogptLikeEngine
 
 SUBJECTS = {  # the engine, and the backend of its ops
     "charformer": ("charformer", "auto"),
@@ -68,7 +69,7 @@ def timed(visit: Visit, corpus: Corpus, preset: str, name: str, way: str) -> Row
         return row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
 
 
-def captured_step(engine: Any) -> Callable[[], Tensor]:
+def captured_step(engine: Engine) -> Callable[[], Tensor]:
     """Return a function that replays a step, which is captured after some eager ones, and returns its loss."""
     with side_stream():
         for _ in range(EAGER_STEPS):
@@ -76,13 +77,13 @@ def captured_step(engine: Any) -> Callable[[], Tensor]:
     captured = CapturedStep(engine.step, engine.batch())
 
     def step() -> Tensor:
-        engine.fill(tuple(captured.inputs))
+        engine.batch(captured.inputs)
         return captured.replay()
 
     return step
 
 
-def measure(engine: Any, way: str, variant: Variant, visit: Visit) -> Row:
+def measure(engine: Engine, way: str, variant: Variant, visit: Visit) -> Row:
     """Return the seconds by events and by the clock, the host's part of them, the GPU's work, memory and MFU.
 
     The seconds until the first step is done include what is compiled or captured for it.

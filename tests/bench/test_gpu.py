@@ -139,7 +139,7 @@ def test_engines_learn_and_have_another_batch_for_each_step(
     assert losses[-1] < losses[0] - 0.5
     found = {tuple(windows.flatten().tolist()) for (windows,) in (engine.batch() for _ in range(3))}
     for _ in range(3):
-        engine.fill((windows,))
+        assert engine.batch((windows,))[0] is windows
         found.add(tuple(windows.flatten().tolist()))
     assert len(found) == 6
 
