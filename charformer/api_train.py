@@ -9,7 +9,7 @@ print(charformer.load(run.out).generate("ROMEO:"))
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from charformer.config import SCORE_CHARACTERS, Device
 from charformer.data import corpus as corpora
+from charformer.data.cached import load_again
 from charformer.device import keep_freed_memory
 from charformer.errors import UserError, WriteError
 from charformer.runs.folder import RunDir
@@ -66,7 +67,7 @@ def train(
     overwrite: bool = False,
     device: Device = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     log: Literal["tensorboard"] | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
     **values: Any,
@@ -74,8 +75,8 @@ def train(
     """Train a model on a text, and return the result.
 
     The training runs in a thread of its own, so that an interrupt (Ctrl-C, or a notebook's stop button) ends it after a
-    step: everything is saved, KeyboardInterrupt is raised, and ``resume`` continues. PyTorch's global random state is
-    used while it runs.
+    step: everything is saved, KeyboardInterrupt is raised, and ``resume`` continues. Further interrupts are ignored
+    until all is saved. PyTorch's global random state is used while it runs.
 
     Args:
         data: a file, a folder of text files, or several; or the name of a corpus.
@@ -85,12 +86,12 @@ def train(
         init_from: the folder of a run to fine-tune.
         freeze: the part of the model that a fine-tune freezes (default: nothing).
         prompt: the text that the sample at the end continues; an empty one means a newline.
-        resume: continue the run in ``out``, with the given ``steps`` and ``values``.
+        resume: continue the run in ``out``, with the same text and the given ``steps`` and ``values``.
         overwrite: replace the run in ``out``.
         device: the device; ``auto`` uses an NVIDIA GPU if there is one, and ``mps`` is Apple's GPU.
         dtype: the dtype of matrix products; ``auto`` uses bfloat16 if the processor has it. A resumed run keeps its
             device and dtype where these are ``auto``.
-        encoding: the encoding of the files.
+        encoding: the encoding of the files (default: UTF-8, or that of the resumed run).
         log: where else to log the training: for TensorBoard, in the run's folder.
         on_step: called with each step's Progress in the caller's thread. An exception that it raises stops the
             training, after everything is saved.
@@ -103,7 +104,10 @@ def train(
     places = [str(place) for place in ([data] if isinstance(data, str | Path) else data)]
     if not places or "" in (*places, out, init_from):
         raise UserError("`data` has no text, or a name in `data`, `out` or `init_from` is empty")
-    run = RunDir(Path("runs") / Path(places[0]).stem if out is None else out)
+    run = RunDir(Path("runs") / Path(places[0]).resolve().stem if out is None else out)
+    begins = {"preset": preset, "init_from": init_from, "freeze": freeze, "overwrite": overwrite or None}
+    if resume and (given := [name for name, value in begins.items() if value is not None]):
+        raise UserError(f"`{given[0]}` begins a new run; leave it out to resume")
     if log is not None:
         if log != "tensorboard":
             raise UserError(f"`log` is {log!r}; it must be 'tensorboard' or None")
@@ -116,11 +120,11 @@ def train(
         recipe = choose_recipe(place.device.type, preset, source, freeze, values)
         run.check_free(overwrite)
     with locked(run):
-        corpus = corpora.load(places, encoding=encoding)
         if resume:
-            session = prepare_resume(run, RunRecord.read(run), values, corpus, place)
+            record = RunRecord.read(run)
+            session = prepare_resume(run, record, values, load_again(places, record.corpus, encoding), place)
         else:
-            session = recipe.session(run, corpus, place)
+            session = recipe.session(run, corpora.load(places, encoding=encoding or "utf-8"), place)
         if prompt:
             encode_prompt(session.vocab, prompt)
             session.record.prompt = prompt
@@ -158,7 +162,15 @@ def _take_steps(trainer: Trainer, tracker: TensorBoardLog | None, on_step: Calla
                 on_step(progress)
         finally:
             stop.set()
-        done.result()
+            _wait(done)
+            done.result()  # an error of the thread, such as a failed save, matters more than the interrupt
+
+
+def _wait(done: Future[None]) -> None:
+    """Wait until the thread has ended, whatever interrupts: until then it writes to the run's folder."""
+    while not done.done():
+        with suppress(KeyboardInterrupt):
+            wait([done])
 
 
 def _finish(session: TrainingSession) -> TrainedRun:

@@ -21,7 +21,7 @@ from charformer.commands.train_arguments import (
 from charformer.commands.train_report import announce, continue_command, print_summary
 from charformer.config import MODEL_FIELDS, TRAIN_FIELDS
 from charformer.data import corpus as corpora
-from charformer.data.cached import divided_like, find_cached
+from charformer.data.cached import find_cached, load_again
 from charformer.data.division import divided, validated_on
 from charformer.device import keep_freed_memory, memory_bytes
 from charformer.errors import UserError, WriteError
@@ -169,13 +169,7 @@ def _load_again(
             places: list[str] = [name]
         else:
             places = args.data
-        encoding = args.encoding or str(recorded.get("encoding", "utf-8"))
-        corpus = corpora.load(places, on_progress, encoding, lambda text: notices.print(f"note: {text}"))
-        if corpus.sha256 != recorded.get("sha256"):
-            return corpus  # prepare_resume will reject it
-        if (corpus_as_before := divided_like(corpus, recorded, on_progress)) is None:
-            raise UserError("the run's validation text is neither in the cache nor in its old place")
-        return corpus_as_before
+        return load_again(places, recorded, args.encoding, on_progress, lambda text: notices.print(f"note: {text}"))
 
 
 def _follow(args: argparse.Namespace, session: TrainingSession, notices: PlainConsole) -> int:

@@ -1,6 +1,7 @@
 """The recovery of a run's text from the summary in its config.json."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,27 @@ def find_cached(summary: dict[str, Any], on_progress: OnProgress = lambda *_: No
         return divided_like(corpus, summary, on_progress) if corpus else None
     except UserError:  # a division that the cache does not have and cannot take
         return None
+
+
+def load_again(
+    places: Sequence[str],
+    summary: dict[str, Any],
+    encoding: str | None = None,
+    on_progress: OnProgress = lambda *_: None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Corpus:
+    """Return the text of ``places`` as the run whose config.json describes it reads it: its encoding, its division.
+
+    A text that is not the run's is returned as it is. ``encoding`` replaces the recorded one.
+
+    Raises UserError for a text that cannot be used, or if the run's validation text is no longer available.
+    """
+    corpus = corpora.load(places, on_progress, encoding or str(summary.get("encoding", "utf-8")), notice)
+    if corpus.sha256 != summary.get("sha256"):
+        return corpus
+    if (as_before := divided_like(corpus, summary, on_progress)) is None:
+        raise UserError("the run's validation text is neither in the cache nor in its old place")
+    return as_before
 
 
 def divided_like(corpus: Corpus, summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:

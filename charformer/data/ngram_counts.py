@@ -1,6 +1,5 @@
 """The counts of a text's n-grams, and the interpolated Kneser-Ney table from them (charformer/data/ngram.py)."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ Keys = NDArray[np.int64]
 DISCOUNTS = (0.5, 0.6, 0.8, 0.85, 0.9, 0.92, 0.95, 0.95, 0.95)  # by the length of the context
 PIECE = 1 << 22  # characters to count at once
 MIN_GAIN = 0.25  # nats over the whole text; contexts that gain less are left out
-MAX_NGRAMS = 1 << 21  # the most distinct n-grams of the longest context to keep of a text
+MAX_NGRAMS = 1 << 22  # the most distinct n-grams of the longest context to keep of a text, all its folds together
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,15 @@ class Counts:
         keys: (N,) int64, ascending: a string as a number of K + 1 digits in base V, the nearest character of the
             context first, then those further back, and last the character after the context.
         counts: (N,) int64.
+        dropped: the strings that were dropped to save memory, without the first character of their contexts: for each
+            of these shorter strings, how many were dropped. None if nothing was.
     """
 
     vocab_size: int
     order: int
     keys: NDArray[np.int64]
     counts: NDArray[np.int64]
+    dropped: "Counts | None" = None
 
     def without(self, other: "Counts") -> "Counts":
         """Return these counts minus those of ``other``, a part of the same text, without counts that become zero."""
@@ -43,7 +45,8 @@ class Counts:
         counts = self.counts.copy()
         counts[place[found]] -= other.counts[found]
         kept = counts > 0
-        return Counts(self.vocab_size, self.order, self.keys[kept], counts[kept])
+        dropped = self.dropped.without(other.dropped) if self.dropped and other.dropped else self.dropped
+        return Counts(self.vocab_size, self.order, self.keys[kept], counts[kept], dropped)
 
 
 def longest_context(order: int, vocab_size: int) -> int:
@@ -55,12 +58,7 @@ def longest_context(order: int, vocab_size: int) -> int:
 
 
 def count(
-    ids: Ids,
-    vocab_size: int,
-    order: int,
-    table: NDArray[np.int64] | None = None,
-    most: int = MAX_NGRAMS,
-    on_progress: Callable[[int], None] = lambda _: None,
+    ids: Ids, vocab_size: int, order: int, table: NDArray[np.int64] | None = None, most: int = MAX_NGRAMS
 ) -> Counts:
     """Count the strings of ``order`` + 1 characters of a text, in pieces.
 
@@ -68,15 +66,14 @@ def count(
         ids: (N,), possibly a memory-mapped file.
         vocab_size: V, which must allow ``order`` by ``longest_context``.
         table: for each id, its number below ``vocab_size``; None leaves the ids unchanged.
-        most: the most distinct strings to keep; if there are more, the rarest are dropped along the way.
-        on_progress: called with the number of characters counted so far.
+        most: the most distinct strings to keep; if there are more, the rarest are dropped along the way, and count for
+            the shorter strings in them alone.
     """
     found = Counts(vocab_size, order, np.zeros(0, np.int64), np.zeros(0, np.int64))
     for start in range(0, max(0, len(ids) - order), PIECE):
         piece = ids[start : start + PIECE + order]
         numbers = np.asarray(piece if table is None else table[piece], dtype=np.int64)
         found = _within(merged([found, _counted(numbers, vocab_size, order)]), most)
-        on_progress(min(start + PIECE, len(ids)))
     return found
 
 
@@ -115,31 +112,36 @@ def merged(parts: list[Counts]) -> Counts:
     order = np.argsort(keys, kind="stable")  # a stable sort merges the sorted parts
     keys, counts = keys[order], counts[order]
     starts = _starts(keys)
-    return Counts(parts[0].vocab_size, parts[0].order, keys[starts], np.add.reduceat(counts, starts))
+    dropped = [part.dropped for part in filled if part.dropped]
+    return Counts(
+        parts[0].vocab_size,
+        parts[0].order,
+        keys[starts],
+        np.add.reduceat(counts, starts),
+        merged(dropped) if dropped else None,
+    )
 
 
 def _within(counts: Counts, most: int) -> Counts:
-    """Return the counts without the rarest, so that at most ``most`` remain."""
-    least = 1
-    kept = counts
-    while len(kept.keys) > most:
-        chosen = counts.counts > least
-        kept = Counts(counts.vocab_size, counts.order, counts.keys[chosen], counts.counts[chosen])
-        least += 1
-    return kept
+    """Return the counts with the rarest dropped, so that ``most`` remain, and as many of each shorter length."""
+    excess = len(counts.keys) - most
+    if excess <= 0 or not counts.order:
+        return counts
+    # Strings that occur equally often are dropped by a hash, because those of some contexts alone would bias these.
+    hashes = (counts.keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    ranks = (counts.counts.astype(np.uint64) << np.uint64(24)) + hashes
+    kept = ranks >= np.partition(ranks, excess)[excess]
+    shorter = np.sort(_shortened(counts.keys[~kept], counts.vocab_size))
+    dropped = Counts(counts.vocab_size, counts.order - 1, *_runs(shorter))
+    if counts.dropped:
+        dropped = merged([counts.dropped, dropped])
+    return Counts(counts.vocab_size, counts.order, counts.keys[kept], counts.counts[kept], _within(dropped, most))
 
 
 def fold_bounds(characters: int, folds: int) -> list[tuple[int, int]]:
     """Return where each of ``folds`` contiguous parts of a text begins and ends."""
     edges = [characters * fold // folds for fold in range(folds + 1)]
     return list(pairwise(edges))
-
-
-def leave_one_out(parts: list[Counts]) -> Iterator[Counts]:
-    """Yield for each part the combined counts of all other parts."""
-    whole = merged(parts)
-    for part in parts:
-        yield whole.without(part)
 
 
 def build(counts: Counts, min_count: int = 1, min_gain: float = MIN_GAIN) -> NgramTable:
@@ -205,7 +207,7 @@ class _Level:
 def _levels(counts: Counts, min_count: int) -> list[_Level]:
     """Return the n-grams of every length of context, the empty context first."""
     base = counts.vocab_size
-    keys, numbers, occurrences = counts.keys, counts.counts, counts.counts
+    keys, numbers, occurrences, dropped = counts.keys, counts.counts, counts.counts, counts.dropped
     levels = []
     for order in range(counts.order, -1, -1):
         level = _Level(keys, numbers, base, DISCOUNTS[order])
@@ -220,7 +222,14 @@ def _levels(counts: Counts, min_count: int) -> list[_Level]:
             else:
                 shorter.sort()
             keys, numbers = _runs(shorter)
-            occurrences = occurrences if min_count > 1 else numbers
+            if dropped is not None:
+                more = Counts(base, order - 1, dropped.keys, dropped.counts)
+                if min_count > 1:
+                    occurrences = merged([Counts(base, order - 1, keys, occurrences), more]).counts
+                total = merged([Counts(base, order - 1, keys, numbers), more])
+                keys, numbers, dropped = total.keys, total.counts, dropped.dropped
+            if min_count == 1:
+                occurrences = numbers
         if is_rare.any():
             level.keep(~is_rare)
     return levels[::-1]

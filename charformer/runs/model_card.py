@@ -126,9 +126,13 @@ def _revealed(record: RunRecord) -> list[str]:
     ]
     if order := record.model.ngram_order:
         least = record.training.ngram_min_count
+        counted = {
+            "both": f"the text and of {code(record.counted_corpus.get('name'))}",
+            "old": f"the text that {code(record.init_from)} was trained on",
+        }.get(record.counted, "the text")
         rare = f"; n-grams that occur fewer than {least} times are left out" if least > 1 else ""
         revealed.append(
-            f"**`ngram.safetensors` holds fragments of the text** of up to {order + 1} characters, and so does "
+            f"**`ngram.safetensors` holds fragments of {counted}** of up to {order + 1} characters, and so does "
             f"`model.onnx`. Whoever has the table can read some of the text{rare}."
         )
     else:

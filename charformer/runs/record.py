@@ -22,6 +22,7 @@ class RunRecord:
         prompt: the text that the sample at the end continues; empty for a newline.
         init_from: the folder of the run that a fine-tune started from, else empty.
         counted: the text whose n-grams a fine-tune's table counts: ``new``, ``old`` or ``both``; else empty.
+        counted_corpus: with ``both``, the summary of the source's text.
         machine: the device, its name, the dtype and the threads.
         processes: the number of processes that trained together.
         versions: the versions of charformer and of the libraries that a result depends on.
@@ -37,6 +38,7 @@ class RunRecord:
     prompt: str = ""
     init_from: str = ""
     counted: str = ""
+    counted_corpus: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     versions: dict[str, Any] = field(default_factory=dict)
@@ -49,12 +51,13 @@ class RunRecord:
         for name in ("model", "training", "corpus", "machine"):
             if not isinstance(values.get(name), dict):
                 raise UserError(f"{run.config} has no {name!r}")
-        changes, processes = values.get("changes"), values.get("processes")
+        changes, processes, counted = (values.get(name) for name in ("changes", "processes", "counted_corpus"))
         return cls(
             **{name: str(values.get(name) or "") for name in TEXTS},
             model=ModelConfig.from_dict(values["model"]),
             training=TrainConfig.from_dict(values["training"]),
             corpus=values["corpus"],
+            counted_corpus=counted if isinstance(counted, dict) else {},
             machine=values["machine"],
             processes=processes if isinstance(processes, int) else 1,
             versions=values["versions"] if isinstance(values.get("versions"), dict) else {},

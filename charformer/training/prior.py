@@ -5,9 +5,11 @@ split is therefore cut into contiguous folds, and the rows of each fold come fro
 generalisation, Wolpert 1992). Validation and sampling use the table of the whole split.
 """
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +20,22 @@ from charformer.config import ModelConfig, TrainConfig
 from charformer.data.cached import find_cached
 from charformer.data.corpus import Corpus
 from charformer.data.ngram import MAX_CHARACTERS, NgramTable
-from charformer.data.ngram_counts import Counts, build, count, fold_bounds, leave_one_out, longest_context, merged
+from charformer.data.ngram_counts import MAX_NGRAMS, Counts, build, count, fold_bounds, longest_context, merged
 from charformer.data.vocab import Vocab
 from charformer.device import copy_to_device
 from charformer.errors import UserError
 from charformer.runs.folder import RunDir
+from charformer.runs.record import RunRecord
 
 MAX_ON_DEVICE = 2 << 30  # bytes of rows that a GPU keeps
 ROWS_AT_ONCE = 1 << 14
+LONG = 20_000_000  # characters of a text whose counting takes more than some seconds
 MAX_BUILDERS = 4  # threads that make tables at once; each takes memory
 SCORED = 1 << 15  # characters on which the tables of a fine-tune are compared
 
 Positions = NDArray[np.int64]
+
+log = logging.getLogger("charformer")
 
 
 @dataclass(frozen=True)
@@ -52,23 +58,35 @@ def count_text(corpus: Corpus, vocab: Vocab, order: int) -> Counts:
     return count(corpus.train, len(vocab), longest_context(order, len(vocab)), corpus.table(vocab))
 
 
-def count_tables(
-    corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig, other: Counts | None = None
-) -> Tables:
-    """Return the tables of ``corpus``'s training split for a model with a prior, each with ``other`` added if given."""
-    began = time.perf_counter()
-    order = longest_context(model.ngram_order, len(vocab))
-    table = corpus.table(vocab)
-    parts = [
-        count(corpus.train[start:end], len(vocab), order, table)
-        for start, end in fold_bounds(len(corpus.train), training.ngram_folds)
+def count_folds(corpus: Corpus, vocab: Vocab, order: int, folds: int) -> list[Counts]:
+    """Return the n-gram counts of each fold of the training split of ``corpus``."""
+    characters, table = len(corpus.train), corpus.table(vocab)
+    if characters > LONG:
+        log.info("counting the n-grams of %s characters", f"{characters:,}")
+    return [
+        count(corpus.train[start:end], len(vocab), longest_context(order, len(vocab)), table, MAX_NGRAMS // folds)
+        for start, end in fold_bounds(characters, folds)
     ]
-    others = [other] if other is not None else []
-    least = training.ngram_min_count
+
+
+def build_tables(folds: list[Counts], min_count: int, other: Counts | None = None) -> Tables:
+    """Return the tables of a training split that is counted in folds, each with ``other`` added if given."""
+    began = time.perf_counter()
+    whole = merged([*folds, *([other] if other is not None else [])])
+
+    def without(fold: Counts) -> NgramTable:
+        return build(whole.without(fold), min_count, min_gain=0)
+
     with ThreadPoolExecutor(min(torch.get_num_threads(), MAX_BUILDERS)) as pool:
-        lefts = (merged([left, *others]) for left in leave_one_out(parts))
-        folds = list(pool.map(lambda left: build(left, least, min_gain=0), lefts))
-    return Tables(build(merged([*parts, *others]), least), folds, time.perf_counter() - began)
+        tables = list(pool.map(without, folds))
+    return Tables(build(whole, min_count), tables, time.perf_counter() - began)
+
+
+def count_tables(corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig) -> Tables:
+    """Return the tables of ``corpus``'s training split for a model with a prior."""
+    began = time.perf_counter()
+    folds = count_folds(corpus, vocab, model.ngram_order, training.ngram_folds)
+    return replace(build_tables(folds, training.ngram_min_count), seconds=time.perf_counter() - began)
 
 
 def choose_tables(
@@ -86,48 +104,50 @@ def choose_tables(
             f"{MAX_CHARACTERS:,}; pretrain with `ngram_order` 0"
         )
     began = time.perf_counter()
-    choices = {"new": count_tables(corpus, vocab, model, training)}
-    other = _count_old(source, vocab, model.ngram_order)
+    folds = count_folds(corpus, vocab, model.ngram_order, training.ngram_folds)
+    best, tables = "new", build_tables(folds, training.ngram_min_count)
+    other = _count_old(source.read_section("corpus"), vocab, model.ngram_order)
     if other is not None:
-        choices["both"] = count_tables(corpus, vocab, model, training, other)
+        second, found = "both", build_tables(folds, least_count(source, training), other)
     else:
-        choices["old"] = _old_tables(source, vocab)
-    losses = {
-        name: PriorRows(tables, corpus, vocab, model.ngram_order, torch.device("cpu"), keeps=False).loss()
-        for name, tables in choices.items()
-    }
-    best = min(losses, key=lambda name: losses[name])
-    return best, replace(choices[best], seconds=time.perf_counter() - began)
+        second, found = "old", _old_tables(source, vocab)
+
+    def loss(tables: Tables) -> float:
+        return PriorRows(tables, corpus, vocab, model.ngram_order, torch.device("cpu"), keeps=False).loss()
+
+    if loss(found) < loss(tables):
+        best, tables = second, found
+    return best, replace(tables, seconds=time.perf_counter() - began)
 
 
-def find_tables(
-    counted: str,
-    source: RunDir,
-    run: RunDir,
-    corpus: Corpus,
-    vocab: Vocab,
-    model: ModelConfig,
-    training: TrainConfig,
-) -> Tables:
+def least_count(source: RunDir, training: TrainConfig) -> int:
+    """Return the minimum count of a table of both texts: the higher one, since either text may be private."""
+    return max(training.ngram_min_count, TrainConfig.from_dict(source.read_section("training")).ngram_min_count)
+
+
+def find_tables(record: RunRecord, run: RunDir, corpus: Corpus, vocab: Vocab) -> Tables:
     """Return the tables of the stopped fine-tune in ``run``, which were not counted on its own text alone.
 
-    Raises UserError if the text of ``source`` is needed and no longer available.
+    Raises UserError if the text of its source is needed and no longer available.
     """
-    if counted == "old":
+    if record.counted == "old":
         return _old_tables(run, vocab)
-    other = _count_old(source, vocab, model.ngram_order)
+    began = time.perf_counter()
+    other = _count_old(record.counted_corpus, vocab, record.model.ngram_order)
     if other is None:
         raise UserError(
-            f"the n-gram table of {run.path} has counted the text of {source.path} too, which is no longer there; "
-            "put it back, or start again with `overwrite`"
+            f"the n-gram table of {run.path} has counted the text {record.counted_corpus.get('name')} too, which is no "
+            "longer there; put it back, or start again with `overwrite`"
         )
-    return count_tables(corpus, vocab, model, training, other)
+    folds = count_folds(corpus, vocab, record.model.ngram_order, record.training.ngram_folds)
+    tables = build_tables(folds, record.training.ngram_min_count, other)
+    return replace(tables, seconds=time.perf_counter() - began)
 
 
-def _count_old(source: RunDir, vocab: Vocab, order: int) -> Counts | None:
-    """Return the counts of the text that ``source`` was trained on, or None if it cannot be used."""
+def _count_old(summary: dict[str, Any], vocab: Vocab, order: int) -> Counts | None:
+    """Return the counts of the text that config.json describes, or None if it cannot be used."""
     try:
-        text = find_cached(source.read_section("corpus"))
+        text = find_cached(summary)
     except UserError:
         return None
     return count_text(text, vocab, order) if text is not None and not vocab.unknown(text.alphabet) else None
@@ -199,8 +219,10 @@ class PriorRows:
 
     def loss(self) -> float:
         """Return the mean loss of the tables alone on a sample of the training split, each part by its fold's table."""
-        ids, length = self._splits["train"], 64
-        starts = np.linspace(0, len(ids) - length - 1, min(SCORED // length, len(ids) // length)).astype(np.int64)
+        ids = self._splits["train"]
+        length = min(64, len(ids) - 1)
+        windows = min(SCORED // length, (len(ids) - 1) // length)
+        starts = np.linspace(0, len(ids) - 1 - length, windows).astype(np.int64)
         places = starts[:, None] + np.arange(length)
         rows = self._looked_up("train", places, np.zeros_like(places))
         targets = self.to_vocab[ids[places + 1]][..., None]

@@ -34,7 +34,7 @@ from charformer.sampling import sampler
 from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.kernel_check import check_kernels
-from charformer.training.prior import Tables, choose_tables, find_tables
+from charformer.training.prior import Tables, choose_tables, find_tables, least_count
 from charformer.training.schedule import plan_again
 from charformer.training.signals import StoppedError
 from charformer.training.trainer import Trainer
@@ -172,13 +172,14 @@ class TrainingSession:
         if is_main:
             self.run.tidy()
         self.trainer.resume()
-        if self._is_replanned:
-            plan_again(self.trainer.counters)
-            self.trainer.save()  # before config.json has the new plan, so that a kill between the two loses neither
         step = self.trainer.counters.step
         if step > self.record.training.max_steps:
             raise UserError(f"{self.run.path} is at step {step:,} already; `max_steps` must be at least that")
-        if not self.trainer.is_finished and is_main:
+        if self._is_replanned:
+            plan_again(self.trainer.counters)
+            self.trainer.save()
+            self.trainer.join_saves()  # before config.json has the new plan, so that a kill between them loses neither
+        if is_main and (self._is_replanned or not self.trainer.is_finished):
             self._note_changes(step)
             self.record.write(self.run)
             self._write_ngram()
@@ -315,6 +316,8 @@ def prepare_finetune(
     counted = ""
     if model.config.ngram_order:
         counted, tables = choose_tables(source, corpus, vocab, model.config, training)
+        if counted == "both":
+            training = replace(training, ngram_min_count=least_count(source, training))
     elif frozen == "all":
         raise UserError("`freeze` all leaves nothing to train; it is for a model with an n-gram prior")
     record = RunRecord(
@@ -327,6 +330,7 @@ def prepare_finetune(
         prompt=str(source.read_config().get("prompt", "")),  # so that the samples of both stages can be compared
         init_from=str(source.path),
         counted=counted,
+        counted_corpus=source.read_section("corpus") if counted == "both" else {},
     )
     return TrainingSession(run, record, model, vocab, corpus, place, is_resumed=False, tables=tables)
 
@@ -363,7 +367,7 @@ def prepare_resume(
     record = replace(record, model=shape, training=replace(record.training, **training))
     tables = None
     if shape.ngram_order and record.counted not in ("", "new"):
-        tables = find_tables(record.counted, RunDir(record.init_from), run, corpus, vocab, shape, record.training)
+        tables = find_tables(record, run, corpus, vocab)
     return TrainingSession(
         run, record, model, vocab, corpus, place, is_resumed=True, tables=tables, is_replanned=is_replanned
     )

@@ -165,6 +165,7 @@ class Trainer:
         self._compile()
         self._stopwatch.start()
         lost: ProcessLostError | None = None
+        loss = torch.zeros(())
         try:
             while not self.is_finished and not stopped():
                 self._saver.check()
@@ -205,11 +206,10 @@ class Trainer:
         self.optimizer.set_learning_rate(rate)
         seed_dropout(self.config.seed, self.counters.step, self.world.rank)
         loss = self._replay_step() if self._is_captured() else self._eager_step()
-        loss = self.world.all_reduce_sum(loss) / self.world.size
-        self.counters.step += 1
+        self.counters.step += 1  # before the processes talk, because a lost one does not undo the update
         self.counters.characters += self.config.batch_size * self.model.config.block_size
         self._steps_since_evaluation += 1
-        return loss
+        return self.world.all_reduce_sum(loss) / self.world.size
 
     def next_batch(self, out: Batch | None = None) -> Batch:
         """Return this process's share of the next step's batch, on the device, or write it to ``out`` and return that.

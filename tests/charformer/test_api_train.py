@@ -1,7 +1,12 @@
 """Test charformer.train as a Python program uses it."""
 
+import os
+import shutil
 import signal
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ import pytest
 import torch
 
 import charformer
+from charformer import api_train
 from charformer.commands import train as command
 from charformer.runs.checkpoint import load_model
 from charformer.runs.folder import RunDir
@@ -77,6 +83,65 @@ def test_an_interrupt_saves_and_resume_ends_as_if_there_had_been_none(text_file:
     run = charformer.train(text_file, out=tmp_path / "run", resume=True, dtype="float32")
     assert run.steps == 20
     assert_same(whole.out, run.out)
+
+
+def test_an_interrupt_does_not_hide_that_nothing_could_be_saved(text_file: Path, tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 3:
+            shutil.rmtree(tmp_path / "run")
+            raise KeyboardInterrupt
+
+    with pytest.raises(charformer.UserError, match="was saved in") as raised:
+        charformer.train(text_file, out=tmp_path / "run", steps=20, eval_interval=10, on_step=interrupt, **SHAPE)
+    rescued = Path(str(raised.value).split("saved in ")[1].removesuffix(" instead"))
+    assert charformer.train(text_file, out=rescued, resume=True).steps == 20
+    shutil.rmtree(rescued)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself this signal on Windows")
+def test_further_interrupts_wait_for_the_thread_too() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(time.sleep, 0.5)
+        timers = [threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)) for after in (0.1, 0.2)]
+        for timer in timers:
+            timer.start()
+        api_train._wait(done)
+        assert done.done()
+
+
+def test_a_resumed_run_reads_its_text_as_before(text_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "text.txt"
+    data.write_text(text_file.read_text("utf-8") + "é" * 9, encoding="cp1252")
+    flags = ["--validation-split", "blocks", "--validation-share", "0.3", "--encoding", "cp1252"]
+    run = tmp_path / "run"
+    assert command.main(["--data", str(data), "--out", str(run), "--steps", "3", *TINY, *flags]) == 0
+    before = RunDir(run).read_section("corpus")
+    charformer.train(data, out=run, steps=5, resume=True)
+    assert RunDir(run).read_section("corpus") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "best"}, "`preset` begins a new run"),
+        ({"freeze": "all"}, "`freeze` begins"),
+        ({"init_from": "nowhere"}, "`init_from` begins"),
+        ({"overwrite": True}, "`overwrite` begins"),
+    ],
+)
+def test_what_begins_a_run_is_refused_on_resume(
+    options: dict[str, Any], message: str, trained_run: Path, text_file: Path
+) -> None:
+    with pytest.raises(charformer.UserError, match=message):
+        charformer.train(text_file, out=trained_run, resume=True, **options)
+
+
+def test_a_folder_of_texts_names_its_run(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "poems"
+    folder.mkdir()
+    shutil.copy(text_file, folder)
+    monkeypatch.chdir(folder)
+    assert charformer.train(".", steps=2, **SHAPE).out == Path("runs/poems")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from charformer.data import ngram_counts
 from charformer.data.ngram import FLOOR, NgramTable
-from charformer.data.ngram_counts import DISCOUNTS, Counts, build, count, fold_bounds, leave_one_out, merged
+from charformer.data.ngram_counts import DISCOUNTS, Counts, build, count, fold_bounds, merged
 from charformer.errors import UserError
 
 
@@ -82,12 +82,11 @@ def test_deep_contexts_are_looked_up_as_the_dense_ones_are(monkeypatch: pytest.M
 
 
 def test_a_text_counts_alike_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, progress = text(2500, 6), list[int]()
+    ids = text(2500, 6)
     expected = count(ids, 6, 4)
     monkeypatch.setattr(ngram_counts, "PIECE", 300)
-    found = count(ids, 6, 4, on_progress=progress.append)
+    found = count(ids, 6, 4)
     assert (found.keys.tolist(), found.counts.tolist()) == (expected.keys.tolist(), expected.counts.tolist())
-    assert progress[-1] == 2500
     mapped = count(ids.astype(np.uint8), 6, 4, table=np.arange(6)[::-1].copy())
     assert mapped.keys.tolist() == count(5 - ids, 6, 4).keys.tolist()
 
@@ -96,8 +95,42 @@ def test_the_rarest_are_dropped_where_there_are_too_many() -> None:
     ids = text(4000, 9)
     whole = count(ids, 9, 4)
     found = count(ids, 9, 4, most=50)
-    assert 0 < len(found.keys) <= 50
-    assert found.counts.min() > np.sort(whole.counts)[: len(whole.counts) // 2].max()
+    assert len(found.keys) == 50
+    assert found.counts.min() >= np.sort(whole.counts)[-50]
+    assert found.dropped is not None
+    assert found.dropped.counts.sum() <= len(whole.keys) - 50
+
+
+def test_dropping_rare_strings_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    r = np.random.default_rng(0)
+    words = [[26, *r.integers(26, size=r.integers(2, 8)).tolist()] for _ in range(900)]
+    ids = np.array([character for word in r.zipf(1.3, 9000) % 900 for character in words[word]])
+    ids, held_out, order = ids[:-4000], ids[-4000:], 5
+    contexts = np.lib.stride_tricks.sliding_window_view(held_out, order)[:-1]
+
+    def loss(order: int, most: int) -> float:
+        table = build(count(ids, 27, order, most=most), min_gain=0)
+        return -float(np.log(table.rows(contexts)[np.arange(len(contexts)), held_out[5:]]).mean())
+
+    strings = len(count(ids, 27, order).keys)
+    whole, shorter = loss(order, strings), loss(2, strings)
+    assert loss(order, strings - 1) < whole + 0.001
+    assert loss(order, strings // 2) < whole + 0.3 * (shorter - whole)
+    monkeypatch.setattr(ngram_counts, "PIECE", 3000)
+    assert loss(order, strings // 2) < whole + 0.3 * (shorter - whole)
+
+
+def test_dropped_strings_are_left_out_with_their_fold() -> None:
+    ids, order = text(4000, 9), 4
+    parts = [count(ids[start:end], 9, order, most=200) for start, end in fold_bounds(len(ids), 3)]
+    whole = merged(parts)
+    left = whole.without(parts[1])
+    expected = merged([parts[0], parts[2]])
+    while left is not None and expected is not None:
+        assert left.keys.tolist() == expected.keys.tolist()
+        assert left.counts.tolist() == expected.counts.tolist()
+        left, expected = left.dropped, expected.dropped
+    assert left is expected is None
 
 
 def test_folds_do_not_see_their_own_text() -> None:
@@ -106,7 +139,8 @@ def test_folds_do_not_see_their_own_text() -> None:
 
     def tables(ids: NDArray[np.int64]) -> list[NgramTable]:
         parts = [count(ids[start:end], vocab_size, order) for start, end in fold_bounds(len(ids), folds)]
-        return [build(counts, min_gain=0) for counts in leave_one_out(parts)]
+        whole = merged(parts)
+        return [build(whole.without(part), min_gain=0) for part in parts]
 
     def rows_of(ids: NDArray[np.int64], fold: int, tables: list[NgramTable]) -> NDArray[np.float32]:
         start, end = fold_bounds(len(ids), folds)[fold]

@@ -91,7 +91,9 @@ def test_without_the_best_weights_the_last_ones_serve_and_the_next_become_the_be
     model = GPT(CONFIG)
     checkpoint.save_state(run, checkpoint.state_tensors(model, []), Counters(step=3, best_val_loss=1.5, best_step=2))
     assert checkpoint.load_state(run, model)[0].best_val_loss == float("inf")
-    with pytest.raises(UserError, match=r"there is no .*model\.safetensors; `resume` and further steps"):
+    with pytest.raises(
+        UserError, match=r"there is no .*model\.safetensors; `charformer-train --resume` with more steps"
+    ):
         checkpoint.load_model(run)
     last, _ = checkpoint.load_model(run, "last")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in last.state_dict().items())

@@ -63,6 +63,11 @@ def test_a_prior_and_a_source_are_named(tmp_path: Path) -> None:
     assert "with `attention` frozen" in card
     assert "holds fragments of the text** of up to 8 characters" in card
     assert "fewer than 5 times" in card
+    both = model_card(replace(tuned, counted="both", counted_corpus=CORPUS), [])
+    assert "holds fragments of the text and of `novel.txt`** of up to 8 characters" in both
+    assert "holds fragments of the text that `gone` was trained on**" in model_card(
+        replace(tuned, counted="old", init_from="gone"), []
+    )
     assert "which character follows which three" not in card, "only a model without a prior has that table"
     assert "run `gone`, with" in model_card(replace(tuned, init_from="gone"), [])
 

@@ -1,6 +1,7 @@
 """Test the n-gram prior in a training: which table predicts a window, resumed runs, and the counts of fine-tunes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,44 @@ def test_a_short_text_of_the_old_one_s_kind_is_counted_with_it(base: RunDir, tex
     assert session.trainer.prior is not None
     tables = [prior.tables.folds[1].arrays for prior in (resumed.trainer.prior, session.trainer.prior)]
     assert all(np.array_equal(tables[0][name], tables[1][name]) for name in tables[0])
+
+
+def test_a_private_text_s_minimum_count_holds_for_the_tables_of_its_fine_tunes(text_file: Path, tmp_path: Path) -> None:
+    text = text_file.read_text("utf-8")
+    data, short = tmp_path / "private.txt", tmp_path / "short.txt"
+    data.write_text(text[:2000] + "my secret: xyzzy" + text[2000:], encoding="utf-8")
+    short.write_text(text[3000:3900], encoding="utf-8")
+    careful = replace(TRAIN_CONFIG, ngram_min_count=3)
+    source = prepare_pretrain(RunDir(tmp_path / "a"), MODEL, careful, "nano", corpora.load(str(data)), Place(CPU))
+    source.open()
+    run_all(source.trainer)
+    session = finetune(source.run, short, tmp_path / "b")
+    assert session.record.counted == "both"
+    assert session.record.training.ngram_min_count == 3
+    for run in (source.run, session.run):
+        table = run.read_ngram(run.read_shape()[0])
+        assert table is not None
+        assert table.row(session.vocab.encode("xyz").tolist())[session.vocab.encode("z")[0]] < 0.1
+
+
+def test_a_fine_tune_is_resumed_with_the_text_that_it_counted(base: RunDir, text_file: Path, tmp_path: Path) -> None:
+    source = RunDir(shutil.copytree(base.path, tmp_path / "source"))
+    data = tmp_path / "short.txt"
+    data.write_text(text_file.read_text("utf-8")[3000:3900], encoding="utf-8")
+    session = finetune(source, data, tmp_path / "run")
+    list(session.trainer.steps(lambda: session.trainer.counters.step == 3))
+    before = session.run.ngram.read_bytes()
+    shutil.rmtree(source.path)
+    prepare_resume(session.run, RunRecord.read(session.run), {}, session.corpus, Place(CPU)).open()
+    assert session.run.ngram.read_bytes() == before
+
+
+@pytest.mark.parametrize("characters", [30, 60, 72, 73])
+def test_the_tables_of_a_very_short_text_are_compared(characters: int, text_file: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text(text_file.read_text("utf-8")[:characters], encoding="utf-8")
+    prior, *_ = rows_of(short, keeps=False)
+    assert np.isfinite(prior.loss())
 
 
 def test_where_the_old_text_is_gone_its_table_may_serve(

@@ -14,6 +14,7 @@ from charformer.runs.checkpoint import load_model, save_weights
 from charformer.runs.folder import RunDir
 from charformer.runs.metrics import Progress
 from charformer.runs.record import RunRecord
+from charformer.training.distributed import ProcessLostError, World
 from charformer.training.session import Place, TrainingSession, prepare_finetune, prepare_pretrain, prepare_resume
 from charformer.training.trainer import Trainer
 
@@ -236,8 +237,37 @@ def test_changed_settings_are_recorded(text_file: Path, tmp_path: Path) -> None:
 def test_a_run_past_its_last_step_is_not_resumed(text_file: Path, tmp_path: Path) -> None:
     trainer = pretrain(text_file, tmp_path / "run")
     run_all(trainer)
+    before = {path.name: path.read_bytes() for path in trainer.run.path.iterdir()}
     with pytest.raises(UserError, match="at step 12 already"):
         resumed(trainer, max_steps=5)
+    assert {path.name: path.read_bytes() for path in trainer.run.path.iterdir()} == before
+
+
+def test_a_new_plan_is_in_both_files(text_file: Path, tmp_path: Path) -> None:
+    trainer = pretrain(text_file, tmp_path / "run")
+    run_all(trainer)
+    assert run_all(resumed(trainer, max_steps=12, patience=3)) == []
+    assert trainer.run.read_section("training")["patience"] == 3
+    again = resumed(trainer)
+    assert again.counters.patient_from == 12
+
+
+def test_a_lost_process_does_not_undo_the_step_that_it_is_noticed_in(text_file: Path, tmp_path: Path) -> None:
+    class Losing(World):
+        def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
+            if trainer.counters.step == at:
+                raise ProcessLostError
+            return value
+
+    text = corpus.load(str(text_file))
+    for at in (1, 5):
+        run = RunDir(tmp_path / f"{at}")
+        trainer = opened(prepare_pretrain(run, MODEL, TRAIN_CONFIG, "nano", text, Place(CPU, world=Losing())))
+        with pytest.raises(ProcessLostError):
+            run_all(trainer)
+        again = resumed(trainer)
+        assert again.counters.step == at
+        assert again.optimizer.adamw.state_dict()["state"][0]["step"] == at
 
 
 def test_the_best_weights_on_validation_are_kept(
