@@ -6,6 +6,7 @@ run = charformer.train("novel.txt", steps=400)       # into runs/novel
 print(charformer.load(run.out).generate("ROMEO:"))
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -104,7 +105,8 @@ def train(
     places = [str(place) for place in ([data] if isinstance(data, str | Path) else data)]
     if not places or "" in (*places, out, init_from):
         raise UserError("`data` has no text, or a name in `data`, `out` or `init_from` is empty")
-    run = RunDir(Path("runs") / Path(places[0]).resolve().stem if out is None else out)
+    name = Path(os.path.abspath(places[0])).stem  # noqa: PTH100 - resolve() would name the target of a symlink
+    run = RunDir(Path("runs") / name if out is None else out)
     begins = {"preset": preset, "init_from": init_from, "freeze": freeze, "overwrite": overwrite or None}
     if resume and (given := [name for name, value in begins.items() if value is not None]):
         raise UserError(f"`{given[0]}` begins a new run; leave it out to resume")
@@ -168,9 +170,11 @@ def _take_steps(trainer: Trainer, tracker: TensorBoardLog | None, on_step: Calla
 
 def _wait(done: Future[None]) -> None:
     """Wait until the thread has ended, whatever interrupts: until then it writes to the run's folder."""
-    while not done.done():
+    is_done = False
+    while not is_done:
         with suppress(KeyboardInterrupt):
             wait([done])
+            is_done = True
 
 
 def _finish(session: TrainingSession) -> TrainedRun:

@@ -82,7 +82,7 @@ def export(
     finite, or those of an fp32 file do not match the checkpoint; the previous file then stays.
     """
     config, vocab = run.read_shape()
-    _check_out(out, run)
+    check_out(out, run)
     tensors, metadata = run.read_weights(config, which)
     ngram = run.read_ngram(config)
     if corpus is not None and min(len(corpus.train), len(corpus.validation)) < 2:
@@ -119,7 +119,7 @@ def export(
     return done
 
 
-def _check_out(out: Path, run: RunDir) -> None:
+def check_out(out: Path, run: RunDir) -> None:
     """Raise UserError if ``out`` exists and is neither an export nor the run's own model.onnx, even a damaged one."""
     if not out.exists():
         return

@@ -73,7 +73,8 @@ class Visit:
     def report(self, part: str, command: list[str], **environment: str) -> Stage:
         """Run a command, yield its last lines, and return the last one. Raise RuntimeError if it fails."""
         done = self.run(command, **environment)
-        lines = (done.stderr + done.stdout).strip().splitlines() or ["it printed nothing"]
+        said = done.stdout + done.stderr if done.returncode else done.stderr + done.stdout
+        lines = said.strip().splitlines() or ["it printed nothing"]
         yield {"part": part, "exit_code": done.returncode, "said": lines[-LAST_LINES:]}
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {lines[-1]}")

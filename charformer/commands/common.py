@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import NoReturn
 
 from charformer.errors import UserError
@@ -137,7 +138,8 @@ def _end(parser: Parser, message: str, code: int) -> int:
 def _missing_package(error: ModuleNotFoundError) -> str:
     """Return the package that is not installed; an empty string for a module of Python's or of our own."""
     name = (error.name or "").partition(".")[0]
-    return "" if name in sys.stdlib_module_names or name in OURS else name
+    is_known = name in sys.stdlib_module_names or name in OURS or find_spec(name) is not None
+    return "" if is_known else name
 
 
 def _out_of_memory(error: Exception) -> bool:

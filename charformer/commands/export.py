@@ -70,16 +70,18 @@ def build_parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    run = choose_run(args.run)
+    console = PlainConsole()
+    with logs_to(console):
+        run = choose_run(args.run)
     out = run.onnx if args.out is None else Path(args.out)
     page = None if args.html is None else Path(args.html)
     if page is not None:
         from export.html import check_page
 
         check_page(page, out, args.precision, args.portable)
-    console = PlainConsole()
-    from export.exporter import export, find_text  # importing onnx takes a while
+    from export.exporter import check_out, export, find_text  # importing onnx takes a while
 
+    check_out(out, run)
     precision = args.precision
     with logs_to(console):
         with progress_bar(console) as on_progress:

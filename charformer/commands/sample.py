@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
     notices = PlainConsole(stderr=True)
     with logs_to(notices):
         model = _load(args)
-    texts = [_known(model.vocab, each, args) for each in ([text] if args.prompts is None else _split(text))]
+    texts = _known(model.vocab, [text] if args.prompts is None else _split(text), args)
     notices.print(_source(model, args, None if args.score else seed))
     if args.score is not None:
         return _score(model, texts[0], args)
@@ -243,16 +243,18 @@ def _source(model: api.Model, args: argparse.Namespace, seed: int | None) -> str
     return ", ".join(facts if seed is None else [*facts, f"seed {seed}"])
 
 
-def _known(vocab: Vocab, text: str, args: argparse.Namespace) -> str:
-    """Return ``text`` without unknown characters if --on-unknown is skip; otherwise raise UserError for them."""
-    unknown = vocab.unknown(text)
+def _known(vocab: Vocab, texts: list[str], args: argparse.Namespace) -> list[str]:
+    """Return the texts without unknown characters if --on-unknown is skip; otherwise raise UserError for them."""
+    unknown = vocab.unknown("".join(texts))
     if not unknown:
-        return text
+        return texts
     if args.on_unknown == "error":
-        hint = ", and a newline is written $'...\\n'" if "\\" in unknown and "\\n" in text else ""
+        hint = (
+            ", and a newline is written $'...\\n'" if "\\" in unknown and any("\\n" in text for text in texts) else ""
+        )
         raise UserError(f"the vocabulary lacks {describe(unknown)}; leave them out, or pass --on-unknown skip{hint}")
     print(f"skipping {describe(unknown)}", file=sys.stderr)
-    return "".join(character for character in text if character in vocab)
+    return ["".join(character for character in text if character in vocab) for text in texts]
 
 
 def _sample(model: api.Model, prompt: str, options: api.SamplingOptions, args: argparse.Namespace) -> int:
@@ -282,7 +284,7 @@ def _converse(model: api.Model, options: api.SamplingOptions, args: argparse.Nam
     text, seed = "", options["seed"] or 0
     for line in _lines():
         try:
-            added = _known(model.vocab, line, args)
+            [added] = _known(model.vocab, [line], args)
         except UserError as error:
             print(error, file=sys.stderr)
             continue

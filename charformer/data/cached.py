@@ -13,12 +13,12 @@ from charformer.errors import UserError
 
 
 def find_cached(summary: dict[str, Any], on_progress: OnProgress = lambda *_: None) -> Corpus | None:
-    """Return the text that config.json describes, if it is in the cache or unchanged in its old place; else None."""
+    """Return the text that config.json describes, if it is in the cache or unchanged in its old place; else None.
+
+    Raises UserError if the cache lacks the text's division and cannot take it.
+    """
     corpus = _undivided(summary, on_progress)
-    try:
-        return divided_like(corpus, summary, on_progress) if corpus else None
-    except UserError:  # a division that the cache does not have and cannot take
-        return None
+    return divided_like(corpus, summary, on_progress) if corpus else None
 
 
 def load_again(

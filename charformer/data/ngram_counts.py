@@ -15,7 +15,7 @@ Keys = NDArray[np.int64]
 DISCOUNTS = (0.5, 0.6, 0.8, 0.85, 0.9, 0.92, 0.95, 0.95, 0.95)  # by the length of the context
 PIECE = 1 << 22  # characters to count at once
 MIN_GAIN = 0.25  # nats over the whole text; contexts that gain less are left out
-MAX_NGRAMS = 1 << 22  # the most distinct n-grams of the longest context to keep of a text, all its folds together
+MAX_NGRAMS = 1 << 23  # the most distinct n-grams of the longest context to keep of a text, all its folds together
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Counts:
             context first, then those further back, and last the character after the context.
         counts: (N,) int64.
         dropped: the strings that were dropped to save memory, without the first character of their contexts: for each
-            of these shorter strings, how many were dropped. None if nothing was.
+            of these shorter strings, how often one was dropped. None if nothing was.
     """
 
     vocab_size: int
@@ -73,7 +73,7 @@ def count(
     for start in range(0, max(0, len(ids) - order), PIECE):
         piece = ids[start : start + PIECE + order]
         numbers = np.asarray(piece if table is None else table[piece], dtype=np.int64)
-        found = _within(merged([found, _counted(numbers, vocab_size, order)]), most)
+        found = _within(merged([found, _counted(numbers, vocab_size, order)]), most, most // 4)
     return found
 
 
@@ -122,8 +122,11 @@ def merged(parts: list[Counts]) -> Counts:
     )
 
 
-def _within(counts: Counts, most: int) -> Counts:
-    """Return the counts with the rarest dropped, so that ``most`` remain, and as many of each shorter length."""
+def _within(counts: Counts, most: int, most_dropped: int) -> Counts:
+    """Return the counts with the rarest dropped, so that ``most`` remain.
+
+    Of each shorter length ``most_dropped`` are kept for those that were dropped.
+    """
     excess = len(counts.keys) - most
     if excess <= 0 or not counts.order:
         return counts
@@ -135,7 +138,13 @@ def _within(counts: Counts, most: int) -> Counts:
     dropped = Counts(counts.vocab_size, counts.order - 1, *_runs(shorter))
     if counts.dropped:
         dropped = merged([counts.dropped, dropped])
-    return Counts(counts.vocab_size, counts.order, counts.keys[kept], counts.counts[kept], _within(dropped, most))
+    return Counts(
+        counts.vocab_size,
+        counts.order,
+        counts.keys[kept],
+        counts.counts[kept],
+        _within(dropped, most_dropped, most_dropped),
+    )
 
 
 def fold_bounds(characters: int, folds: int) -> list[tuple[int, int]]:
@@ -149,7 +158,8 @@ def build(counts: Counts, min_count: int = 1, min_gain: float = MIN_GAIN) -> Ngr
 
     For a context c of k characters, p_k(x|c) = max(n_k(c, x) - D_k, 0) / N_k(c) + backoff * p_{k-1}(x | c without its
     first character), where n_K are the counts and, for k below K, n_k is the number of different characters that come
-    before c x (Kneser & Ney 1995), N is the sum of n over x, D are the ``DISCOUNTS``, and p_{-1} = 1 / V.
+    before c x (Kneser & Ney 1995), N is the sum of n over x, D are the ``DISCOUNTS``, and p_{-1} = 1 / V. A string that
+    was dropped counts in n_k each time that it was dropped.
 
     Args:
         min_count: n-grams that occur less often in the text are left out, for every length of context.

@@ -69,9 +69,11 @@ def count_folds(corpus: Corpus, vocab: Vocab, order: int, folds: int) -> list[Co
     ]
 
 
-def build_tables(folds: list[Counts], min_count: int, other: Counts | None = None) -> Tables:
-    """Return the tables of a training split that is counted in folds, each with ``other`` added if given."""
-    began = time.perf_counter()
+def build_tables(folds: list[Counts], min_count: int, began: float, other: Counts | None = None) -> Tables:
+    """Return the tables of a training split that is counted in folds, each with ``other`` added if given.
+
+    ``began`` is the time of ``time.perf_counter()`` at which counting began.
+    """
     whole = merged([*folds, *([other] if other is not None else [])])
 
     def without(fold: Counts) -> NgramTable:
@@ -86,17 +88,19 @@ def count_tables(corpus: Corpus, vocab: Vocab, model: ModelConfig, training: Tra
     """Return the tables of ``corpus``'s training split for a model with a prior."""
     began = time.perf_counter()
     folds = count_folds(corpus, vocab, model.ngram_order, training.ngram_folds)
-    return replace(build_tables(folds, training.ngram_min_count), seconds=time.perf_counter() - began)
+    return build_tables(folds, training.ngram_min_count, began)
 
 
 def choose_tables(
     source: RunDir, corpus: Corpus, vocab: Vocab, model: ModelConfig, training: TrainConfig
-) -> tuple[str, Tables]:
-    """Return the tables that predict a fine-tune's ``corpus`` best, preceded by the name of their choice.
+) -> tuple[str, Tables, int]:
+    """Return the name of the tables that predict a fine-tune's ``corpus`` best, the tables, and their minimum count.
 
     The candidates are "new", the tables of the new text, and a second one: "both", the tables of both texts, if the
-    text of ``source`` can be counted again, else "old", the table of ``source``. Raises UserError if the vocabulary has
-    more characters than a prior takes.
+    text of ``source`` can be counted again, else "old", the table of ``source``, unless ``training`` asks for a higher
+    minimum count than that has. Either text may be private, so "both" has the higher minimum count of the two.
+
+    Raises UserError if the vocabulary has more characters than a prior takes.
     """
     if len(vocab) > MAX_CHARACTERS:
         raise UserError(
@@ -105,24 +109,20 @@ def choose_tables(
         )
     began = time.perf_counter()
     folds = count_folds(corpus, vocab, model.ngram_order, training.ngram_folds)
-    best, tables = "new", build_tables(folds, training.ngram_min_count)
+    least, least_of_source = training.ngram_min_count, RunRecord.read(source).training.ngram_min_count
+    choices = [("new", build_tables(folds, least, began), least)]
     other = _count_old(source.read_section("corpus"), vocab, model.ngram_order)
     if other is not None:
-        second, found = "both", build_tables(folds, least_count(source, training), other)
-    else:
-        second, found = "old", _old_tables(source, vocab)
+        higher = max(least, least_of_source)
+        choices.append(("both", build_tables(folds, higher, began, other), higher))
+    elif least <= least_of_source:
+        choices.append(("old", _old_tables(source, vocab), least_of_source))
 
-    def loss(tables: Tables) -> float:
-        return PriorRows(tables, corpus, vocab, model.ngram_order, torch.device("cpu"), keeps=False).loss()
+    def loss(choice: tuple[str, Tables, int]) -> float:
+        return PriorRows(choice[1], corpus, vocab, model.ngram_order, torch.device("cpu"), keeps=False).loss()
 
-    if loss(found) < loss(tables):
-        best, tables = second, found
-    return best, replace(tables, seconds=time.perf_counter() - began)
-
-
-def least_count(source: RunDir, training: TrainConfig) -> int:
-    """Return the minimum count of a table of both texts: the higher one, since either text may be private."""
-    return max(training.ngram_min_count, TrainConfig.from_dict(source.read_section("training")).ngram_min_count)
+    name, tables, count = min(choices, key=loss)
+    return name, replace(tables, seconds=time.perf_counter() - began), count
 
 
 def find_tables(record: RunRecord, run: RunDir, corpus: Corpus, vocab: Vocab) -> Tables:
@@ -140,8 +140,7 @@ def find_tables(record: RunRecord, run: RunDir, corpus: Corpus, vocab: Vocab) ->
             "longer there; put it back, or start again with `overwrite`"
         )
     folds = count_folds(corpus, vocab, record.model.ngram_order, record.training.ngram_folds)
-    tables = build_tables(folds, record.training.ngram_min_count, other)
-    return replace(tables, seconds=time.perf_counter() - began)
+    return build_tables(folds, record.training.ngram_min_count, began, other)
 
 
 def _count_old(summary: dict[str, Any], vocab: Vocab, order: int) -> Counts | None:

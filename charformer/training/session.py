@@ -34,7 +34,7 @@ from charformer.sampling import sampler
 from charformer.sampling.torch_engine import TorchEngine
 from charformer.training.distributed import ONE_PROCESS, World
 from charformer.training.kernel_check import check_kernels
-from charformer.training.prior import Tables, choose_tables, find_tables, least_count
+from charformer.training.prior import Tables, choose_tables, find_tables
 from charformer.training.schedule import plan_again
 from charformer.training.signals import StoppedError
 from charformer.training.trainer import Trainer
@@ -315,9 +315,8 @@ def prepare_finetune(
     tables = None
     counted = ""
     if model.config.ngram_order:
-        counted, tables = choose_tables(source, corpus, vocab, model.config, training)
-        if counted == "both":
-            training = replace(training, ngram_min_count=least_count(source, training))
+        counted, tables, least = choose_tables(source, corpus, vocab, model.config, training)
+        training = replace(training, ngram_min_count=least)
     elif frozen == "all":
         raise UserError("`freeze` all leaves nothing to train; it is for a model with an n-gram prior")
     record = RunRecord(

@@ -179,8 +179,9 @@ class Trainer:
             lost = error
         finally:
             self._data_parallel = self.model  # the wrapper's connection must not outlive the other processes
-        # A GPU's queue would wait forever for a lost process.
-        if self._steps_since_evaluation and not (lost and self.device.type == "cuda"):
+        # A GPU's queue would wait forever for a lost process, and a save at a step whose evaluation was lost with the
+        # process would keep a resumed run from making it.
+        if self._steps_since_evaluation and not (lost and (self.device.type == "cuda" or self._evaluation_is_due)):
             self._pause(loss)
             self._save_unevaluated()
         self.join_saves()
@@ -299,7 +300,7 @@ class Trainer:
 
     def _evaluate_if_due(self, loss: Tensor, rate: float) -> Evaluation | None:
         """Evaluate and save if an evaluation is due; return the evaluation, or None if it is not due."""
-        if self.counters.step % self.config.eval_interval and not self.is_finished:
+        if not self._evaluation_is_due:
             return None
         self._pause(loss)
         characters = self._steps_since_evaluation * self.config.batch_size * self.model.config.block_size
@@ -309,6 +310,10 @@ class Trainer:
         self._stopwatch = Stopwatch()
         self._stopwatch.start()
         return evaluation
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        return self.counters.step % self.config.eval_interval == 0 or self.is_finished
 
     def _save_if_due(self, loss: Tensor) -> None:
         """Save between two evaluations if a save is due."""

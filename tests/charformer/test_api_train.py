@@ -107,6 +107,8 @@ def test_further_interrupts_wait_for_the_thread_too() -> None:
             timer.start()
         api_train._wait(done)
         assert done.done()
+        for timer in timers:
+            timer.join()
 
 
 def test_a_resumed_run_reads_its_text_as_before(text_file: Path, tmp_path: Path) -> None:

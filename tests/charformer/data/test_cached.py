@@ -7,6 +7,7 @@ from charformer.data import corpus
 from charformer.data.cached import find_cached
 from charformer.data.division import divided, validated_on
 from charformer.data.vocab import Vocab
+from charformer.errors import UserError
 
 
 def test_a_run_s_text_is_found_if_it_is_available(tmp_path: Path, cache_folder: Path) -> None:
@@ -71,13 +72,14 @@ def test_several_files_in_another_encoding_come_back_with_their_division(tmp_pat
     assert find_cached(summary) is None
 
 
-def test_a_division_that_the_cache_cannot_take_is_not_found(tmp_path: Path, cache_folder: Path) -> None:
+def test_a_division_that_the_cache_cannot_take_is_an_error(tmp_path: Path, cache_folder: Path) -> None:
     (tmp_path / "a").write_text("abc" * 200, encoding="utf-8")
     summary = divided(corpus.load(str(tmp_path / "a")), 0.25, "blocks").summary()
     (blocks,) = cache_folder.glob("*-blocks-*")
     blocks.unlink()
     (blocks / "in the way").mkdir(parents=True)
-    assert find_cached(summary) is None
+    with pytest.raises(UserError, match="cannot write"):
+        find_cached(summary)
 
 
 def test_a_text_that_validates_comes_back_too(tmp_path: Path) -> None:

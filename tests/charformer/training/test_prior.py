@@ -44,9 +44,11 @@ def pretrain(data: Path, folder: Path, shape: ModelConfig = MODEL) -> TrainingSe
     return session
 
 
-def finetune(source: RunDir, data: Path, folder: Path, frozen: str = "none") -> TrainingSession:
+def finetune(
+    source: RunDir, data: Path, folder: Path, frozen: str = "none", config: TrainConfig = TRAIN_CONFIG
+) -> TrainingSession:
     text = corpora.load(str(data))
-    session = prepare_finetune(RunDir(folder), source, TRAIN_CONFIG, "nano", frozen, text, Place(CPU))
+    session = prepare_finetune(RunDir(folder), source, config, "nano", frozen, text, Place(CPU))
     session.open()
     return session
 
@@ -288,6 +290,8 @@ def test_where_the_old_text_is_gone_its_table_may_serve(
     table = session.run.read_ngram(session.model.config)
     assert table is not None
     assert table.vocab_size == len(session.vocab) > base.read_shape()[0].vocab_size
+    careful = replace(TRAIN_CONFIG, ngram_min_count=2)
+    assert finetune(base, data, tmp_path / "careful", config=careful).record.counted == "new", "which keeps the promise"
     record = RunRecord.read(session.run)
     prepare_resume(
         session.run, replace(record, training=replace(TRAIN_CONFIG, max_steps=14)), {}, session.corpus, Place(CPU)
