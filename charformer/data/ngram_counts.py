@@ -67,7 +67,7 @@ def count(
         vocab_size: V, which must allow ``order`` by ``longest_context``.
         table: for each id, its number below ``vocab_size``; None leaves the ids unchanged.
         most: the most distinct strings to keep; if there are more, the rarest are dropped along the way, and count for
-            the shorter strings in them alone.
+            the shorter strings in them alone, of which a quarter as many are kept of each length.
     """
     found = Counts(vocab_size, order, np.zeros(0, np.int64), np.zeros(0, np.int64))
     for start in range(0, max(0, len(ids) - order), PIECE):
