@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_count("--steps", 1000, "steps of pretraining")
     parser.add_count("--finetune-steps", 500, "steps of each fine-tune")
     parser.add_count("--eval-interval", 100, "steps between evaluations")
+    parser.add_count("--seed", 1337, "seed of every training")
     parser.add_runs()
     return execute(parser, argv, _run)
 
@@ -35,14 +36,15 @@ def _run(args: argparse.Namespace) -> int:
         corpus.load(data)  # a mistake in the second is reported now, not after the first training
     rows = _train_all(args)
     _print(rows)
-    asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval")
+    asked = ("preset", "pretrain_data", "finetune_data", "steps", "finetune_steps", "eval_interval", "seed")
     config = {name: getattr(args, name) for name in asked}
     keep(args, config | {name: Path(config[name]).name for name in ("pretrain_data", "finetune_data")}, rows)
     return 0
 
 
 def _train_all(args: argparse.Namespace) -> list[dict[str, Any]]:
-    pretrain, every = RunDir(args.runs / "pretrain"), ["--eval-interval", str(args.eval_interval)]
+    pretrain = RunDir(args.runs / "pretrain")
+    every = ["--eval-interval", str(args.eval_interval), "--seed", str(args.seed)]
     rows = [train(pretrain, args.preset, ["--data", args.pretrain_data, "--steps", str(args.steps), *every])]
     for freeze in FREEZES if PRESETS[args.preset].model.ngram_order else FREEZES[:-1]:  # the last counts and no more
         flags = ["--stage", "finetune", "--init-from", str(pretrain.path), "--data", args.finetune_data]

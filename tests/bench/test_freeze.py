@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from charformer.runs.folder import RunDir
 from tests.commands import call
 
 COMMAND = ["--preset", "nano", "--steps", "2"]
@@ -43,7 +44,13 @@ def test_every_variant_has_its_row_and_other_settings_are_refused(english: str, 
         assert row["summary"]["steps"] == row["curve"][-1]["step"]
     trainable = [row["summary"]["trainable"] for row in rows]
     assert trainable[1] > trainable[2] > trainable[3]
-    for change in (["--eval-interval", "2"], ["--preset", "baseline"], ["--pretrain-data", "python-docs"]):
+    assert RunDir(tmp_path / "runs" / "trunk").read_section("training")["seed"] == 1337
+    for change in (
+        ["--eval-interval", "2"],
+        ["--seed", "2"],
+        ["--preset", "baseline"],
+        ["--pretrain-data", "python-docs"],
+    ):
         other = call("bench.freeze", *COMMAND, "--runs", tmp_path / "runs", *flags, *change, cwd=tmp_path)
         assert other.returncode == 2
         assert "was trained with other settings" in other.stderr
