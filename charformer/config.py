@@ -1,4 +1,4 @@
-"""The shape of a model, the course of its training, and the presets that name both."""
+"""The shape of a model and the settings of its training."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -112,7 +112,7 @@ class ModelConfig(_Config):
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):
-    """The course of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam if weight_decay is 0).
+    """The settings of one stage of training, with AdamW (Loshchilov & Hutter 2019; Adam if weight_decay is 0).
 
     If muon_learning_rate is not 0, Muon trains the matrices of the blocks (charformer/training/muon.py).
     """

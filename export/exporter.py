@@ -125,7 +125,11 @@ def check_out(out: Path, run: RunDir) -> None:
         return
     if not out.is_file():
         raise UserError(f"{out} is not a file; `out` needs the name of one")
-    if out.stat().st_size and out.resolve() != run.onnx.resolve() and not is_sealed(out):
+    try:
+        is_ours = not out.stat().st_size or out.resolve() == run.onnx.resolve() or is_sealed(out)
+    except OSError as error:
+        raise UserError(f"cannot read {out}, which exists: {error.strerror}; choose another `out`") from error
+    if not is_ours:
         raise UserError(f"{out} exists and is not a file that charformer-export wrote; choose another `out`")
 
 

@@ -65,8 +65,11 @@ def check_page(out: Path, file: Path, precision: str, portable: bool) -> None:
 
 
 def _is_page(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return MARK in file.read(1 << 14)  # the style is half as long
+    try:
+        with open(path, "rb") as file:
+            return MARK in file.read(1 << 14)  # the style is half as long
+    except OSError as error:
+        raise UserError(f"cannot read {path}, which exists: {error.strerror}; choose another `html`") from error
 
 
 def write_page(run: RunDir, done: Export, out: Path) -> Page:

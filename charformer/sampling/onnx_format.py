@@ -103,7 +103,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
-        if key >> 32:  # other readers drop the higher bits, and so find another field
+        if key >> 32:  # keys have 32 bits
             raise ValueError("it is not an ONNX model")
         kind, length = key & 7, {1: 8, 5: 4}.get(key & 7, 0)
         if kind == 0:

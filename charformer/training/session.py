@@ -316,6 +316,10 @@ def prepare_finetune(
     counted = ""
     if model.config.ngram_order:
         counted, tables, least = choose_tables(source, corpus, vocab, model.config, training)
+        if least > training.ngram_min_count:
+            log.info(
+                "the table leaves out n-grams that occur fewer than %d times, as that of %s does", least, source.path
+            )
         training = replace(training, ngram_min_count=least)
     elif frozen == "all":
         raise UserError("`freeze` all leaves nothing to train; it is for a model with an n-gram prior")

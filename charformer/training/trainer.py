@@ -153,7 +153,7 @@ class Trainer:
         is that of step 0, the evaluation before any training. All processes must stop together.
 
         Raises UserError when a loss is no longer finite; the last save then stays as it is. Raises ProcessLostError
-        when another process ends; on the CPU all steps so far are then saved, unless an evaluation was in progress.
+        when another process ends; on the CPU all steps so far are then saved, unless an evaluation is due.
         """
         if self._trains:
             self._data_parallel = self.world.data_parallel(self.model)
@@ -179,8 +179,7 @@ class Trainer:
             lost = error
         finally:
             self._data_parallel = self.model  # the wrapper's connection must not outlive the other processes
-        # A GPU's queue would wait forever for a lost process, and a save at a step whose evaluation was lost with the
-        # process would keep a resumed run from making it.
+        # A GPU's queue would wait forever for a lost process; a save would take an evaluation from the resumed run.
         if self._steps_since_evaluation and not (lost and (self.device.type == "cuda" or self._evaluation_is_due)):
             self._pause(loss)
             self._save_unevaluated()

@@ -126,6 +126,7 @@ def test_dropped_strings_are_left_out_with_their_fold() -> None:
     whole = merged(parts)
     left = whole.without(parts[1])
     expected = merged([parts[0], parts[2]])
+    assert expected.dropped is not None
     while left is not None and expected is not None:
         assert left.keys.tolist() == expected.keys.tolist()
         assert left.counts.tolist() == expected.counts.tolist()

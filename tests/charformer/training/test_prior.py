@@ -261,6 +261,7 @@ def test_a_fine_tune_is_resumed_with_the_text_that_it_counted(base: RunDir, text
     data = tmp_path / "short.txt"
     data.write_text(text_file.read_text("utf-8")[3000:3900], encoding="utf-8")
     session = finetune(source, data, tmp_path / "run")
+    assert session.record.counted == "both"
     list(session.trainer.steps(lambda: session.trainer.counters.step == 3))
     before = session.run.ngram.read_bytes()
     shutil.rmtree(source.path)
